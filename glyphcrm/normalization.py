@@ -34,8 +34,11 @@ _DROP_TABLE = _DropTable()
 
 
 def normalize(text: str) -> str:
-    """Return `text` in NFC without the characters that `is_dropped` names."""
-    return unicodedata.normalize("NFC", text).translate(_DROP_TABLE)
+    """Return `text` without the characters that `is_dropped` names, in NFC.
+
+    Doing it twice is doing it once. Dropping comes first: it can bring a letter and its accent together.
+    """
+    return unicodedata.normalize("NFC", text.translate(_DROP_TABLE))
 
 
 def normalize_with_offsets(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -44,13 +47,14 @@ def normalize_with_offsets(text: str) -> tuple[str, list[tuple[int, int]]]:
     The offsets are half-open ranges of code points of `text`. Characters that NFC composed or
     reordered together share the range of the whole cluster.
     """
+    kept = [i for i, char in enumerate(text) if not is_dropped(char)]
+    clean = "".join(text[i] for i in kept)
     characters: list[str] = []
     offsets: list[tuple[int, int]] = []
-    for start, end in _clusters(text):
-        for char in unicodedata.normalize("NFC", text[start:end]):
-            if not is_dropped(char):
-                characters.append(char)
-                offsets.append((start, end))
+    for start, end in _clusters(clean):
+        composed = unicodedata.normalize("NFC", clean[start:end])
+        characters.append(composed)
+        offsets.extend([(kept[start], kept[end - 1] + 1)] * len(composed))
     return "".join(characters), offsets
 
 

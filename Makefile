@@ -1,0 +1,31 @@
+# `make pretrain` and `make test` are all that a newcomer needs; both can be repeated.
+.PHONY: pretrain test lint bench clean
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+pretrain: .venv/installed
+	$(BIN)/torchrun --standalone --nproc-per-node=1 pretrain.py $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m pytest bench/ --benchmark
+
+# torch comes first and by its exact version: later, a range might bring another build.
+.venv/installed: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[pretrain,demo,test]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,120 @@
+"""What ties the parts of a checkpoint directory together: weights, atlas, tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.atlas import GlyphAtlas, tokens_digest
+from glyphcrm.tokenization import VOCABULARY_FILE, GlyphCRMTokenizer, read_vocabulary
+
+AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
+
+HEADS = ("mlm.", "nsp.", "classifier.")  # may be missing: they start afresh
+WEIGHTS_FILE = "model.safetensors"
+TABLE = "glyph_table."
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, directory: Path) -> None:
+    """Write model and tokenizer to a new directory, which is there whole or not at all.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    directory = directory.resolve()
+    temporary: Path | None = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        temporary.chmod(0o755)
+        model.save_pretrained(temporary)
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        tokenizer.save_pretrained(temporary)
+        if directory.exists():
+            directory.rmdir()  # only an empty one gives way
+        temporary.rename(directory)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory} could not be written ({error}); make room or name another") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_checkpoint(
+    directory: Path, model_class: type[AnyModel], **settings: Any
+) -> tuple[AnyModel, GlyphCRMTokenizer]:
+    """Load a model, with `settings` changed in its configuration, and its tokenizer, and check that they fit.
+
+    Raises:
+        UserError: no GlyphCRM checkpoint, or a damaged one.
+    """
+    try:
+        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        model_type = None
+    if model_type != GlyphCRMConfig.model_type:
+        found = "no config.json" if model_type is None else f"a {model_type} model"
+        raise UserError(f"{directory}: {found} there; give a directory with a saved GlyphCRM (see convert-bert)")
+    try:
+        loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
+        tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged configuration or file makes transformers raise
+        raise UserError(f"{directory}: damaged or incomplete ({type(error).__name__}); copy it again") from error
+    model, report = loaded
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(HEADS))
+    if missing or report["mismatched_keys"]:
+        raise UserError(
+            f"{directory}: the weights lack {(missing or ['a tensor of the right shape'])[0]}; copy it again"
+        )
+    check_tokenizer(model, tokenizer, directory)
+    return model, tokenizer
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where: Path) -> None:
+    """Refuse a tokenizer whose ids are not the rows of the model's atlas.
+
+    Raises:
+        UserError: the two were not saved together.
+    """
+    config = model.config
+    if tokenizer.vocab_size != config.num_glyphs or tokens_digest(tokenizer.tokens) != config.tokens_sha256:
+        raise UserError(
+            f"{where}: {VOCABULARY_FILE} ({tokenizer.vocab_size} tokens) does not belong to the model's atlas "
+            f"({config.num_glyphs} rows); copy both from the same checkpoint"
+        )
+
+
+def load_atlas(directory: Path) -> GlyphAtlas:
+    """Return the atlas inside a checkpoint directory, without loading the model.
+
+    Raises:
+        UserError: a file is missing or damaged, or they do not belong together.
+    """
+    try:
+        config = GlyphCRMConfig.from_pretrained(directory)
+    except Exception as error:  # whatever a damaged configuration makes transformers raise
+        raise UserError(f"{directory}: no config.json that can be read ({type(error).__name__})") from error
+    tokens = read_vocabulary(directory / VOCABULARY_FILE)
+    try:
+        with safe_open(directory / WEIGHTS_FILE, framework="np") as file:
+            names = {name.rpartition(TABLE)[2]: name for name in file.keys() if TABLE in name}  # noqa: SIM118
+            bitmaps, sources = (file.get_tensor(names[part]) for part in ("bitmaps", "sources"))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{directory / WEIGHTS_FILE}: truncated, or no GlyphCRM weights ({error})") from error
+    atlas = GlyphAtlas(tokens, np.asarray(bitmaps), tuple(config.glyph_fonts or ()), np.asarray(sources))
+    if (atlas.tokens_digest(), atlas.bitmaps_digest()) != (config.tokens_sha256, config.bitmaps_sha256):
+        raise UserError(f"{directory}: weights and {VOCABULARY_FILE} do not match config.json; copy it again")
+    return atlas

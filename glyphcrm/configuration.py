@@ -1,0 +1,116 @@
+"""What a GlyphCRM model is made of, and the four sizes it comes in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from glyphcrm.registration import register_auto_models
+
+POSITION_MAPS = ("paper", "release")
+
+
+@strict
+class GlyphCRMConfig(PreTrainedConfig):
+    """Configuration of a GlyphCRM model; the defaults are the paper's base model.
+
+    Attributes:
+        vocab_size: classes that masked language modelling predicts, the first rows of the atlas.
+        num_glyphs: rows of the glyph atlas, that is token ids the model can read; at least `vocab_size`.
+        stem_channels: C1, channels of the stem and of the 9x9 convolutions.
+        glyph_channels: C2, channels of the second residual block.
+        position_map: what the two position channels hold: "paper", x and y in [-0.2, 0.2] with the
+            origin at the centre, or "release", steps of 0.02 around pixel 24 as in the authors' code.
+        glyph_initializer_spread: standard deviation, over characters and before the tanh, that each glyph
+            projection starts with.
+        glyph_fonts: names of what drew the atlas rows; each row's entry is in the model's buffer.
+        tokens_sha256, bitmaps_sha256: digests that tie config, weights, and tokenizer together
+            (empty in a configuration without an atlas).
+
+    The other fields mean what they mean in `transformers.BertConfig`.
+    """
+
+    model_type = "glyphcrm"
+
+    vocab_size: int = 18_612
+    num_glyphs: int = 18_612
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    classifier_dropout: float | int | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    glyph_initializer_spread: float = 0.5
+    layer_norm_eps: float = 1e-12
+    stem_channels: int = 64
+    glyph_channels: int = 128
+    position_map: str = "paper"
+    glyph_fonts: list[str] | None = None
+    tokens_sha256: str = ""
+    bitmaps_sha256: str = ""
+    pad_token_id: int | None = 0
+    unk_token_id: int = 1
+    cls_token_id: int = 2
+    sep_token_id: int = 3
+    mask_token_id: int = 4
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        register_auto_models()
+
+    def validate_sizes(self) -> None:
+        """Refuse sizes that do not fit each other."""
+        if self.num_glyphs < self.vocab_size:
+            raise ValueError(f"num_glyphs={self.num_glyphs} must be at least vocab_size={self.vocab_size}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.position_map not in POSITION_MAPS:
+            raise ValueError(f"position_map={self.position_map!r} is none of {', '.join(POSITION_MAPS)}")
+
+
+# Sizes of the presets; "nano" is for tests.
+PRESETS: dict[str, dict[str, int]] = {
+    "base": {},
+    "small": {
+        "hidden_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "intermediate_size": 2048,
+        "stem_channels": 32,
+        "glyph_channels": 64,
+    },
+    "tiny": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+        "stem_channels": 16,
+        "glyph_channels": 32,
+    },
+    "nano": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "stem_channels": 4,
+        "glyph_channels": 8,
+        "max_position_embeddings": 64,
+    },
+}
+
+
+def preset(name: str, **overrides: Any) -> GlyphCRMConfig:
+    """Return the configuration of a preset ("base", "small", "tiny", "nano") with some fields changed."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return GlyphCRMConfig(**{**PRESETS[name], **overrides})

@@ -1,0 +1,1 @@
+"""Other models' checkpoints as GlyphCRM directories."""

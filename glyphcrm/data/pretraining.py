@@ -1,0 +1,115 @@
+"""The samples of pre-training, addressed by their position in the whole run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from glyphcrm.data.masking import mask_tokens
+from glyphcrm.data.permutation import visit
+from glyphcrm.data.random_streams import Purpose, random_stream
+from glyphcrm.data.sentence_pairs import SentencePairs
+
+IS_NEXT = 0  # BERT's convention
+NOT_NEXT = 1
+
+Sample = dict[str, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids of the special tokens."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+    @property
+    def first_ordinary_id(self) -> int:
+        """The first id above all special tokens. None below is masked or drawn at random."""
+        return max(self.pad, self.unk, self.cls, self.sep, self.mask) + 1
+
+
+class PretrainingStream(Dataset[Sample]):
+    """Map-style data set over the positions 0 ... length - 1 of a training run.
+
+    Each pass over the pairs (epoch) takes them in its own pseudo-random order, and splits and
+    masks them anew. A sample depends on its position and the seeds alone: the number of workers
+    or processes, and an interruption, change nothing.
+    """
+
+    def __init__(
+        self,
+        pairs: SentencePairs,
+        length: int,
+        special_ids: SpecialIds,
+        vocabulary_size: int,
+        seed: int,
+        mask_probability: float = 0.15,
+    ) -> None:
+        """Args:
+        length: number of samples of the run; may exceed len(pairs).
+        vocabulary_size: ids from it on can be read but not predicted (label [UNK]).
+        mask_probability: share of the characters that are to be predicted, within (0, 1].
+
+        Raises `ValueError` for a number that is out of range.
+        """
+        if length < 1:
+            raise ValueError(f"length is {length}, and must be at least 1")
+        if not 0 < mask_probability <= 1:
+            raise ValueError(f"mask_probability is {mask_probability}, and must be within (0, 1]")
+        if vocabulary_size <= special_ids.first_ordinary_id:
+            raise ValueError(f"a vocabulary of {vocabulary_size} holds no ordinary token beside {special_ids}")
+        self.pairs = pairs
+        self.length = length
+        self.special_ids = special_ids
+        self.vocabulary_size = vocabulary_size
+        self.seed = seed
+        self.mask_probability = mask_probability
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> Sample:
+        """Return the sample: [CLS] a [SEP] b [SEP], masked, of L tokens, without padding.
+
+        `input_ids`, `labels` (-100 where nothing is predicted) and `token_type_ids` (1 for b and
+        the [SEP] after it) are (L,), `next_sentence_label` is () (0: b follows a, 1: it does not);
+        all int64.
+        """
+        if not 0 <= position < self.length:
+            raise IndexError(f"position {position} of a run of {self.length} samples")
+        epoch, k = divmod(position, len(self.pairs))
+        index = visit(self.seed, epoch, k, len(self.pairs))
+        a, b, is_next = self.pairs.pair(epoch, index)
+        special = self.special_ids
+        length = len(a) + len(b) + 3
+        ids = np.empty(length, np.int64)
+        ids[0] = special.cls
+        ids[1 : len(a) + 1] = a
+        ids[len(a) + 1] = special.sep
+        ids[len(a) + 2 : -1] = b
+        ids[-1] = special.sep
+        token_type_ids = np.zeros(length, np.int64)
+        token_type_ids[len(a) + 2 :] = 1
+        input_ids, labels = mask_tokens(
+            ids,
+            ids >= special.first_ordinary_id,
+            random_stream(self.seed, epoch, index, Purpose.MASK),
+            mask_id=special.mask,
+            vocabulary_size=self.vocabulary_size,
+            first_ordinary_id=special.first_ordinary_id,
+            unk_id=special.unk,
+            probability=self.mask_probability,
+        )
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "token_type_ids": token_type_ids,
+            "next_sentence_label": np.array(IS_NEXT if is_next else NOT_NEXT, np.int64),
+        }

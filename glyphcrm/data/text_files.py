@@ -1,0 +1,192 @@
+"""Text files as a stream of documents; a document is a list of paragraphs.
+
+| ending                                   | document              | paragraph                   |
+|------------------------------------------|-----------------------|-----------------------------|
+| .txt, and .gz .xz .zst with or without it| up to a blank line    | a line                      |
+| .jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst | an object a line      | a line of its text          |
+| .parquet                                 | a row                 | a line of its text          |
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from glyphcrm.data.decompression import COMPRESSED, open_bytes
+from glyphcrm.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+LINE_LIMIT = 1 << 26  # bytes; a longer line is no text, and would have to be held in memory
+DOCUMENT_LIMIT = 1 << 26  # characters
+PARQUET_ROWS = 256  # rows held in memory at a time
+PARQUET_BUFFER = 1 << 20  # bytes; without it pyarrow reads a whole column chunk at once
+ENDINGS = (".txt", ".jsonl", ".parquet", *COMPRESSED, *(f".jsonl{c}" for c in COMPRESSED))
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that `patterns` (paths or globs, `**` too) name: sorted, each file once.
+
+    Raises `UserError` where a pattern matches nothing, or names a missing or empty file, a
+    directory, or a file whose ending `iter_documents` does not know.
+    """
+    if not patterns:
+        raise UserError("no text file was given; give files or patterns such as 'corpus/*.txt.xz'")
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        for path in _matches(pattern):
+            _kind(path)
+            if path.stat().st_size == 0:
+                raise UserError(f"{path} is empty; take it out of the list of text files")
+            found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values())
+
+
+def iter_documents(files: Sequence[Path], *, text_column: str = "text") -> Iterator[list[str]]:
+    """Yield the documents of `files` in order, one at a time, without their blank paragraphs.
+
+    Only LF and CR LF end a line; a line of white space counts as blank. A file starts a new
+    document. A byte order mark at the start of a file is ignored. `text_column` is the key
+    (.jsonl) or the column (.parquet) that holds the text.
+
+    Raises `UserError`, which names the file and the byte, line or row, for bytes that are not
+    UTF-8, broken compression, broken JSON, a missing key or column, text that is no string, a
+    line over 64 MiB, a document over 67 million characters, and files that hold no text at all.
+    """
+    readers: dict[str, Callable[[Path, str], Iterator[list[str]]]] = {
+        ".txt": _plain_documents,
+        ".jsonl": _jsonl_documents,
+        ".parquet": _parquet_documents,
+    }
+    empty = True
+    for path in files:
+        for document in readers[_kind(path)](path, text_column):
+            empty = False
+            yield document
+    if empty:
+        raise UserError(f"no text in {', '.join(map(str, files)) or 'an empty list of files'}")
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name its files, for example '{path}/*.txt'")
+    if path.exists():
+        return [path]
+    if not glob.has_magic(pattern):
+        raise UserError(f"{path}: no such file")
+    matches = [Path(match) for match in glob.glob(pattern, recursive=True) if os.path.isfile(match)]
+    if not matches:
+        raise UserError(f"no file matches '{pattern}'")
+    return matches
+
+
+def _kind(path: Path) -> str:
+    """Return ".txt", ".jsonl" or ".parquet"."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        inner = suffixes[-2] if len(suffixes) > 1 else ".txt"
+        if inner in (".txt", ".jsonl"):
+            return inner
+    elif suffixes and suffixes[-1] in (".txt", ".jsonl", ".parquet"):
+        return suffixes[-1]
+    raise UserError(f"{path}: unknown ending; known are {' '.join(ENDINGS)} and .txt before a compression")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file without their ends."""
+    offset = 0
+    compressed = path.suffix.lower() in COMPRESSED
+    with open_bytes(path) as stream:
+        # Cut into lines first, then decode: LF is never part of another UTF-8 character.
+        while line := stream.readline(LINE_LIMIT + 1):
+            if len(line) > LINE_LIMIT:
+                raise UserError(f"{path}: the line at byte {offset} is longer than 64 MiB; is this text?")
+            skip = len(BOM) if offset == 0 and line.startswith(BOM) else 0
+            try:
+                text = line[skip:].decode("utf-8")
+            except UnicodeDecodeError as error:
+                where = f"byte {offset + skip + error.start}"
+                if compressed:
+                    where += " of the decompressed text"
+                raise UserError(
+                    f"{path}: not UTF-8 at {where}; convert it, for example from GBK with iconv -f GB18030 -t UTF-8"
+                ) from None
+            offset += len(line)
+            yield text.removesuffix("\n").removesuffix("\r")
+
+
+def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
+    paragraphs: list[str] = []
+    characters = 0
+    for line in _lines(path):
+        if line and not line.isspace():
+            paragraphs.append(line)
+            characters += len(line)
+            if characters > DOCUMENT_LIMIT:
+                raise UserError(
+                    f"{path}: more than {DOCUMENT_LIMIT} characters without a blank line; put a blank "
+                    "line between documents, or use .jsonl with one object a document"
+                )
+        elif paragraphs:
+            yield paragraphs
+            paragraphs, characters = [], 0
+    if paragraphs:
+        yield paragraphs
+
+
+def _jsonl_documents(path: Path, text_column: str) -> Iterator[list[str]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line or line.isspace():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with a key '{text_column}'")
+        if text_column not in row:
+            raise UserError(f"{where}: no key '{text_column}'; the keys are {', '.join(row) or 'none'}")
+        text = _checked_text(row[text_column], f"{where}: '{text_column}'")
+        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in set(text)):
+            raise UserError(f"{where}: '{text_column}' holds half of a surrogate pair, which is no character")
+        if document := _paragraphs(text):
+            yield document
+
+
+def _parquet_documents(path: Path, text_column: str) -> Iterator[list[str]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError(f'{path}: .parquet needs pyarrow: pip install "glyphcrm[pretrain]"') from None
+    row = 0
+    try:
+        with pq.ParquetFile(path, buffer_size=PARQUET_BUFFER) as file:
+            names = file.schema_arrow.names
+            if text_column not in names:
+                raise UserError(f"{path}: no column '{text_column}'; the columns are {', '.join(names)}")
+            for batch in file.iter_batches(PARQUET_ROWS, columns=[text_column]):
+                for value in batch.column(0):
+                    text = _checked_text(value.as_py(), f"{path}: row {row} of '{text_column}'")
+                    row += 1
+                    if document := _paragraphs(text):
+                        yield document
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: row {row} of '{text_column}' is not UTF-8") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as parquet: {error}") from None
+
+
+def _checked_text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where} is {type(value).__name__}, not a string")
+    return value
+
+
+def _paragraphs(text: str) -> list[str]:
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [line for line in lines if line and not line.isspace()]

@@ -1,0 +1,275 @@
+"""The pictures of all tokens: what the model looks its input up in, and how they are kept in a file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.glyphs.fonts import Font
+from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_SIZE, Rasterizer, unpack
+
+LABEL_SOURCE = "drawn label"
+FORMAT_VERSION = 1
+
+_METADATA_KEY = "glyph_atlas"
+_SPECIAL_TOKEN = re.compile(r"\[[^\s\[\]]+\]")
+_MOST_SOURCES = 256
+_LISTED_CHARACTERS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class GlyphAtlas:
+    """Tokens and their 48x48 binary pictures; the row of a token is its id. Immutable.
+
+    `tokens`: N distinct tokens, each one code point, or a name in brackets such as "[PAD]".
+    `bitmaps`: `(N, 288)` uint8, the pictures packed as by `glyphcrm.glyphs.raster.pack`.
+    `fonts`: the names of what drew the rows: fonts, `LABEL_SOURCE`, or what the caller of `append` says.
+    `sources`: `(N,)` uint8, for each row the index in `fonts` of what drew it.
+
+    Raises `UserError` when these do not fit together.
+    """
+
+    tokens: tuple[str, ...]
+    bitmaps: NDArray[np.uint8]
+    fonts: tuple[str, ...]
+    sources: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        object.__setattr__(self, "fonts", tuple(self.fonts))
+        count = len(self.tokens)
+        for name, shape in (("bitmaps", (count, PACKED_SIZE)), ("sources", (count,))):
+            array = np.array(getattr(self, name), order="C")
+            if array.shape != shape or array.dtype != np.uint8:
+                raise UserError(f"{name} of {count} tokens are {shape} uint8, not {array.shape} {array.dtype}")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        _check_tokens(self.tokens)
+        if len(self.fonts) > _MOST_SOURCES:
+            raise UserError(f"an atlas is drawn by at most {_MOST_SOURCES} fonts, not {len(self.fonts)}")
+        if count and int(self.sources.max()) >= len(self.fonts):
+            raise UserError(f"source {int(self.sources.max())} is none of the atlas' {len(self.fonts)} fonts")
+
+    @classmethod
+    def build(cls, tokens: Iterable[str], fonts: Sequence[Font], *, progress: bool = False) -> GlyphAtlas:
+        """Draw each of `tokens` with the first of `fonts` that has it.
+
+        `progress` shows a bar when stderr is a terminal. Raises `UserError` when no font has a character
+        (or all the letters of a special token), with up to five of those characters.
+        """
+        tokens = tuple(tokens)
+        _check_tokens(tokens)
+        rasterizers = [Rasterizer(font) for font in fonts]
+        drawn_by: dict[str, int] = {}
+        bitmaps = bytearray()
+        sources = bytearray()
+        missing: list[str] = []
+        for token in tqdm(tokens, "drawing", unit=" glyphs", disable=None if progress else True):
+            if len(token) > 1:
+                able = (r for r in rasterizers if r.draws_label(token))
+            else:
+                able = (r for r in rasterizers if r.font.covers(token))
+            rasterizer = next(able, None)
+            if rasterizer is None:
+                missing.append(token)
+            elif not missing:
+                is_label = len(token) > 1
+                bitmaps += rasterizer.draw_label_packed(token) if is_label else rasterizer.draw_packed(token)
+                name = LABEL_SOURCE if is_label else rasterizer.font.name
+                sources.append(drawn_by.setdefault(name, len(drawn_by)))
+        if missing:
+            raise UserError(_missing_message(missing, fonts))
+        return cls(
+            tokens,
+            np.frombuffer(bytes(bitmaps), np.uint8).reshape(-1, PACKED_SIZE),
+            tuple(drawn_by),
+            np.frombuffer(bytes(sources), np.uint8),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GlyphAtlas, (self.tokens, self.bitmaps, self.fonts, self.sources)
+
+    @functools.cached_property
+    def rows(self) -> Mapping[str, int]:
+        """The row of each token."""
+        return {token: row for row, token in enumerate(self.tokens)}
+
+    def images(self, rows: ArrayLike) -> NDArray[np.uint8]:
+        """Return the pictures of `rows` (integers of any shape) as `(*rows.shape, 48, 48)` uint8, ink 1."""
+        return unpack(self.bitmaps[np.asarray(rows, np.int64)])
+
+    def append(self, tokens: Sequence[str], bitmaps: NDArray[np.uint8], source: str) -> GlyphAtlas:
+        """Return an atlas with rows added for new `tokens`, their pictures `(n, 288)` uint8 from elsewhere.
+
+        `source` says where the pictures come from, and stands in `fonts`. Raises `UserError` when a token
+        has a row already.
+        """
+        sources = np.zeros(len(tokens), np.uint8)
+        return self._with_rows(tuple(tokens), bitmaps, (source,), sources)
+
+    def extended(self, other: GlyphAtlas) -> GlyphAtlas:
+        """Return an atlas with the rows of `other` added whose tokens have none here; no row here changes."""
+        new = [row for row, token in enumerate(other.tokens) if token not in self.rows]
+        tokens = tuple(other.tokens[row] for row in new)
+        return self._with_rows(tokens, other.bitmaps[new], other.fonts, other.sources[new])
+
+    def _with_rows(
+        self,
+        tokens: tuple[str, ...],
+        bitmaps: NDArray[np.uint8],
+        fonts: tuple[str, ...],
+        sources: NDArray[np.uint8],
+    ) -> GlyphAtlas:
+        if bitmaps.ndim != 2 or bitmaps.dtype != np.uint8:
+            raise UserError(f"bitmaps to add are (n, {PACKED_SIZE}) uint8, not {bitmaps.shape} {bitmaps.dtype}")
+        used, positions = np.unique(sources, return_inverse=True)
+        all_fonts = tuple(dict.fromkeys([*self.fonts, *(fonts[i] for i in used)]))
+        if len(all_fonts) > _MOST_SOURCES:
+            raise UserError(f"an atlas is drawn by at most {_MOST_SOURCES} fonts, not {len(all_fonts)}")
+        renumbered = np.array([all_fonts.index(fonts[i]) for i in used], np.uint8)[positions]
+        return GlyphAtlas(
+            self.tokens + tokens,
+            np.concatenate([self.bitmaps, bitmaps]),
+            all_fonts,
+            np.concatenate([self.sources, renumbered]),
+        )
+
+    def tokens_digest(self) -> str:
+        """Return `tokens_digest` of the atlas' tokens."""
+        return tokens_digest(self.tokens)
+
+    def bitmaps_digest(self) -> str:
+        """Return `bitmaps_digest` of the atlas' pictures."""
+        return bitmaps_digest(self.bitmaps)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the atlas to one safetensors file, whole or not at all.
+
+        The file holds the tensors `bitmaps` and `sources`, and one metadata string, JSON: the tokens, the
+        fonts, the format's version and SHA-256 digests. Equal atlases make equal files. Raises
+        `UserError` when it cannot be written; a file that was there before is then as it was.
+        """
+        # One string, since safetensors writes several in random order.
+        metadata = {_METADATA_KEY: _json(self._description())}
+        write_atomically(Path(path), save({"bitmaps": self.bitmaps, "sources": self.sources}, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> GlyphAtlas:
+        """Read an atlas that `save` wrote.
+
+        Raises `UserError` for a file that is missing, truncated, altered or something else.
+        """
+        try:
+            with safe_open(os.fspath(path), framework="np") as file:
+                description = _read_description(file)
+                atlas = cls(
+                    tuple(description["tokens"]),
+                    file.get_tensor("bitmaps"),
+                    tuple(description["fonts"]),
+                    file.get_tensor("sources"),
+                )
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such atlas; `glyphcrm atlas build` makes one") from error
+        except (SafetensorError, OSError, UserError) as error:
+            raise UserError(f"{path}: truncated, or not a glyph atlas ({error})") from error
+        if atlas._description() != description:
+            raise UserError(f"{path}: damaged, its content does not match its digests; make it again")
+        return atlas
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT_VERSION,
+            "tokens": list(self.tokens),
+            "fonts": list(self.fonts),
+            "tokens_digest": self.tokens_digest(),
+            "bitmaps_digest": self.bitmaps_digest(),
+            "sources_digest": _digest(_json(self.fonts).encode(errors="surrogatepass") + self.sources.tobytes()),
+        }
+
+
+def check_fonts_draw(fonts: Iterable[Font], atlas: GlyphAtlas) -> None:
+    """Raise `UserError` for a font that was given and has drawn none of the atlas' rows."""
+    for font in fonts:
+        if font.name not in atlas.fonts:
+            raise UserError(f"font {font.path}: {font.name} has none of the characters; leave it out or give another")
+
+
+def tokens_digest(tokens: Iterable[str]) -> str:
+    """Return the hex SHA-256 of tokens in their order (of a JSON list of them, UTF-8, no spaces)."""
+    return _digest(_json(list(tokens)).encode())
+
+
+def bitmaps_digest(bitmaps: NDArray[np.uint8]) -> str:
+    """Return the hex SHA-256 of packed pictures `(N, 288)` uint8, row after row."""
+    return _digest(np.ascontiguousarray(bitmaps).tobytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _check_tokens(tokens: tuple[str, ...]) -> None:
+    if len(set(tokens)) != len(tokens):
+        token, count = Counter(tokens).most_common(1)[0]
+        raise UserError(f"the token {token!r} has {count} rows; each token has one")
+    for token in tokens:
+        if len(token) != 1 and not _SPECIAL_TOKEN.fullmatch(token):
+            raise UserError(f"the token {token!r} is neither one code point nor a name in brackets, as [PAD]")
+        if len(token) == 1 and "\ud800" <= token <= "\udfff":
+            raise UserError(f"the token {token!r} is a lone surrogate; give whole code points")
+
+
+def _missing_message(missing: list[str], fonts: Sequence[Font]) -> str:
+    listed = ", ".join(
+        f"{token} (U+{ord(token):04X})" if len(token) == 1 else token for token in missing[:_LISTED_CHARACTERS]
+    )
+    more = f" and {len(missing) - _LISTED_CHARACTERS} more" if len(missing) > _LISTED_CHARACTERS else ""
+    names = ", ".join(font.name for font in fonts) or "(none given)"
+    return f"no font has {listed}{more}; add a font that does to: {names}"
+
+
+def _read_description(file: Any) -> dict[str, Any]:
+    """Read the metadata of an open safetensors file, and refuse tensors that are not an atlas' unread."""
+    found = {name: file.get_slice(name) for name in sorted(file.keys())}
+    shapes = {name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in found.items()}
+    text = (file.metadata() or {}).get(_METADATA_KEY)
+    if text is None or list(shapes) != ["bitmaps", "sources"]:
+        raise UserError("it lacks an atlas' tensors or metadata")
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError("its metadata is no JSON") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT_VERSION:
+        version = description.get("format") if isinstance(description, dict) else None
+        raise UserError(f"its format is {version!r}; this program reads {FORMAT_VERSION}")
+    for key in ("tokens", "fonts"):
+        values = description.get(key)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise UserError(f"its {key} are not a list of strings")
+    count = len(description["tokens"])
+    if shapes != {"bitmaps": ("U8", [count, PACKED_SIZE]), "sources": ("U8", [count])}:
+        raise UserError(f"its tensors do not hold {count} pictures of {IMAGE_SIZE}x{IMAGE_SIZE}")
+    return description

@@ -1,0 +1,146 @@
+"""HanGlyph: from a character's picture to three vectors (DESIGN: two residual blocks, 9x9 and 3x3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from glyphcrm_kernels import glyph_conv, glyph_stem
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.glyphs.raster import IMAGE_SIZE
+
+WHITENING_CHUNK = 256  # glyphs at once, which bounds the memory
+SMALLEST_VARIANCE = 1e-6  # of the largest; directions below are noise
+PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
+
+
+class GlyphVectors(NamedTuple):
+    """What HanGlyph says of a character, each ``(U, d)``: the glyph vector and the two skips."""
+
+    vector: Tensor
+    skip1: Tensor
+    skip2: Tensor
+
+
+def position_map(kind: str) -> Tensor:
+    """Return the position channels x and y as ``(2, 48, 48)`` float32, x to the right and y upwards.
+
+    "paper": both run over [-0.2, 0.2] with the origin at the centre of the image.
+    "release": ``x = 0.02 (j - 24)``, ``y = -0.02 (i - 24)`` for row i and column j.
+    """
+    pixels = torch.arange(IMAGE_SIZE, dtype=torch.float32)
+    from_centre = (pixels / (IMAGE_SIZE - 1) - 0.5) * 0.4
+    axis = from_centre if kind == "paper" else (pixels - IMAGE_SIZE // 2) * 0.02
+    return torch.stack([axis.expand(IMAGE_SIZE, -1), -axis.unsqueeze(1).expand(-1, IMAGE_SIZE)])
+
+
+class GlyphTable(nn.Module):
+    """The atlas inside the model: ``bitmaps (N, 288)`` uint8 and ``sources (N,)`` uint8 (see GlyphAtlas)."""
+
+    bitmaps: Tensor
+    sources: Tensor
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__()
+        self.register_buffer("bitmaps", torch.zeros(config.num_glyphs, PACKED_BYTES, dtype=torch.uint8))
+        self.register_buffer("sources", torch.zeros(config.num_glyphs, dtype=torch.uint8))
+
+
+class HanGlyph(GradientCheckpointingLayer):
+    """The glyph CNN: stem, a residual block of 9x9 and one of 3x3 convolutions, three projections."""
+
+    positions: Tensor
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__()
+        c1, c2, d = config.stem_channels, config.glyph_channels, config.hidden_size
+        self.stem = nn.Conv2d(3, c1, 3)
+        self.block1 = nn.ModuleList(nn.Conv2d(c1, c1, 9) for _ in range(3))
+        self.expand = nn.Conv2d(c1, c2, 3)
+        self.block2 = nn.ModuleList(nn.Conv2d(c2, c2, 3) for _ in range(3))
+        self.vector = nn.Linear(c2 * 3 * 3, d)
+        self.skip1 = nn.Linear(c1 * 12 * 12, d)
+        self.skip2 = nn.Linear(c2 * 3 * 3, d)
+        self.position_map_kind = config.position_map
+        self.register_buffer("positions", position_map(config.position_map), persistent=False)
+
+    def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
+        assert self.stem.bias is not None
+        stem, shortcut = glyph_stem(rows, bitmaps, self.stem.weight, self.stem.bias, self.positions)
+        block1 = _residual_block(stem, shortcut, self.block1)
+        expanded = _conv(block1, self.expand, relu=True, padding=1)
+        block2 = _residual_block(expanded, F.max_pool2d(expanded, 2), self.block2)
+        # Flattened channel by channel, as the released checkpoints expect.
+        return block1.flatten(1), block2.flatten(1)
+
+    def forward(self, rows: Tensor, bitmaps: Tensor) -> GlyphVectors:
+        """Return the three vectors of each wanted atlas row.
+
+        Args:
+            rows: ``(U,)`` int64, the distinct characters of a batch.
+            bitmaps: ``(N, 288)`` uint8, the packed atlas.
+        """
+        block1, block2 = self.features(rows, bitmaps)
+        return GlyphVectors(
+            torch.tanh(self.vector(block2)),
+            torch.tanh(self.skip1(block1)),
+            torch.tanh(self.skip2(block2)),
+        )
+
+    @torch.no_grad()
+    def whiten_projections(self, rows: Tensor, bitmaps: Tensor, spread: float) -> None:
+        """Let the three vectors of the given glyphs start out centred, of one scale, and uncorrelated.
+
+        Convolutions of ReLUs over pictures that are mostly alike give features with a large common
+        part, and what tells characters apart lies in few directions (an effective rank of 16 at 288
+        features, measured on `tiny`). Through random projections all characters would look alike to
+        the encoder. So each projection starts as a random rotation of the whitened features.
+
+        Args:
+            rows: ``(U,)`` int64, a sample of characters, best some times the width d.
+            bitmaps: ``(N, 288)`` uint8.
+            spread: standard deviation of each output over the sample, before the tanh.
+        """
+        chunks = [self.features(chunk, bitmaps) for chunk in rows.split(WHITENING_CHUNK)]
+        block1, block2 = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        for projection, features in ((self.vector, block2), (self.skip1, block1), (self.skip2, block2)):
+            _whiten(projection, features.double(), spread)
+
+
+def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:
+    """Set weights and bias so that the outputs for `features` ``(U, f)`` are white, see `whiten_projections`."""
+    mean = features.mean(0)
+    centred = features - mean
+    variances, directions = torch.linalg.eigh(centred @ centred.T)  # rising; U - 1 at most are not 0
+    noise = int((variances <= SMALLEST_VARIANCE * variances[-1]).sum())
+    first = max(noise, len(features) - len(projection.weight))
+    variances, directions = variances[first:], directions[:, first:]
+    whiten = math.sqrt(len(features)) * (directions / variances).T @ centred
+    rotation = nn.init.orthogonal_(features.new_empty(len(projection.weight), len(whiten)))
+    weight = spread * nn.functional.normalize(rotation, dim=1) @ whiten
+    projection.weight.copy_(weight)
+    assert projection.bias is not None
+    projection.bias.copy_(-weight @ mean)
+
+
+def _residual_block(x: Tensor, shortcut: Tensor, convolutions: nn.ModuleList) -> Tensor:
+    """``pool(relu(conv(relu(conv(relu(conv(x))))) + shortcut))``, without padding."""
+    first, second, third = convolutions
+    y = _conv(_conv(x, first, relu=True), second, relu=True)
+    return _conv(y, third, residual=shortcut, relu=True, pool=True)
+
+
+def _conv(x: Tensor, convolution: nn.Module, **epilogue: Any) -> Tensor:
+    assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+    return glyph_conv(x, convolution.weight, convolution.bias, **epilogue)
+
+
+def he_std(convolution: nn.Conv2d) -> float:
+    """Standard deviation of He initialisation, ``sqrt(2 / fan_in)`` (arXiv:1502.01852, eq. 10)."""
+    return math.sqrt(2 / (convolution.in_channels * math.prod(convolution.kernel_size)))

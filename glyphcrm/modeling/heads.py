@@ -1,0 +1,385 @@
+"""The heads: masked language modelling, next-sentence prediction, classification, tagging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import (
+    MaskedLMOutput,
+    NextSentencePredictorOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
+
+IGNORED_LABEL = -100
+
+
+class MaskedLMHead(nn.Module):
+    """Dense, GELU, LayerNorm, then an untied linear layer to the vocabulary."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map ``(..., d)`` to logits ``(..., vocab_size)``."""
+        return self.decoder(self.norm(self.activation(self.dense(hidden_states))))
+
+    @torch.no_grad()
+    def start_from_frequencies(self, counts: Tensor) -> None:
+        """Set the decoder's bias to the logarithm of the characters' frequencies.
+
+        A new model then begins at the unigram entropy instead of spending its first steps, the
+        ones with the largest gradients, on which characters are frequent.
+
+        Args:
+            counts: ``(vocab_size,)``, how often each character is to be predicted; may be 0.
+        """
+        smoothed = counts.to(self.decoder.bias) + 1
+        self.decoder.bias.copy_(torch.log(smoothed / smoothed.sum()))
+
+
+class NextSentenceHead(nn.Module):
+    """Tanh pooler on [CLS] and a linear layer to two classes: 0 "is next", 1 "is not"."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map ``(B, L, d)`` to logits ``(B, 2)``."""
+        return self.classifier(torch.tanh(self.pooler(hidden_states[:, 0])))
+
+
+class MaskedLMMixin:
+    """Masked language modelling on top of hidden states, at as few positions as the caller needs."""
+
+    config: GlyphCRMConfig
+    mlm: MaskedLMHead
+    training: bool
+
+    def masked_lm(
+        self,
+        hidden_states: Tensor,
+        labels: Tensor | None,
+        label_index: Tensor | None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the logits, and the mean cross-entropy over the labels when there are labels.
+
+        With `label_index`, or in training, logits are computed at the labelled positions alone and
+        have shape ``(M, vocab_size)``; else ``(B, L, vocab_size)``. `label_index` ``(M,)`` int64, the flat
+        positions of the labels, comes from the collator; without it a GPU has to be waited for.
+
+        A label outside the vocabulary (a character that can be read but not predicted) counts as [UNK].
+        `num_items_in_batch` replaces the number of labels in the mean: transformers' `Trainer` counts
+        them over all the batches of an optimiser step.
+        """
+        if labels is None:
+            return self.mlm(hidden_states), None
+        labels = labels.flatten()
+        if label_index is None and self.training:
+            label_index = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        if label_index is not None:
+            labels = labels[label_index]
+            logits = self.mlm(hidden_states.flatten(0, 1)[label_index])
+        else:
+            logits = self.mlm(hidden_states)
+        labels = labels.masked_fill(labels >= self.config.vocab_size, self.config.unk_token_id)
+        total = F.cross_entropy(
+            logits.view(-1, self.config.vocab_size).float(),
+            labels,
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+        )
+        if num_items_in_batch is None:
+            # A batch without a label has loss 0, not NaN.
+            num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp_min(1)
+        return logits, total / num_items_in_batch
+
+
+@dataclass
+class GlyphCRMForPreTrainingOutput(ModelOutput):
+    """Output of `GlyphCRMForPreTraining`.
+
+    Attributes:
+        loss: `mlm_loss` + `nsp_loss`, of those that have labels.
+        mlm_loss: mean over the masked positions.
+        nsp_loss: mean over the pairs.
+        prediction_logits: ``(B, L, vocab_size)``, or ``(M, vocab_size)`` (see `MaskedLMMixin.masked_lm`).
+        seq_relationship_logits: ``(B, 2)``.
+    """
+
+    loss: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    nsp_loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class GlyphCRMForPreTraining(GlyphCRMPreTrainedModel, MaskedLMMixin):
+    """Masked language modelling and next-sentence prediction."""
+
+    accepts_loss_kwargs = False  # two means with different counts: see PretrainingTrainer
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__(config)
+        self.glyphcrm = GlyphCRMModel(config)
+        self.mlm = MaskedLMHead(config)
+        self.nsp = NextSentenceHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The linear layer that predicts characters."""
+        return self.mlm.decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        label_index: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        **kwargs: Any,
+    ) -> GlyphCRMForPreTrainingOutput:
+        """As `GlyphCRMModel.forward`, with labels.
+
+        Args:
+            labels: ``(B, L)`` int64, the character to predict, -100 where none is.
+            label_index: ``(M,)`` int64, flat positions of the labels; see `MaskedLMMixin.masked_lm`.
+            next_sentence_label: ``(B,)`` int64, 0 when B follows A, 1 when it does not.
+        """
+        outputs = self.glyphcrm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            glyph_ids,
+            glyph_index,
+            **kwargs,
+        )
+        logits, mlm_loss = self.masked_lm(outputs.last_hidden_state, labels, label_index)
+        nsp_logits = self.nsp(outputs.last_hidden_state)
+        nsp_loss = None
+        if next_sentence_label is not None:
+            nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label.view(-1))
+        losses = [loss for loss in (mlm_loss, nsp_loss) if loss is not None]
+        return GlyphCRMForPreTrainingOutput(
+            loss=torch.stack(losses).sum() if losses else None,
+            mlm_loss=mlm_loss,
+            nsp_loss=nsp_loss,
+            prediction_logits=logits,
+            seq_relationship_logits=nsp_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GlyphCRMForMaskedLM(GlyphCRMPreTrainedModel, MaskedLMMixin):
+    """Masked language modelling alone."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__(config)
+        self.glyphcrm = GlyphCRMModel(config)
+        self.mlm = MaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The linear layer that predicts characters."""
+        return self.mlm.decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        label_index: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """As `GlyphCRMModel.forward`; `labels` and `label_index` as in `GlyphCRMForPreTraining`."""
+        outputs = self.glyphcrm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            glyph_ids,
+            glyph_index,
+            **kwargs,
+        )
+        logits, loss = self.masked_lm(outputs.last_hidden_state, labels, label_index, num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class GlyphCRMForNextSentencePrediction(GlyphCRMPreTrainedModel):
+    """Next-sentence prediction alone."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__(config)
+        self.glyphcrm = GlyphCRMModel(config)
+        self.nsp = NextSentenceHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> NextSentencePredictorOutput:
+        """As `GlyphCRMModel.forward`; `labels` ``(B,)`` is 0 when B follows A, 1 when it does not."""
+        outputs = self.glyphcrm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            glyph_ids,
+            glyph_index,
+            **kwargs,
+        )
+        logits = self.nsp(outputs.last_hidden_state)
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
+        return NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class LinearHead(nn.Module):
+    """Dropout and one linear layer: the paper's head for classification and for tagging."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__()
+        p = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
+        self.linear = nn.Linear(config.hidden_size, config.num_labels or 2)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map ``(..., d)`` to ``(..., num_labels)``."""
+        return self.linear(self.dropout(hidden_states))
+
+
+class GlyphCRMForSequenceClassification(GlyphCRMPreTrainedModel):
+    """One linear layer on the hidden state of [CLS], without a pooler, as in the paper."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.glyphcrm = GlyphCRMModel(config)
+        self.classifier = LinearHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """As `GlyphCRMModel.forward`; `labels` ``(B,)`` classes (or targets, see `config.problem_type`)."""
+        outputs = self.glyphcrm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            glyph_ids,
+            glyph_index,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state[:, 0])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class GlyphCRMForTokenClassification(GlyphCRMPreTrainedModel):
+    """One linear layer on every character's hidden state, without a CRF, as in the paper."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.glyphcrm = GlyphCRMModel(config)
+        self.classifier = LinearHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """As `GlyphCRMModel.forward`; `labels` ``(B, L)`` tags, -100 where none is."""
+        outputs = self.glyphcrm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            glyph_ids,
+            glyph_index,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )

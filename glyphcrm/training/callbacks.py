@@ -1,0 +1,153 @@
+"""What a run shows and writes while it goes on: progress bar, metrics.jsonl, an orderly stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from glyphcrm.glyphs.files import write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+SAME_PRESS_SECONDS = 1.0
+
+
+class ProgressBar(TrainerCallback):
+    """One line: step, time left, MLM loss and accuracy, NSP accuracy, tokens per second, distinct characters."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar where the run stands."""
+        if state.is_local_process_zero:
+            self._bar = tqdm(
+                desc="pre-training",
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest measures; a validation gets a line of its own above the bar."""
+        if self._bar is None or logs is None:
+            return
+        if "mlm_loss" in logs:
+            self._bar.set_postfix_str(
+                f"mlm {logs['mlm_loss']:.3f} acc {logs['mlm_accuracy']:.1%} "
+                f"nsp {logs['nsp_loss']:.3f} acc {logs['nsp_accuracy']:.1%} "
+                f"{logs['tokens_per_second']:.0f} tokens/s {logs['distinct_characters']:.0f} distinct"
+            )
+        elif "eval_mlm_loss" in logs:
+            self._bar.write(
+                f"step {state.global_step}: validation mlm {logs['eval_mlm_loss']:.4f} "
+                f"acc {logs['eval_mlm_accuracy']:.1%}, nsp {logs['eval_nsp_loss']:.4f} "
+                f"acc {logs['eval_nsp_accuracy']:.1%}"
+            )
+
+    def close(self) -> None:
+        """End the line, so that what is printed next has one of its own."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class MetricsFile(TrainerCallback):
+    """Keeps metrics.jsonl, a line for each log and validation, equal to what the run has been through.
+
+    A run that continues from a checkpoint first drops the lines of the steps that were lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the history that the checkpoint knows."""
+        if state.is_world_process_zero:
+            history = "".join(_line(entry) for entry in state.log_history)
+            write_atomically(self.path, history.encode())
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append the newest entry."""
+        if state.is_world_process_zero:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. Ctrl-C once more stops at once.
+
+    Only for a single process: several would have to agree on the step, and lose at most the
+    steps since the last checkpoint instead.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_at: float | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has come."""
+        return self.stopped_at is not None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listen for signals."""
+        if args.world_size == 1:
+            signal.signal(signal.SIGINT, self._stop)
+            signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.stopped_at is None:
+            self.stopped_at = now
+        # torchrun passes the terminal's Ctrl-C on, so that one press arrives twice.
+        elif number == signal.SIGINT and now - self.stopped_at > SAME_PRESS_SECONDS:
+            raise KeyboardInterrupt
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint and the end once a signal has come."""
+        if self.stopped:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the entries of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"

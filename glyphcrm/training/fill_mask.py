@@ -1,0 +1,40 @@
+"""What a freshly trained model puts in place of a masked character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import pipeline
+
+from glyphcrm.data.sentence_pairs import SentencePairs
+from glyphcrm.tokenization import GlyphCRMTokenizer
+
+SHORTEST, LONGEST = 8, 36  # characters
+
+
+def held_out_sentences(pairs: SentencePairs, tokenizer: GlyphCRMTokenizer, count: int) -> Iterator[tuple[str, str]]:
+    """Yield at most `count` held-out sentences with one character masked, and that character.
+
+    The sentences stand at even distances over the held-out text; the masked character is the Han
+    character nearest to the middle.
+    """
+    stride = max(1, len(pairs) // count)
+    for first, _ in pairs.spans[::stride][:count].tolist():
+        ids = pairs.store.sentence(first)
+        tokens = [tokenizer.tokens[i] for i in ids][:LONGEST]
+        han = [i for i, token in enumerate(tokens) if "\u4e00" <= token <= "\u9fff"]
+        if len(tokens) < SHORTEST or not han:
+            continue
+        at = min(han, key=lambda i: abs(i - len(tokens) // 2))
+        yield "".join([*tokens[:at], "[MASK]", *tokens[at + 1 :]]), tokens[at]
+
+
+def print_fill_mask(model_dir: Path, pairs: SentencePairs, count: int = 6) -> None:
+    """Print top-5 answers of the model in `model_dir` for a few held-out sentences."""
+    fill = pipeline("fill-mask", model=str(model_dir), device="cpu")
+    tokenizer = fill.tokenizer
+    assert isinstance(tokenizer, GlyphCRMTokenizer)
+    for sentence, answer in held_out_sentences(pairs, tokenizer, count):
+        guesses = "  ".join(f"{guess['token_str']} {guess['score']:.1%}" for guess in fill(sentence, top_k=5))
+        print(f"  {sentence.replace('[MASK]', '▢')}  ({answer})\n      {guesses}")

@@ -1,0 +1,74 @@
+"""Running sums of what a step shows: losses, accuracies, tokens, distinct characters."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from glyphcrm.modeling import GlyphCRMForPreTrainingOutput
+
+_FIELDS = (
+    "mlm_loss",
+    "labels",
+    "mlm_right",
+    "nsp_loss",
+    "pairs",
+    "nsp_right",
+    "tokens",
+    "distinct",
+    "batches",
+)
+
+
+class Measures:
+    """Sums over batches on the model's device; no step waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, batch: dict[str, Tensor], outputs: GlyphCRMForPreTrainingOutput, vocab: int, unk: int) -> None:
+        """Add a batch of `PretrainingCollator` and what the model said of it."""
+        labels = batch["labels"].flatten()[batch["label_index"]]
+        labels = labels.masked_fill(labels >= vocab, unk)
+        pairs = batch["next_sentence_label"]
+        logits, nsp_logits = outputs.prediction_logits, outputs.seq_relationship_logits
+        assert outputs.mlm_loss is not None and outputs.nsp_loss is not None
+        assert logits is not None and nsp_logits is not None
+        count = labels.numel()
+        values = (
+            outputs.mlm_loss.double() * count,
+            count,
+            (logits.argmax(-1) == labels).sum(),
+            outputs.nsp_loss.double() * len(pairs),
+            len(pairs),
+            (nsp_logits.argmax(-1) == pairs).sum(),
+            batch["attention_mask"].sum(),
+            len(batch["glyph_ids"]),
+            1,
+        )
+        self._sums += torch.stack([torch.as_tensor(value, device=self._sums.device) for value in values])
+
+    def take(self) -> dict[str, float]:
+        """Return the means over all processes, and start anew.
+
+        Losses in nats, accuracies in [0, 1], `tokens` a sum without padding, `distinct_characters` the mean
+        over batches. Empty when nothing was added.
+        """
+        sums = self._sums.clone()
+        self._sums.zero_()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        total = dict(zip(_FIELDS, sums.tolist(), strict=True))
+        if total["batches"] == 0:
+            return {}
+        labels, pairs = max(total["labels"], 1), total["pairs"]
+        return {
+            "mlm_loss": total["mlm_loss"] / labels,
+            "nsp_loss": total["nsp_loss"] / pairs,
+            "mlm_accuracy": total["mlm_right"] / labels,
+            "nsp_accuracy": total["nsp_right"] / pairs,
+            "tokens": total["tokens"],
+            "distinct_characters": total["distinct"] / total["batches"],
+        }

@@ -1,0 +1,105 @@
+"""The directory of a run: whose it is, and which of its checkpoints are whole.
+
+run.json             what decides the run's result; a run with other settings is refused
+data/                vocabulary, atlas and tokenised text
+checkpoint-N/        Trainer checkpoints; complete.json, written last, lists the files and their sizes
+metrics.jsonl        a line for each log and validation
+loss.png  model/     at the end: the chart, and the model with its tokenizer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.files import write_atomically
+
+RUN_FILE = "run.json"
+MODEL_DIRECTORY = "model"
+DATA_DIRECTORY = "data"
+COMPLETE_FILE = "complete.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def claim(run_dir: Path, identity: dict[str, Any]) -> None:
+    """Make `run_dir` the home of the run with this identity, or check that it is.
+
+    Raises:
+        UserError: it holds a run with other settings, or files of something else.
+    """
+    identity = json.loads(json.dumps(identity))
+    run_file = run_dir / RUN_FILE
+    if run_file.exists():
+        try:
+            found = json.loads(run_file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{run_file}: not JSON; delete {run_dir} or choose another --output-dir") from None
+        differing = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
+        if differing:
+            changes = ", ".join(f"{key} {found.get(key)!r} -> {identity.get(key)!r}" for key in differing[:3])
+            raise UserError(
+                f"{run_dir} holds a run with other settings ({changes}); "
+                "repeat its command to continue it, or choose another --output-dir"
+            )
+        return
+    try:
+        if run_dir.exists() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
+            raise UserError(f"{run_dir} is not empty and holds no run; choose another --output-dir")
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run_dir}: {error.strerror}; choose another --output-dir") from None
+    write_atomically(run_file, (json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Record, as the last act of writing a checkpoint, which files it consists of."""
+    sizes = {str(f.relative_to(checkpoint)): f.stat().st_size for f in sorted(checkpoint.rglob("*")) if f.is_file()}
+    sizes.pop(COMPLETE_FILE, None)
+    for name in sizes:
+        with open(checkpoint / name, "rb") as file:
+            os.fsync(file.fileno())
+    write_atomically(checkpoint / COMPLETE_FILE, json.dumps(sizes, indent=1).encode())
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end and still has all its bytes."""
+    try:
+        sizes = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
+        return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Return the checkpoints of a run, whole or not, oldest first."""
+    found = [(int(m.group(1)), path) for path in run_dir.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest whole checkpoint, and remove those that an interruption left half-written."""
+    whole = None
+    for path in checkpoints(run_dir):
+        if is_complete(path):
+            whole = path
+        else:
+            print(f"removing {path}: it was not written to its end", file=sys.stderr)
+            shutil.rmtree(path)
+    return whole
+
+
+def forget(run_dir: Path) -> None:
+    """Undo `claim`, after a start that failed: remove what this program wrote, and the directory if that was all."""
+    if not (run_dir / RUN_FILE).exists():
+        return  # it was refused, and holds what is not ours
+    (run_dir / RUN_FILE).unlink()
+    shutil.rmtree(run_dir / DATA_DIRECTORY, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()

@@ -1,0 +1,72 @@
+"""Which tokens a model has: the special ones, the characters it can predict, and those it only reads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.fonts import Font
+from glyphcrm.glyphs.han import is_han
+from glyphcrm.normalization import normalize
+from glyphcrm.tokenization import SPECIAL_TOKENS
+
+DEFAULT_VOCABULARY_SIZE = 18_612
+
+_BLOCK_CHARACTERS = 1 << 20
+_CODE_POINTS = 0x110000
+
+
+def count_characters(texts: Iterable[str]) -> dict[str, int]:
+    """Count the characters of `normalize(text)` over all `texts`, by code point."""
+    counts = np.zeros(_CODE_POINTS, np.int64)
+    for block in _blocks(map(normalize, texts)):
+        block_counts = np.bincount(np.frombuffer(block.encode("utf-32-le", "surrogatepass"), "<u4"))
+        counts[: len(block_counts)] += block_counts
+    return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
+
+
+def build_vocabulary(
+    counts: Mapping[str, int], fonts: Sequence[Font], size: int = DEFAULT_VOCABULARY_SIZE
+) -> list[str]:
+    """Return the special tokens, then the most frequent characters that one of `fonts` has.
+
+    At most `size` tokens; characters of equal counts stand in code point order. `counts` is what
+    `count_characters` returns. Raises `UserError` when `size` leaves no room for a character.
+    """
+    room = size - len(SPECIAL_TOKENS)
+    if room < 1:
+        raise UserError(
+            f"a vocabulary of {size} tokens has no room for a character beside the {len(SPECIAL_TOKENS)} "
+            f"special tokens; give {len(SPECIAL_TOKENS) + 1} or more"
+        )
+    by_frequency = sorted(counts, key=lambda char: (-counts[char], char))
+    drawable = (char for char in by_frequency if any(font.covers(char) for font in fonts))
+    return [*SPECIAL_TOKENS, *itertools.islice(drawable, room)]
+
+
+def input_only_tokens(vocabulary: Iterable[str], fonts: Sequence[Font]) -> list[str]:
+    """Return every Han and ASCII character of `fonts` that is not in `vocabulary`, in code point order.
+
+    ASCII, since a text may have full-width letters alone, and all others would be [UNK]. Characters
+    that normalisation turns into others are left out. So are those that only a font found on this
+    machine has (`Font.system`), so that an atlas does not depend on the machine it is built on.
+    """
+    points = set().union(*(font.coverage for font in fonts if not font.system))
+    readable = {chr(point) for point in points if is_han(point) or point < 0x80}
+    return sorted(char for char in readable.difference(vocabulary) if normalize(char) == char)
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[str]:
+    """Join texts to blocks of about a million characters."""
+    block: list[str] = []
+    characters = 0
+    for text in texts:
+        block.append(text)
+        characters += len(text)
+        if characters >= _BLOCK_CHARACTERS:
+            yield "".join(block)
+            block, characters = [], 0
+    yield "".join(block)

@@ -1,0 +1,33 @@
+"""What several test folders share: a small atlas and a small model, made on the spot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glyphcrm.configuration import preset
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.fonts import default_font
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
+
+from classic import READ_ONLY, TEXT, VOCABULARY_SIZE
+
+
+@pytest.fixture(scope="session")
+def atlas() -> GlyphAtlas:
+    """The first characters of the Thousand Character Classic, and five that can only be read."""
+    return GlyphAtlas.build([*SPECIAL_TOKENS, *TEXT, *READ_ONLY], [default_font()])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(atlas: GlyphAtlas, tmp_path_factory: pytest.TempPathFactory) -> GlyphCRMTokenizer:
+    """The tokenizer of that atlas."""
+    return GlyphCRMTokenizer.from_tokens(atlas.tokens, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def model(atlas: GlyphAtlas) -> GlyphCRMForPreTraining:
+    """A nano model in evaluation mode, the same every time."""
+    torch.manual_seed(0)
+    return GlyphCRMForPreTraining.from_atlas(preset("nano", vocab_size=VOCABULARY_SIZE), atlas).eval()

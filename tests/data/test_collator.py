@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glyphcrm.data.collator import PretrainingCollator, distinct_glyphs
+from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.pretraining import Sample
+
+PAD = 0
+KEYS = [
+    "glyph_index",
+    "glyph_ids",
+    "attention_mask",
+    "token_type_ids",
+    "labels",
+    "label_index",
+    "next_sentence_label",
+]
+
+
+def make_sample(length: int, rng: np.random.Generator) -> Sample:
+    return {
+        "input_ids": rng.integers(1, 60, length),
+        "labels": np.where(rng.random(length) < 0.2, rng.integers(1, 60, length), IGNORED),
+        "token_type_ids": rng.integers(0, 2, length),
+        "next_sentence_label": np.array(rng.integers(0, 2), np.int64),
+    }
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from([1, 8, 64]), st.integers(0, 99))
+def test_batches(lengths: list[int], multiple: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    samples = [make_sample(length, rng) for length in lengths]
+    batch = PretrainingCollator(PAD, multiple)(samples)
+    assert list(batch) == KEYS
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    width = -(-max(lengths) // multiple) * multiple
+    assert batch["glyph_index"].shape == (len(samples), width)
+    input_ids = batch["glyph_ids"][batch["glyph_index"]]
+    assert torch.equal(batch["glyph_ids"], torch.unique(input_ids))
+    for row, (sample, n) in enumerate(zip(samples, lengths, strict=True)):
+        for key, padding in (("token_type_ids", 0), ("labels", IGNORED)):
+            assert (batch[key][row, :n].numpy() == sample[key]).all()
+            assert (batch[key][row, n:] == padding).all()
+        assert (input_ids[row, :n].numpy() == sample["input_ids"]).all()
+        assert (input_ids[row, n:] == PAD).all()
+        assert batch["attention_mask"][row].tolist() == [1] * n + [0] * (width - n)
+        assert batch["next_sentence_label"][row] == sample["next_sentence_label"]
+    flat = batch["labels"].flatten()
+    assert batch["label_index"].tolist() == [i for i, label in enumerate(flat.tolist()) if label != IGNORED]
+
+
+def test_batches_that_hold_nothing() -> None:
+    rng = np.random.default_rng(1)
+    padding = make_sample(4, rng)
+    padding["input_ids"][:] = PAD
+    with pytest.raises(ValueError, match="at least one sample"):
+        PretrainingCollator(PAD)([])
+    with pytest.raises(ValueError, match="all 2 samples of the batch are padding"):
+        PretrainingCollator(PAD)([padding, make_sample(0, rng)])
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1))
+def test_distinct_glyphs_is_numpys_unique(values: list[int]) -> None:
+    ids, index = distinct_glyphs(np.array(values))
+    expected_ids, expected_index = np.unique(np.array(values), return_inverse=True)
+    assert (ids == expected_ids).all()
+    assert (index == expected_index).all()
+
+
+def test_distinct_glyphs_refuses() -> None:
+    for values in ([], [3, -1]):
+        with pytest.raises(ValueError, match="ids of 0 or more"):
+            distinct_glyphs(np.array(values, np.int64))

@@ -1,0 +1,19 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.fonts import Font, default_font
+
+sys.path.insert(0, str(Path(__file__).parent))  # for font_files
+
+
+@pytest.fixture(scope="session")
+def noto() -> Font:
+    return default_font()
+
+
+@pytest.fixture(scope="session")
+def small_atlas(noto: Font) -> GlyphAtlas:
+    return GlyphAtlas.build(["[PAD]", "[UNK]", *"中文，。A"], [noto])

@@ -1,0 +1,209 @@
+"""The models in transformers' own classes: Auto classes, pipelines, Trainer, save and load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from glyphcrm.checkpoint import check_tokenizer, load_atlas, save_checkpoint
+from glyphcrm.configuration import GlyphCRMConfig, preset
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.fonts import default_font
+from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining
+from glyphcrm.tokenization import GlyphCRMTokenizer
+
+from classic import READ_ONLY, TEXT, VOCABULARY_SIZE
+
+
+@pytest.fixture
+def directory(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> Path:
+    """A checkpoint directory."""
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_every_auto_class_loads_the_same_encoder(model: GlyphCRMForPreTraining, directory: Path) -> None:
+    assert type(AutoConfig.from_pretrained(directory)) is GlyphCRMConfig
+    ids = torch.tensor([[2, 7, 8, 9, 3]])
+    expected = model.glyphcrm(ids).last_hidden_state
+    for auto_class in (
+        AutoModel,
+        AutoModelForPreTraining,
+        AutoModelForMaskedLM,
+        AutoModelForNextSentencePrediction,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    ):
+        loaded = auto_class.from_pretrained(directory).eval()
+        assert torch.equal(loaded.glyph_model(ids).last_hidden_state, expected)
+        assert torch.equal(loaded.glyph_model.glyph_table.sources, model.glyphcrm.glyph_table.sources)
+    logits = AutoModelForMaskedLM.from_pretrained(directory).eval()(ids).logits
+    assert torch.equal(logits, model(ids).prediction_logits)
+
+
+def test_heads_have_losses_of_the_right_shape(model: GlyphCRMForPreTraining, directory: Path) -> None:
+    ids = torch.tensor([[2, 7, 8, 3], [2, 9, 10, 3]])
+    classifier = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=3)
+    outputs = classifier(ids, labels=torch.tensor([0, 2]))
+    assert outputs.logits.shape == (2, 3) and outputs.loss > 0
+    outputs.loss.backward()
+    tagger = AutoModelForTokenClassification.from_pretrained(directory, num_labels=7)
+    outputs = tagger(ids, labels=torch.tensor([[-100, 1, 6, -100], [-100, 0, 0, -100]]))
+    assert outputs.logits.shape == (2, 4, 7)
+    expected = torch.nn.functional.cross_entropy(outputs.logits[:, 1:3].flatten(0, 1), torch.tensor([1, 6, 0, 0]))
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+def test_fill_mask_pipeline_answers_with_characters(directory: Path) -> None:
+    fill = pipeline("fill-mask", str(directory))
+    answers = fill("天地[MASK]黄", top_k=3)
+    assert len(answers) == 3
+    for answer in answers:
+        assert answer["sequence"] == f"天地{answer['token_str']}黄" or answer["token_str"].startswith("[")
+
+
+def test_attention_maps_and_hidden_states(model: GlyphCRMForPreTraining) -> None:
+    model.set_attn_implementation("eager")
+    outputs = model(torch.tensor([[2, 7, 8, 3]]), output_attentions=True, output_hidden_states=True)
+    assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+    assert len(outputs.attentions) == model.config.num_hidden_layers
+    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(1, 2, 4))
+
+
+def test_trainer_resumes_to_the_same_weights(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, directory: Path, tmp_path: Path
+) -> None:
+    """transformers' own Trainer with dropout and shuffling, interrupted after a checkpoint."""
+    samples = [dict(tokenizer(TEXT[i : i + 9])) for i in range(16)]
+    for sample in samples:
+        sample["labels"] = [-100 if i % 3 else token for i, token in enumerate(sample["input_ids"])]
+
+    def train(output: Path, **more: object) -> GlyphCRMForMaskedLM:
+        masked = GlyphCRMForMaskedLM.from_pretrained(directory)
+        trainer = Trainer(
+            model=masked,
+            args=TrainingArguments(
+                output_dir=str(output),
+                max_steps=6,
+                per_device_train_batch_size=4,
+                save_steps=3,
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=True,
+                dataloader_num_workers=0,
+            ),
+            train_dataset=samples,
+            processing_class=tokenizer,
+        )
+        trainer.train(**more)
+        return masked
+
+    straight = train(tmp_path / "a")
+    resumed = train(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    moved = False
+    for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        moved |= not torch.equal(a, model.state_dict().get(name, a))
+    assert moved
+
+
+def test_characters_can_be_added_to_a_trained_model(
+    model: GlyphCRMForPreTraining, atlas: GlyphAtlas, directory: Path
+) -> None:
+    """New rows are read at once, and nothing that could be read before changes."""
+    ids = torch.tensor([[2, 7, 8, 3]])
+    before = model(ids).prediction_logits
+    longer = atlas.extended(GlyphAtlas.build(["麤", "[PAD]"], [default_font()]))
+    model.set_atlas(longer)
+    assert torch.equal(model(ids).prediction_logits, before)
+    new = model(torch.tensor([[2, longer.rows["麤"], 8, 3]])).prediction_logits
+    assert not torch.equal(new, before)
+    model.save_pretrained(directory)
+    again = AutoModelForPreTraining.from_pretrained(directory).eval()
+    assert torch.equal(again(torch.tensor([[2, longer.rows["麤"], 8, 3]])).prediction_logits, new)
+
+
+def test_the_atlas_of_a_checkpoint_can_be_taken_out(atlas: GlyphAtlas, directory: Path) -> None:
+    found = load_atlas(directory)
+    assert found.tokens == atlas.tokens and found.fonts == atlas.fonts
+    assert (found.bitmaps == atlas.bitmaps).all() and (found.sources == atlas.sources).all()
+
+
+def test_damaged_or_mixed_checkpoints_are_refused(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, directory: Path, tmp_path: Path
+) -> None:
+    def copy(name: str) -> Path:
+        return shutil.copytree(directory, tmp_path / name)
+
+    flipped = copy("flipped")
+    tensors = load_file(flipped / "model.safetensors")
+    tensors["glyphcrm.glyph_table.bitmaps"][7, 100] ^= 1
+    save_file(tensors, flipped / "model.safetensors", metadata={"format": "pt"})
+    for load in (AutoModelForPreTraining.from_pretrained, load_atlas):
+        with pytest.raises(UserError, match="do not match"):
+            load(flipped)
+
+    truncated = copy("truncated")
+    content = (truncated / "model.safetensors").read_bytes()
+    (truncated / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="truncated"):
+        load_atlas(truncated)
+
+    swapped = copy("swapped")
+    lines = (swapped / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    lines[6], lines[7] = lines[7], lines[6]
+    (swapped / "vocab.txt").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="do not match"):
+        load_atlas(swapped)
+    with pytest.raises(UserError, match="does not belong"):
+        check_tokenizer(model, GlyphCRMTokenizer.from_pretrained(swapped), swapped)
+    check_tokenizer(model, tokenizer, directory)
+
+
+def test_configurations_that_cannot_be_are_refused() -> None:
+    for wrong in ({"num_glyphs": 10}, {"num_attention_heads": 5}, {"position_map": "polar"}):
+        with pytest.raises(Exception, match=next(iter(wrong))):
+            preset("base", **wrong)
+    with pytest.raises(ValueError, match="no preset 'huge'"):
+        preset("huge")
+
+
+def test_importing_brings_no_modelling_code_but_registers() -> None:
+    """`import glyphcrm` stays light, and the Auto classes work whatever is imported first."""
+    for first in ("import glyphcrm, transformers", "import transformers.models.auto.tokenization_auto, glyphcrm"):
+        program = (
+            f"{first}, sys, json\n"
+            "light = 'transformers.modeling_utils' not in sys.modules\n"
+            "config = transformers.AutoConfig.for_model('glyphcrm', num_hidden_layers=1, vocab_size=9, num_glyphs=9)\n"
+            "model = transformers.AutoModel.from_config(config)\n"
+            "tokenizers = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING\n"
+            "print(json.dumps([light, type(model).__name__, type(config) in tokenizers]))"
+        )
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert json.loads(result.stdout.splitlines()[-1]) == [True, "GlyphCRMModel", True]
+
+
+def test_read_only_characters_are_read_apart(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer) -> None:
+    assert model.config.vocab_size == VOCABULARY_SIZE < model.config.num_glyphs
+    states = [model.glyphcrm(torch.tensor([tokenizer.encode(char)])).last_hidden_state for char in READ_ONLY]
+    assert not any(torch.allclose(states[0], other, atol=1e-4) for other in states[1:])

@@ -1,0 +1,236 @@
+"""Whole runs of pretrain.py: real processes, killed for real."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining, AutoTokenizer
+
+from glyphcrm.training.pretrain import main
+from glyphcrm.training.run_directory import is_complete
+
+from runs import REPOSITORY, Pretrain, command, environment
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(run: Path) -> dict[int, float]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["mlm_loss"] for entry in entries if "mlm_loss" in entry}
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    program = [sys.executable, str(REPOSITORY / "pretrain.py")]
+    return subprocess.Popen(
+        [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+
+
+def wait_for(condition: str, run: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until `condition`, a glob in the run's directory, matches; fail if the process ends before."""
+    deadline = time.monotonic() + 120
+    while not list(run.glob(condition)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    process = start(command(text_file, run))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    (run / "output.txt").write_text(output)
+    return run
+
+
+def test_a_run_leaves_model_chart_log_and_answers(finished: Path, text_file: Path, pretrain: Pretrain) -> None:
+    model = AutoModelForPreTraining.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    assert model.config.num_glyphs == len(tokenizer)
+    assert sorted(losses(finished)) == list(range(1, 13))
+    with Image.open(finished / "loss.png") as chart:
+        assert chart.format == "PNG" and chart.width > 800
+    assert list((finished / "tensorboard").iterdir())
+    output = (finished / "output.txt").read_text()
+    assert "unigram entropy" in output and "▢" in output and "tokens/s" in output
+    again = pretrain(*command(text_file, finished))
+    assert again.returncode == 0 and "step 1:" not in again.stderr and "unigram entropy" in again.stdout
+
+
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    arguments = command(text_file, run, "--save-every", "1", "--workers", "2")
+    # While tokenising, while a checkpoint is being written, after one is complete.
+    for moment in ("data/*", "checkpoint-3/model.safetensors", "checkpoint-7/complete.json"):
+        process = start(arguments)
+        wait_for(moment, run, process)
+        process.kill()
+        process.communicate()
+        assert not (run / "model").exists()
+    process = start(arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "continuing from" in output
+    assert same_weights(run, finished)
+    assert losses(run) == losses(finished)
+
+
+def test_a_run_killed_before_its_model_is_saved_only_saves_it(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "unsaved")
+    shutil.rmtree(run / "model")
+    assert main(command(text_file, run)) == 0
+    assert "unigram entropy" in capsys.readouterr().out
+    assert same_weights(run, finished)
+
+
+def test_a_run_can_start_from_a_finished_model(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "further"
+    assert main(command(text_file, run, "--init", str(finished / "model"), "--steps", "1")) == 0
+    assert "unigram entropy" in capsys.readouterr().out
+
+    def validation(directory: Path) -> list[float]:
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        return [entry["eval_mlm_loss"] for entry in map(json.loads, lines) if "eval_mlm_loss" in entry]
+
+    assert validation(run)[0] == pytest.approx(validation(finished)[-1], abs=1e-5)
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "stopped"
+    arguments = command(text_file, run, "--save-every", "100")
+    process = start(arguments)
+    wait_for("metrics.jsonl", run, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command continues" in output
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert is_complete(checkpoint)
+    process = start(arguments)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert same_weights(run, finished)
+
+
+def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:
+    """One process, one process in micro-batches, and two torchrun processes: the same losses after 20 steps."""
+    last = {}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, micro, launcher in (("one", "4", None), ("micro", "1", None), ("two", "2", torchrun)):
+        run = tmp_path / name
+        more = ("--dropout", "0", "--steps", "20", "--micro-batch-size", micro, "--save-every", "20")
+        result = pretrain(*command(text_file, run, *more), launcher=launcher)
+        assert result.returncode == 0, result.stderr
+        last[name] = losses(run)[20]
+    assert last["two"] == pytest.approx(last["one"], abs=1e-4)
+    assert last["micro"] == pytest.approx(last["one"], abs=1e-4)
+
+
+@pytest.mark.parametrize("learning_rate", ["1e30", "1e39"])
+def test_a_loss_that_diverges_stops_the_run(
+    text_file: Path, tmp_path: Path, pretrain: Pretrain, learning_rate: str
+) -> None:
+    run = tmp_path / "diverged"
+    result = pretrain(*command(text_file, run, "--learning-rate", learning_rate, "--save-every", "1"))
+    assert result.returncode == 2
+    assert "at step" in result.stderr and "lower --learning-rate" in result.stderr
+    (checkpoint,) = sorted(run.glob("checkpoint-*"))[-1:]
+    assert is_complete(checkpoint)
+    assert all(p.isfinite().all() for p in load_file(checkpoint / "model.safetensors").values())
+    assert not (run / "model").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "full"
+    arguments = command(text_file, run)
+    process = start(arguments)
+    wait_for("checkpoint-4/complete.json", run, process)
+    process.kill()
+    process.communicate()
+    size = (run / "checkpoint-4" / "model.safetensors").stat().st_size
+    limited = subprocess.run(
+        [sys.executable, str(REPOSITORY / "pretrain.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1000, size + 1000)),
+        timeout=300,
+        check=False,
+    )
+    assert limited.returncode == 2, limited.stderr
+    assert "make room" in limited.stderr.splitlines()[-1]
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
+    process = start(arguments)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert same_weights(run, finished)
+
+
+def test_a_directory_with_another_run_is_refused(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(text_file, finished, "--seed", "1")) == 2
+    assert "seed 0 -> 1" in capsys.readouterr().err
+    (tmp_path / "letter.txt").write_text("mine")
+    assert main(command(text_file, tmp_path)) == 2
+    assert "choose another --output-dir" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (None, [], "no-such-file.txt"),
+        (b"", [], "empty"),
+        ("天地。\n玄黄。\n".encode() + b"\xff\xfe", [], "byte 20"),
+        ("天地玄黄。宇宙洪荒。".encode(), [], "at least 4"),
+        ("天\n\n地\n\n玄\n\n黄\n\n宇\n\n宙".encode(), [], "no two neighbouring sentences"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--max-length", "65"], "64 positions"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--micro-batch-size", "3"], "batch of 4 sequences"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--steps", "0"], "steps is 0"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--seed", "-1"], "--seed is -1"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--log-every", "3"], "not a multiple"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--font", "no-such-font.ttf"], "no-such-font.ttf"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--init", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    content: bytes | None,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "no-such-file.txt"
+    if content is not None:
+        text = tmp_path / "text.txt"
+        text.write_bytes(content)
+    run = tmp_path / "run"
+    assert main(command(text, run, *arguments)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and message in lines[0]
+    assert not run.exists()
