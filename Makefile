@@ -1,5 +1,5 @@
 # `make pretrain` and `make test` are all that a newcomer needs; both can be repeated.
-.PHONY: pretrain test lint bench clean
+.PHONY: pretrain test lint bench gpu-proof clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -18,7 +18,12 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m pytest bench/ --benchmark
+	$(BIN)/python -m pytest bench/ --benchmark --benchmark-json=bench-results.json
+	$(BIN)/python -m bench.chart bench-results.json -o bench-chart.png
+
+# On a machine with a GPU: everything that only a GPU can prove, into gpu-proof/report.md.
+gpu-proof: .venv/installed
+	$(BIN)/python -m bench.gpu_proof $(ARGS)
 
 # torch comes first and by its exact version: later, a range might bring another build.
 .venv/installed: pyproject.toml setup.py constraints.txt

@@ -57,7 +57,8 @@ def write(directory: Path, documents: list[list[str]], table: npt.NDArray[np.int
 
 def record(benchmark: Any, characters: int) -> None:
     benchmark.extra_info["characters"] = characters
-    benchmark.extra_info["characters_per_second"] = round(characters / benchmark.stats.stats.median)
+    if benchmark.stats:
+        benchmark.extra_info["characters_per_second"] = round(characters / benchmark.stats.stats.median)
 
 
 def test_store_writing(

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from glyphcrm.registration import register_auto_models
 
 POSITION_MAPS = ("paper", "release")
+KERNEL_BACKENDS = ("auto", "triton", "reference")  # as in glyphcrm_kernels, whose import costs more
 
 
 @strict
@@ -23,6 +24,9 @@ class GlyphCRMConfig(PreTrainedConfig):
         glyph_channels: C2, channels of the second residual block.
         position_map: what the two position channels hold: "paper", x and y in [-0.2, 0.2] with the
             origin at the centre, or "release", steps of 0.02 around pixel 24 as in the authors' code.
+        kernel_backend: what runs the fused operations: "auto" (the Triton kernels on a GPU that they are
+            built for, else PyTorch), "triton", or "reference" (PyTorch). It changes no weights; the
+            environment variable GLYPHCRM_KERNEL_BACKEND overrides it.
         glyph_initializer_spread: standard deviation, over characters and before the tanh, that each glyph
             projection starts with.
         glyph_fonts: names of what drew the atlas rows; each row's entry is in the model's buffer.
@@ -52,6 +56,7 @@ class GlyphCRMConfig(PreTrainedConfig):
     stem_channels: int = 64
     glyph_channels: int = 128
     position_map: str = "paper"
+    kernel_backend: str = "auto"
     glyph_fonts: list[str] | None = None
     tokens_sha256: str = ""
     bitmaps_sha256: str = ""
@@ -76,6 +81,8 @@ class GlyphCRMConfig(PreTrainedConfig):
             )
         if self.position_map not in POSITION_MAPS:
             raise ValueError(f"position_map={self.position_map!r} is none of {', '.join(POSITION_MAPS)}")
+        if self.kernel_backend not in KERNEL_BACKENDS:
+            raise ValueError(f"kernel_backend={self.kernel_backend!r} is none of {', '.join(KERNEL_BACKENDS)}")
 
 
 # Sizes of the presets; "nano" is for tests.

@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.modeling.kernel_backend import kernel_backend
 
 
 def eager_attention(
@@ -119,4 +120,5 @@ class EncoderBlock(GradientCheckpointingLayer):
             p=self.config.hidden_dropout_prob,
             eps=norm.eps,
             training=self.training,
+            backend=kernel_backend(self.config),
         )

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.raster import IMAGE_SIZE
+from glyphcrm.modeling.kernel_backend import kernel_backend
 
 WHITENING_CHUNK = 256  # glyphs at once, which bounds the memory
 SMALLEST_VARIANCE = 1e-6  # of the largest; directions below are noise
@@ -66,16 +67,17 @@ class HanGlyph(GradientCheckpointingLayer):
         self.vector = nn.Linear(c2 * 3 * 3, d)
         self.skip1 = nn.Linear(c1 * 12 * 12, d)
         self.skip2 = nn.Linear(c2 * 3 * 3, d)
-        self.position_map_kind = config.position_map
+        self.config = config
         self.register_buffer("positions", position_map(config.position_map), persistent=False)
 
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
         assert self.stem.bias is not None
-        stem, shortcut = glyph_stem(rows, bitmaps, self.stem.weight, self.stem.bias, self.positions)
-        block1 = _residual_block(stem, shortcut, self.block1)
-        expanded = _conv(block1, self.expand, relu=True, padding=1)
-        block2 = _residual_block(expanded, F.max_pool2d(expanded, 2), self.block2)
+        backend = kernel_backend(self.config)
+        stem, shortcut = glyph_stem(rows, bitmaps, self.stem.weight, self.stem.bias, self.positions, backend=backend)
+        block1 = _residual_block(stem, shortcut, self.block1, backend)
+        expanded = _conv(block1, self.expand, relu=True, padding=1, backend=backend)
+        block2 = _residual_block(expanded, F.max_pool2d(expanded, 2), self.block2, backend)
         # Flattened channel by channel, as the released checkpoints expect.
         return block1.flatten(1), block2.flatten(1)
 
@@ -129,11 +131,11 @@ def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:
     projection.bias.copy_(-weight @ mean)
 
 
-def _residual_block(x: Tensor, shortcut: Tensor, convolutions: nn.ModuleList) -> Tensor:
+def _residual_block(x: Tensor, shortcut: Tensor, convolutions: nn.ModuleList, backend: str) -> Tensor:
     """``pool(relu(conv(relu(conv(relu(conv(x))))) + shortcut))``, without padding."""
     first, second, third = convolutions
-    y = _conv(_conv(x, first, relu=True), second, relu=True)
-    return _conv(y, third, residual=shortcut, relu=True, pool=True)
+    y = _conv(_conv(x, first, relu=True, backend=backend), second, relu=True, backend=backend)
+    return _conv(y, third, residual=shortcut, relu=True, pool=True, backend=backend)
 
 
 def _conv(x: Tensor, convolution: nn.Module, **epilogue: Any) -> Tensor:

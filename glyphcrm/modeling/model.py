@@ -49,7 +49,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=he_std(module))
             init.zeros_(module.bias)
         elif isinstance(module, HanGlyph):
-            init.copy_(module.positions, position_map(module.position_map_kind))
+            init.copy_(module.positions, position_map(module.config.position_map))
         elif isinstance(module, GlyphTable):
             init.zeros_(module.bitmaps)
             init.zeros_(module.sources)
@@ -198,7 +198,8 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             if token_type_ids is None
             else self.token_type_embeddings(token_type_ids)
         )
-        normed = self.embedding_norm(inputs_embeds + positions + segments)
+        # Autocast would leave float32 here, and every add-norm and linear layer after it would move twice the bytes.
+        normed = self.embedding_norm(inputs_embeds + positions + segments).to(inputs_embeds.dtype)
         return F.dropout(normed, self.config.hidden_dropout_prob, self.training)
 
     def _check_shape(self, shape: torch.Size) -> None:

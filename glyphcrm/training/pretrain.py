@@ -19,6 +19,7 @@ from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.errors import UserError, exit_on_user_error
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling.kernel_backend import check_kernel_backend
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training import corpus as corpora
 from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopOnSignal, read_metrics
@@ -55,6 +56,7 @@ def pretrain(options: PretrainOptions) -> int:
         UserError: for what the user can mend: text, fonts, settings, a full disk, a loss that diverged.
     """
     arguments = training_arguments(options)
+    check_kernel_backend(preset(options.preset), arguments.device)
     is_main = arguments.process_index == 0
     is_new = not (options.run_dir / RUN_FILE).exists()
     with arguments.main_process_first(local=False, desc="preparing the text"):

@@ -1,0 +1,102 @@
+"""Timers: pytest-benchmark's own on a CPU, the device's clock on a GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import mean
+
+import torch
+
+RUNS_BEFORE = 3  # compile, choose algorithms, fill caches
+LONGEST_HOLD = 0.2  # seconds
+
+
+class CpuClock:
+    """Wall-clock seconds; a round is one call."""
+
+    calls = 1
+    host_was_late = False
+
+    def __call__(self) -> float:
+        return time.perf_counter()
+
+    def prepare(self, call: Callable[[], object]) -> int:
+        """Warm up, and return how many rounds make about a second."""
+        for _ in range(RUNS_BEFORE - 1):
+            call()
+        start = self()
+        call()
+        return min(30, max(5, round(1 / (self() - start))))
+
+    def hold(self) -> None:
+        """Nothing to do."""
+
+
+class Stamp:
+    """A moment on a GPU. The difference of two is in seconds a call, and waits for the later one."""
+
+    def __init__(self, clock: GpuClock, previous: Stamp | None) -> None:
+        self.clock, self.previous = clock, previous
+        self.previous_was_over = previous is not None and previous.event.query()
+        self.event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def __sub__(self, start: Stamp) -> float:
+        self.event.synchronize()
+        if self.previous is start:
+            self.clock.late.append(self.previous_was_over)
+            self.previous = None
+        return start.event.elapsed_time(self.event) / 1e3 / self.clock.calls
+
+
+class GpuClock:
+    """The GPU's seconds for one of `calls` launches in a row, without the host's.
+
+    Before a round the GPU is kept busy (`hold`) while the host queues the whole round, so that it then
+    runs without gaps, as in a training step whose host is ahead. `host_was_late` says that this did not
+    succeed: then the time includes waiting for the host.
+    """
+
+    rounds = 20
+
+    def __init__(self) -> None:
+        self.calls = 1
+        self.late: list[bool] = []
+        self._hold = 0.0
+        self._last: Stamp | None = None
+
+    def __call__(self) -> Stamp:
+        self._last = Stamp(self, self._last)
+        return self._last
+
+    def prepare(self, call: Callable[[], object]) -> int:
+        """Warm up, choose how many calls make two milliseconds, and return the number of rounds."""
+        for _ in range(RUNS_BEFORE):
+            call()
+        torch.cuda.synchronize()
+        started, start = time.perf_counter(), self()
+        call()
+        host, device = time.perf_counter() - started, self() - start
+        self.calls = min(50, max(1, round(2e-3 / device)))
+        self._hold = min(LONGEST_HOLD, 2 * host * self.calls + 5e-4)
+        self.late.clear()
+        return self.rounds
+
+    def hold(self) -> None:
+        """Wait for the GPU, then keep it busy for as long as the host needs to queue a round."""
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(self._hold * 2e9))  # cycles; GPUs make about 2e9 a second
+
+    @property
+    def host_was_late(self) -> bool:
+        """Whether in most rounds the GPU was idle before the host had queued the last launch."""
+        return bool(self.late) and mean(self.late) > 0.5
+
+
+Clock = CpuClock | GpuClock
+
+
+def clock_for(device: str) -> Clock:
+    """Return the clock of "cpu" or "cuda"."""
+    return GpuClock() if device == "cuda" else CpuClock()

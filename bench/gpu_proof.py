@@ -1,0 +1,299 @@
+"""Everything that only a GPU can prove, in one command: `make gpu-proof`.
+
+    python -m bench.gpu_proof [--output gpu-proof] [--dry-run]
+
+Runs the kernel tests on the device, compute-sanitizer's race, memory and synchronisation checks over every
+kernel (if compute-sanitizer is installed), two pre-training steps with either backend, the static report and the
+benchmarks. Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
+Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
+
+`--dry-run` needs no GPU: the same commands, with the kernels in Triton's interpreter and what would take long
+cut down (each step in the report has its command). It proves the way, not the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.results import read, table
+
+ROOT = Path(__file__).parents[1]
+TAIL_LINES = 25
+TIMEOUT = 7200  # seconds; a step that hangs shall not cost the report
+SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something
+PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "pytest-benchmark", "liger_kernel", "flash_attn")
+# In a dry run: some kernel tests (`make test` runs all of them), and a few benchmarks.
+QUICK_TESTS = "test_opcheck or test_nothing_is_random or test_bad_arguments"
+QUICK_BENCHMARKS = "add_norm-2-way and not compile"
+
+
+@dataclass
+class Step:
+    """One command of the proof.
+
+    Attributes:
+        command: what runs, in the repository.
+        environment: what is added to the environment.
+        skip: why it does not run, or nothing.
+        status: "passed", "failed", "skipped", or "not run" yet.
+        output: the end of what it printed; all of it is in a log beside the report.
+    """
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    skip: str = ""
+    timeout: float = TIMEOUT
+    status: str = "not run"
+    seconds: float = 0.0
+    output: str = ""
+
+    def run(self, log: Path, common: dict[str, str]) -> None:
+        """Run the command to its end, and its children with it if it takes too long."""
+        if self.skip:
+            self.status = "skipped"
+            return
+        started = time.monotonic()
+        with open(log, "w+", encoding="utf-8", errors="replace") as file:
+            process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env={**common, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            ending = ""
+            try:
+                if code := process.wait(self.timeout):
+                    ending = f"exit code {code}"
+            except subprocess.TimeoutExpired:
+                ending = f"stopped after {self.timeout:,.0f} seconds"
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            file.seek(0)
+            lines = file.read().splitlines()
+        self.output = "\n".join([*lines[-TAIL_LINES:], *([ending] if ending else [])])
+        self.status = "failed" if ending else "passed"
+        self.seconds = time.monotonic() - started
+
+
+def steps(output: Path, dry_run: bool) -> list[Step]:
+    """Return the proof."""
+    python = sys.executable
+    pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
+    exercise = [python, "-m", "bench.exercise_kernels"]
+    benchmarks = output / "benchmarks.json"
+    step_options = ["--preset", "nano", "--batch-size", "2", "--no-bf16", "--small-text"] if dry_run else []
+    compiler = {"TRITON_INTERPRET": "0"}  # the report compiles, and never runs a kernel
+    proof = [
+        Step("kernel tests", [*pytest, "tests/kernels", *(["-k", QUICK_TESTS] if dry_run else [])]),
+        Step("every kernel, indices checked", exercise, {"GLYPHCRM_CHECK_INDICES": "1"}),
+    ]
+    proof += [_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")]
+    proof += [
+        Step(
+            "pre-training steps, both backends",
+            [python, "-m", "bench.pretraining_step", "--output", str(output / "pretraining"), *step_options],
+        ),
+        Step(
+            "static report",
+            [
+                *(python, "-m", "bench.static_report", "--json", str(output / "static-report.json")),
+                *("--markdown", str(output / "static-report.md"), *(["--quick"] if dry_run else [])),
+            ],
+            compiler,
+        ),
+        Step("benchmarks, each once", [*pytest, "bench/test_kernels.py"]),
+        Step(
+            "benchmarks",
+            [
+                *(*pytest, "bench/test_kernels.py", "--benchmark", f"--benchmark-json={benchmarks}"),
+                *(["-k", QUICK_BENCHMARKS] if dry_run else []),
+            ],
+        ),
+        Step("chart", [python, "-m", "bench.chart", str(benchmarks), "-o", str(output / "benchmarks.png")]),
+    ]
+    return proof
+
+
+def _sanitizer_step(tool: str, exercise: list[str], dry_run: bool) -> Step:
+    sanitizer = find_sanitizer()
+    skip = ""
+    if sanitizer is None:
+        skip = (
+            "compute-sanitizer is neither in PATH, nor in CUDA_HOME, nor installed by pip (nvidia-cuda-sanitizer-api)"
+        )
+    elif dry_run or torch.version.hip:
+        skip = "there is no NVIDIA GPU"
+    # Imported here: it imports the kernels, which takes seconds.
+    from bench.exercise_kernels import kernel_names
+
+    command = [
+        *(str(sanitizer or "compute-sanitizer"), "--tool", tool, "--error-exitcode", str(SANITIZER_EXIT_CODE)),
+        # Triton starts an assembler, which has no kernels; PyTorch's own are not ours to check.
+        *("--target-processes", "application-only"),
+        *(word for name in sorted(kernel_names()) for word in ("--kernel-name", f"kns={name}")),
+        # PyTorch probes for what may not be there.
+        *(("--report-api-errors", "no") if tool == "memcheck" else ()),
+        *exercise,
+    ]
+    # Without PyTorch's pool each tensor is an allocation, whose end is known.
+    return Step(f"compute-sanitizer {tool}", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, skip)
+
+
+def find_sanitizer() -> Path | None:
+    """Return where compute-sanitizer is: PATH, the CUDA toolkit, or the pip package."""
+    if found := shutil.which("compute-sanitizer"):
+        return Path(found)
+    toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders = [Path(toolkit) for toolkit in (*toolkits, "/usr/local/cuda")]
+    for folder in sys.path:
+        folders += Path(folder, "nvidia").glob("*/")
+    places = ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer")
+    candidates = (folder / place for folder in folders for place in places)
+    return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
+
+
+def environment() -> dict[str, Any]:
+    """Return what the proof ran on."""
+    versions: dict[str, Any] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    versions |= {"system": platform.platform(), "CUDA of torch": torch.version.cuda, "HIP of torch": torch.version.hip}
+    versions["commit"] = _first_line("git", "describe", "--always", "--dirty")
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        versions |= {
+            "GPU": properties.name,
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "GPU memory, GiB": round(properties.total_memory / 2**30, 1),
+            "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "SM clock now and at most": _first_line(
+                "nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"
+            ),
+        }
+    return versions
+
+
+def _first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0]
+
+
+def missing_gpu() -> str:
+    """Say why the kernels cannot run on a GPU here, or nothing."""
+    if not torch.cuda.is_available():
+        return f"there is no GPU that torch {torch.__version__} can use"
+    from glyphcrm_kernels.backend import target_supported
+    from glyphcrm_kernels.launch import target_of
+
+    target = target_of(torch.device("cuda", 0))
+    return "" if target_supported(target) else f"the kernels do not support {target.backend} {target.arch}"
+
+
+def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:
+    """Run all steps, write the report after each, and return the exit code."""
+    output.mkdir(parents=True, exist_ok=True)
+    common = {**os.environ, "TRITON_INTERPRET": "1" if dry_run else "0"}
+    facts = environment()
+    try:
+        for i, step in enumerate(proof, 1):
+            print(f"[{i}/{len(proof)}] {step.name} ... ", end="", flush=True)
+            step.run(output / f"{i}-{step.name.replace(',', '').replace(' ', '-')}.log", common)
+            print(f"skipped: {step.skip}" if step.skip else f"{step.status}, {step.seconds:,.0f} s", flush=True)
+            write_report(proof, facts, output, dry_run)
+    finally:
+        write_report(proof, facts, output, dry_run)
+    print(f"{verdict(proof, dry_run)}\n{output / 'report.md'}")
+    return 0 if all(step.status in ("passed", "skipped") for step in proof) else 1
+
+
+def verdict(proof: Sequence[Step], dry_run: bool) -> str:
+    """Return the first line of the report."""
+    names = {status: [s.name for s in proof if s.status == status] for status in ("failed", "not run", "skipped")}
+    ran = len(proof) - len(names["not run"]) - len(names["skipped"])
+    if names["failed"]:
+        text = f"FAILED: {'; '.join(names['failed'])} ({len(names['failed'])} of {ran} steps that ran)"
+    elif names["not run"]:
+        text = f"UNFINISHED: {ran} steps passed, not run: {'; '.join(names['not run'])}"
+    else:
+        text = f"PASSED: all {ran} steps that ran"
+    if names["skipped"]:
+        text += f"; skipped: {'; '.join(names['skipped'])}"
+    return f"DRY RUN, no kernel ran on a GPU. {text}" if dry_run else text
+
+
+def write_report(proof: Sequence[Step], facts: dict[str, Any], output: Path, dry_run: bool) -> None:
+    """Write report.json and report.md."""
+    head = verdict(proof, dry_run)
+    benchmarks = output / "benchmarks.json"
+    measured = any(s.name == "benchmarks" and s.status == "passed" for s in proof)
+    results = read(benchmarks) if measured and benchmarks.exists() else []
+    record = {
+        "verdict": head,
+        "dry_run": dry_run,
+        "environment": facts,
+        "steps": [asdict(step) for step in proof],
+        "benchmarks": [result._asdict() for result in results],
+    }
+    (output / "report.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
+    lines = [f"# GPU proof of the kernels\n\n**{head}**\n", "| step | status | seconds |", "|---|---|---:|"]
+    lines += [
+        f"| {s.name} | {s.status}{f': {s.skip}' if s.skip else ''} | {f'{s.seconds:,.0f}' if not s.skip else ''} |"
+        for s in proof
+    ]
+    if results:
+        lines += ["", "## Benchmarks", "", "![chart](benchmarks.png)", "", *table(results)]
+    lines += ["", "## Environment", "", "| what | value |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    lines += ["", "## Steps"]
+    for s in proof:
+        settings = [f"{name}={value}" for name, value in s.environment.items()]
+        lines += ["", f"### {s.name}: {s.status}", "", "```", f"$ {' '.join([*settings, *s.command])}"]
+        lines += [*([s.output] if s.output else []), "```"]
+    (output / "report.md").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu_proof", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("gpu-proof"), help="folder for the report")
+    parser.add_argument("--dry-run", action="store_true", help="no GPU: everything else that can run")
+    options = parser.parse_args(arguments)
+    os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported; the steps of a dry run get it back
+    if not options.dry_run and (missing := missing_gpu()):
+        print(f"error: {missing}; --dry-run runs what can run without", file=sys.stderr)
+        return 2
+    output = options.output.resolve()
+    return prove(steps(output, options.dry_run), output, options.dry_run)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,147 @@
+"""Pre-trains for two steps with either backend, from the same weights on the same batches, and compares.
+
+    python -m bench.pretraining_step --output DIR [--preset base] [--no-bf16]
+
+Runs `pretrain.py` itself, as a process for each backend and precision; what is compared is what it writes:
+the losses and gradient norms in metrics.jsonl, and the final weights. In float32 the backends have to agree but for
+rounding. In bfloat16 the kernels may be as far from float32 as PyTorch's own bfloat16 is, times two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+STEPS = 2
+MEASURES = ("mlm_loss", "nsp_loss", "grad_norm")
+# Relative differences in float32. Adam divides gradients by their size, so where one is no more than
+# rounding, so is its update: that is the noise in the weights.
+MEASURES_TOLERANCE = 1e-3
+UPDATE_TOLERANCE = 0.05
+HALF_TOLERANCE = 2.0  # times PyTorch's own distance from float32
+# Few distinct characters, as each is an image for Triton's interpreter to convolve.
+SENTENCES = ("天地人大。", "大人天上。", "地上大天。", "上人地大。", "人上大地。")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of pretrain.py left behind."""
+
+    measures: dict[str, list[float]]
+    update: dict[str, Tensor]  # final weights minus the first ones
+
+    def measure_difference(self, other: Run) -> float:
+        """Return the largest relative difference of a loss or gradient norm."""
+        pairs = [pair for name in MEASURES for pair in zip(self.measures[name], other.measures[name], strict=True)]
+        return max(abs(a - b) / abs(b) for a, b in pairs)
+
+    def update_difference(self, other: Run) -> float:
+        """Return |difference of the updates| / |update|, over all weights."""
+        difference = sum(float((self.update[name] - t).square().sum()) for name, t in other.update.items())
+        return sqrt(difference / sum(float(t.square().sum()) for t in other.update.values()))
+
+
+def write_text(path: Path) -> None:
+    """Write a little text, in documents of ten sentences."""
+    documents = ["".join(SENTENCES[(i + j) % len(SENTENCES)] for j in range(10)) for i in range(40)]
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+
+
+def pretrain(directory: Path, backend: str, arguments: Sequence[str], bf16: bool) -> None:
+    """Run pretrain.py to its end; its output goes to this process's if it fails."""
+    shutil.rmtree(directory, ignore_errors=True)  # or it would continue
+    print(f"pretrain.py, {backend}, {'bfloat16' if bf16 else 'float32'}", flush=True)
+    # TF32 in cuBLAS or cuDNN would be the larger difference.
+    environment = {**os.environ, "GLYPHCRM_KERNEL_BACKEND": backend, "NVIDIA_TF32_OVERRIDE": "0"}
+    command = [
+        *(sys.executable, str(ROOT / "pretrain.py"), "--output-dir", str(directory), *arguments),
+        *("--bf16", "on" if bf16 else "off"),
+    ]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(done.stdout)
+        sys.exit(f"error: {' '.join(command)} ended with exit code {done.returncode}")
+
+
+def read(directory: Path, first: dict[str, Tensor]) -> Run:
+    entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+    steps = [entry for entry in entries if "mlm_loss" in entry]
+    if len(steps) != STEPS:
+        sys.exit(f"error: {directory / 'metrics.jsonl'} has {len(steps)} training steps; there should be {STEPS}")
+    weights = load_file(directory / "model" / "model.safetensors")
+    return Run(
+        {name: [float(entry[name]) for entry in steps] for name in MEASURES},
+        {name: t.double() - first[name].double() for name, t in weights.items() if t.is_floating_point()},
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.pretraining_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="directory for the runs")
+    parser.add_argument("--preset", default="base")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--no-bf16", action="store_true", help="float32 only (Triton's interpreter needs that)")
+    parser.add_argument("--small-text", action="store_true", help="a few sentences instead of the demo corpus")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    batch = str(options.batch_size)
+    common = ["--preset", options.preset, "--dropout", "0", "--batch-size", batch, "--micro-batch-size", batch]
+    common += ["--steps", str(STEPS), "--warmup-steps", "0", "--log-every", "1", "--save-every", str(STEPS)]
+    common += ["--eval-every", str(STEPS), "--eval-samples", "2", "--workers", "0", "--no-input-only"]
+    if options.small_text:
+        write_text(options.output / "text.txt")
+        common += ["--data", str(options.output / "text.txt")]
+
+    # One set of first weights for all: a model's initialisation passes through the kernels, too.
+    start = options.output / "start"
+    pretrain(start, "reference", [*common, "--steps", "1", "--save-every", "1"], bf16=False)
+    first = load_file(start / "model" / "model.safetensors")
+    runs: dict[tuple[str, bool], Run] = {}
+    for bf16 in (False,) if options.no_bf16 else (False, True):
+        for backend in ("reference", "triton"):
+            directory = options.output / f"{backend}-{'bf16' if bf16 else 'fp32'}"
+            pretrain(directory, backend, [*common, "--init", str(start / "model")], bf16)
+            runs[backend, bf16] = read(directory, first)
+    if failures := compare(runs):
+        sys.exit("error: " + "; ".join(failures))
+
+
+def compare(runs: dict[tuple[str, bool], Run]) -> list[str]:
+    """Print how far the backends are apart, by (backend, bf16), and return what is too far."""
+    exact = runs["reference", False]
+    failures = []
+    for (backend, bf16), run in runs.items():
+        measures, update = run.measure_difference(exact), run.update_difference(exact)
+        losses = ", ".join(f"{loss:.6f}" for loss in run.measures["mlm_loss"])
+        name = f"{backend}, {'bfloat16' if bf16 else 'float32'}"
+        print(f"{name:20} MLM loss {losses}; from reference, float32: losses {measures:.1e}, updates {update:.1e}")
+        if backend == "triton":
+            allowed = (MEASURES_TOLERANCE, UPDATE_TOLERANCE)
+            if bf16:
+                peer = runs["reference", True]
+                own = peer.measure_difference(exact), peer.update_difference(exact)
+                allowed = max(allowed[0], HALF_TOLERANCE * own[0]), max(allowed[1], HALF_TOLERANCE * own[1])
+            for what, found, limit in zip(("losses", "updates"), (measures, update), allowed, strict=True):
+                if not found <= limit:
+                    failures.append(f"{name}: {what} are {found:.1e} away, allowed {limit:.1e}")
+    return failures
+
+
+if __name__ == "__main__":
+    main()

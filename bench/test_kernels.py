@@ -1,0 +1,189 @@
+"""The fused operations against their peers: op x sizes x dtype x direction, a group for each.
+
+    pytest bench/test_kernels.py --benchmark [--benchmark-json FILE]
+
+On a CPU the PyTorch references run, on a GPU the Triton kernels; a pytest-benchmark table shows each
+group with its peers. Its rows are measured one after the other, minutes apart, and a machine's speed drifts.
+So the ratios, in the table at the end and in the JSON, are measured apart: before each round of a peer
+runs a round of the group's first way, A B A B, and the ratio is that of the two medians.
+
+Each round works on the next of several sets of random inputs that together exceed the caches. A way
+that does not compute what the reference computes in float32 fails, and is not timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import ceil
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+from bench.ceilings import ceiling
+from bench.clock import clock_for
+from bench.peers import DROPOUT, Case, Inputs, Outputs, Way, cases, step
+from bench.results import RESULTS, Result
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# bfloat16 is slower than float32 on most CPUs.
+DTYPES = (torch.bfloat16, torch.float16, torch.float32) if DEVICE == "cuda" else (torch.float32,)
+DIRECTIONS = ("inference", "training")  # forward; forward and backward, with dropout where the op has it
+
+# Relative RMS of (outputs, gradients): enough to tell another function from rounding. Gradients jump
+# where rounding decides a ReLU or the maximum of a window.
+TOLERANCES = {torch.float32: (1e-5, 1e-2), torch.float16: (5e-3, 0.15), torch.bfloat16: (4e-2, 0.3)}
+CPU_CACHE = 32 * 2**20
+LARGEST_SETS = 8
+
+clock = clock_for(DEVICE)
+pytestmark = pytest.mark.benchmark(timer=clock)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each way; `torch.compile` only where something is measured."""
+    measure = metafunc.config.getoption("--benchmark")
+    runs = [
+        pytest.param(case, dtype, direction, name, id=f"{case.op}-{case.size}-{_name(dtype)}-{direction}-{name}")
+        for case in cases(DEVICE, measure)
+        for dtype in DTYPES
+        for direction in DIRECTIONS
+        for name, way in case.ways.items()
+        if (measure or not way.compiled) and (way.training or direction == "inference")
+    ]
+    metafunc.parametrize(("case", "dtype", "direction", "name"), runs)
+
+
+@pytest.fixture(autouse=True)
+def fair() -> Iterator[None]:
+    """Exact float32 for all, cuDNN's fastest algorithms, and nothing left over from other compilations."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
+    torch.cuda.empty_cache()
+
+
+def test_kernel(
+    benchmark: Any, request: pytest.FixtureRequest, case: Case, dtype: torch.dtype, direction: str, name: str
+) -> None:
+    way, training = case.ways[name], direction == "training"
+    if way.missing:
+        pytest.skip(way.missing)
+    benchmark.group = f"{case.op} {case.size}, {_name(dtype)}, {direction}"
+    benchmark.name = name
+    try:
+        if not benchmark.enabled:
+            benchmark(check, case, way, dtype, training)
+            return
+        check(case, way, dtype, training)
+        result = measure(benchmark, case, name, dtype, direction)
+    except torch.OutOfMemoryError:
+        pytest.skip("the GPU's memory is too small")
+    benchmark.extra_info.update(result._asdict())
+    request.config.stash[RESULTS].append(result)
+
+
+def check(case: Case, way: Way, dtype: torch.dtype, training: bool) -> None:
+    """Fail unless `way` computes what this project's reference computes in float32 from the same numbers."""
+    inputs = case.draw(dtype)
+    exact = {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+    cotangents = _cotangents(case, exact) if training else None
+    reference = case.ways["reference"] if "reference" in case.ways else case.ways["cuDNN, channels-last"]
+    truth = step(reference, case, _differentiable(case, exact, training), 0.0, cotangents)
+    rounded = tuple(c.to(dtype) for c in cotangents) if cotangents else None
+    found = step(way, case, _differentiable(case, way.lay_out(inputs), training), 0.0, rounded)
+    for what, tolerance, actual, expected in zip(("output", "gradient"), TOLERANCES[dtype], found, truth, strict=True):
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            error = float((a.detach().float() - e.detach()).norm() / e.detach().norm())
+            assert error <= tolerance, f"{what} {i} is off by {error:.1e} (relative RMS), allowed {tolerance:.0e}"
+
+
+def measure(benchmark: Any, case: Case, name: str, dtype: torch.dtype, direction: str) -> Result:
+    """Time one way, and this project's own alternating with it."""
+    training = direction == "training"
+    drawn = [case.draw(dtype)]
+    # Its results tell how much a call moves, and so how many sets of inputs exceed the cache.
+    outputs, _ = step(next(iter(case.ways.values())), case, drawn[0], 0.0, None)
+    moved = case.bytes_moved(drawn[0], outputs, training)
+    sets = min(LARGEST_SETS, ceil(2 * _cache_bytes() / moved))
+    drawn += [case.draw(dtype) for _ in range(sets - 1)]
+
+    own_name = next(iter(case.ways))
+    call = caller(case, case.ways[name], drawn, training)
+    own_call = call if name == own_name else caller(case, case.ways[own_name], drawn, training)
+    rounds = min(clock.prepare(own_call), clock.prepare(call))
+    own_seconds: list[float] = []
+
+    def before_a_round() -> None:
+        if own_call is not call:
+            clock.hold()
+            start = clock()
+            one_round(own_call)
+            own_seconds.append(clock() - start)  # type: ignore[operator]
+        clock.hold()
+
+    def one_round(call: Callable[[], object]) -> None:
+        for _ in range(clock.calls):
+            call()
+
+    benchmark.pedantic(one_round, (call,), setup=before_a_round, rounds=rounds)
+    seconds = benchmark.stats.stats.median
+    amount = moved / 1e9 if case.unit == "GB/s" else _flops(case, training) / 1e12
+    speed = amount / seconds
+    return Result(
+        op=case.op,
+        size=case.size,
+        dtype=_name(dtype),
+        direction=direction,
+        way=name,
+        seconds=seconds,
+        ratio=seconds / median(own_seconds) if own_call is not call else 1.0,
+        speed=speed,
+        unit=case.unit,
+        share=speed / ceiling(DEVICE, case.unit, dtype),
+        bytes=moved,
+        flops=_flops(case, training),
+        host_was_late=clock.host_was_late,
+    )
+
+
+def caller(case: Case, way: Way, drawn: list[Inputs], training: bool) -> Callable[[], object]:
+    """Return a function that runs `way` on the next of the sets of inputs."""
+    sets = [_differentiable(case, way.lay_out(inputs), training) for inputs in drawn]
+    cotangents = [_cotangents(case, inputs) for inputs in drawn] if training else [None] * len(drawn)
+    p = DROPOUT if training else 0.0
+    count = 0
+
+    def call() -> None:
+        nonlocal count
+        step(way, case, sets[count % len(sets)], p, cotangents[count % len(sets)])
+        count += 1
+
+    return call
+
+
+def _cotangents(case: Case, inputs: Inputs) -> Outputs:
+    outputs, _ = step(next(iter(case.ways.values())), case, inputs, 0.0, None)
+    return tuple(torch.randn_like(t) for t in outputs)
+
+
+def _differentiable(case: Case, inputs: Inputs, training: bool) -> Inputs:
+    leaves = {name for name, t in inputs.items() if t.is_floating_point() and name not in case.constant}
+    # Copies share the numbers: a set of inputs may be 2 GB.
+    return {name: t.detach().requires_grad_(training and name in leaves) for name, t in inputs.items()}
+
+
+def _flops(case: Case, training: bool) -> float:
+    return case.flops * (case.training_flops if training else 1)
+
+
+def _cache_bytes() -> int:
+    return int(torch.cuda.get_device_properties(DEVICE).L2_cache_size) if DEVICE == "cuda" else CPU_CACHE
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,19 @@
+"""Kernel tests: every output buffer of every kernel is poisoned and guarded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from glyphcrm_kernels import launch
+
+from checks import GuardedBuffers
+
+
+@pytest.fixture
+def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedBuffers]:
+    """Guarded, NaN-filled outputs for all kernels; the test places its inputs in such buffers, too."""
+    guarded = GuardedBuffers()
+    monkeypatch.setattr(launch, "empty", guarded.empty)
+    yield guarded
+    guarded.assert_guards_unchanged()
