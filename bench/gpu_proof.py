@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from bench.results import read, table
 
 ROOT = Path(__file__).parents[1]
 TAIL_LINES = 25
+BENCHMARKS = "benchmarks.json"
 TIMEOUT = 7200  # seconds; a step that hangs shall not cost the report
 SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "pytest-benchmark", "liger_kernel", "flash_attn")
@@ -101,7 +104,7 @@ def steps(output: Path, dry_run: bool) -> list[Step]:
     python = sys.executable
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
     exercise = [python, "-m", "bench.exercise_kernels"]
-    benchmarks = output / "benchmarks.json"
+    benchmarks = output / BENCHMARKS
     step_options = ["--preset", "nano", "--batch-size", "2", "--no-bf16", "--small-text"] if dry_run else []
     compiler = {"TRITON_INTERPRET": "0"}  # the report compiles, and never runs a kernel
     proof = [
@@ -144,6 +147,8 @@ def _sanitizer_step(tool: str, exercise: list[str], dry_run: bool) -> Step:
         )
     elif dry_run or torch.version.hip:
         skip = "there is no NVIDIA GPU"
+    else:
+        skip = _cannot_start(sanitizer)
     # Imported here: it imports the kernels, which takes seconds.
     from bench.exercise_kernels import kernel_names
 
@@ -171,6 +176,19 @@ def find_sanitizer() -> Path | None:
     places = ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer")
     candidates = (folder / place for folder in folders for place in places)
     return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
+
+
+@cache
+def _cannot_start(sanitizer: Path) -> str:
+    """Say that it does not even start a program (the pip package's may lack its launcher), or nothing."""
+    command = [str(sanitizer), "--target-processes", "application-only", sys.executable, "-c", "print('started')"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{sanitizer} cannot start a program: {error}"
+    if "started" in done.stdout:
+        return ""
+    return f"{sanitizer} cannot start a program; install the CUDA toolkit's"
 
 
 def environment() -> dict[str, Any]:
@@ -220,6 +238,7 @@ def missing_gpu() -> str:
 def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:
     """Run all steps, write the report after each, and return the exit code."""
     output.mkdir(parents=True, exist_ok=True)
+    (output / BENCHMARKS).unlink(missing_ok=True)  # those of an earlier proof
     common = {**os.environ, "TRITON_INTERPRET": "1" if dry_run else "0"}
     facts = environment()
     try:
@@ -252,9 +271,8 @@ def verdict(proof: Sequence[Step], dry_run: bool) -> str:
 def write_report(proof: Sequence[Step], facts: dict[str, Any], output: Path, dry_run: bool) -> None:
     """Write report.json and report.md."""
     head = verdict(proof, dry_run)
-    benchmarks = output / "benchmarks.json"
-    measured = any(s.name == "benchmarks" and s.status == "passed" for s in proof)
-    results = read(benchmarks) if measured and benchmarks.exists() else []
+    benchmarks = output / BENCHMARKS
+    results = read(benchmarks) if benchmarks.exists() else []
     record = {
         "verdict": head,
         "dry_run": dry_run,
@@ -275,7 +293,7 @@ def write_report(proof: Sequence[Step], facts: dict[str, Any], output: Path, dry
     lines += ["", "## Steps"]
     for s in proof:
         settings = [f"{name}={value}" for name, value in s.environment.items()]
-        lines += ["", f"### {s.name}: {s.status}", "", "```", f"$ {' '.join([*settings, *s.command])}"]
+        lines += ["", f"### {s.name}: {s.status}", "", "```", f"$ {shlex.join([*settings, *s.command])}"]
         lines += [*([s.output] if s.output else []), "```"]
     (output / "report.md").write_text("\n".join(lines) + "\n", "utf-8")
 

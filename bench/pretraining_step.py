@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -26,11 +25,13 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 STEPS = 2
 MEASURES = ("mlm_loss", "nsp_loss", "grad_norm")
-# Relative differences in float32. Adam divides gradients by their size, so where one is no more than
-# rounding, so is its update: that is the noise in the weights.
-MEASURES_TOLERANCE = 1e-3
-UPDATE_TOLERANCE = 0.05
-HALF_TOLERANCE = 2.0  # times PyTorch's own distance from float32
+# Relative differences that may be rounding, in (float32, bfloat16); in bfloat16 on top of HALF_TOLERANCE times
+# PyTorch's own distance from float32. Adam divides gradients by their size, which makes rounding more visible.
+MEASURES_TOLERANCE = (1e-3, 1e-2)
+UPDATE_TOLERANCE = (0.05, 0.1)
+HALF_TOLERANCE = 2.0
+# Softmax does not change with the keys' biases: their gradients are 0 but for rounding, and Adam's updates noise.
+NOISE = "attention.key.bias"
 # Few distinct characters, as each is an image for Triton's interpreter to convolve.
 SENTENCES = ("天地人大。", "大人天上。", "地上大天。", "上人地大。", "人上大地。")
 
@@ -47,10 +48,13 @@ class Run:
         pairs = [pair for name in MEASURES for pair in zip(self.measures[name], other.measures[name], strict=True)]
         return max(abs(a - b) / abs(b) for a, b in pairs)
 
-    def update_difference(self, other: Run) -> float:
-        """Return |difference of the updates| / |update|, over all weights."""
-        difference = sum(float((self.update[name] - t).square().sum()) for name, t in other.update.items())
-        return sqrt(difference / sum(float(t.square().sum()) for t in other.update.values()))
+    def update_differences(self, other: Run) -> dict[str, float]:
+        """Return |difference of the updates| / |update| of each weight that is updated."""
+        return {
+            name: float((self.update[name] - t).norm() / t.norm())
+            for name, t in other.update.items()
+            if NOISE not in name and t.any()
+        }
 
 
 def write_text(path: Path) -> None:
@@ -73,6 +77,8 @@ def pretrain(directory: Path, backend: str, arguments: Sequence[str], bf16: bool
     if done.returncode:
         print(done.stdout)
         sys.exit(f"error: {' '.join(command)} ended with exit code {done.returncode}")
+    for checkpoint in directory.glob("checkpoint-*"):  # gigabytes that nobody needs
+        shutil.rmtree(checkpoint)
 
 
 def read(directory: Path, first: dict[str, Tensor]) -> Run:
@@ -123,23 +129,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(runs: dict[tuple[str, bool], Run]) -> list[str]:
-    """Print how far the backends are apart, by (backend, bf16), and return what is too far."""
+    """Print how far the runs, by (backend, bf16), are from PyTorch in float32, and return what is too far."""
     exact = runs["reference", False]
     failures = []
     for (backend, bf16), run in runs.items():
-        measures, update = run.measure_difference(exact), run.update_difference(exact)
-        losses = ", ".join(f"{loss:.6f}" for loss in run.measures["mlm_loss"])
         name = f"{backend}, {'bfloat16' if bf16 else 'float32'}"
-        print(f"{name:20} MLM loss {losses}; from reference, float32: losses {measures:.1e}, updates {update:.1e}")
-        if backend == "triton":
-            allowed = (MEASURES_TOLERANCE, UPDATE_TOLERANCE)
-            if bf16:
-                peer = runs["reference", True]
-                own = peer.measure_difference(exact), peer.update_difference(exact)
-                allowed = max(allowed[0], HALF_TOLERANCE * own[0]), max(allowed[1], HALF_TOLERANCE * own[1])
-            for what, found, limit in zip(("losses", "updates"), (measures, update), allowed, strict=True):
-                if not found <= limit:
-                    failures.append(f"{name}: {what} are {found:.1e} away, allowed {limit:.1e}")
+        measures, updates = run.measure_difference(exact), run.update_differences(exact)
+        worst = max(updates, key=updates.__getitem__)
+        losses = ", ".join(f"{loss:.6f}" for loss in run.measures["mlm_loss"])
+        print(
+            f"{name}: MLM loss {losses}; from PyTorch in float32, relative: losses and gradient norms {measures:.1e},"
+        )
+        print(f"    updates of the weights {updates[worst]:.1e} ({worst}, the worst of {len(updates)})")
+        if backend == "reference":
+            continue
+        own_measures, own_updates = 0.0, dict.fromkeys(updates, 0.0)
+        if bf16:
+            peer = runs["reference", True]
+            own_measures, own_updates = peer.measure_difference(exact), peer.update_differences(exact)
+        allowed = MEASURES_TOLERANCE[bf16] + HALF_TOLERANCE * own_measures
+        if not measures <= allowed:
+            failures.append(f"{name}: losses are {measures:.1e} away, allowed {allowed:.1e}")
+        for weight, found in updates.items():
+            allowed = UPDATE_TOLERANCE[bf16] + HALF_TOLERANCE * own_updates[weight]
+            if not found <= allowed:
+                failures.append(f"{name}: the update of {weight} is {found:.1e} away, allowed {allowed:.1e}")
     return failures
 
 

@@ -63,7 +63,7 @@ def operations(config: GlyphCRMConfig, sequences: int, length: int, distinct: in
 
 
 def _product(name: str, rows: int, inputs: int, outputs: int, count: int = 1) -> Operation:
-    """``count`` linear layers: forward, and two products of that size backward; the bias gradient reads dy once more."""
+    """``count`` linear layers: forward, two products of that size backward; the bias gradient reads dy."""
     forward = 2.0 * rows * inputs * outputs * count
     moved = 3 * B * (rows * inputs + rows * outputs + inputs * outputs) * count + B * rows * outputs * count
     return Operation(name, 3 * forward, moved, moved, forward)

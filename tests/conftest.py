@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -36,3 +37,23 @@ def model(atlas: GlyphAtlas) -> GlyphCRMForPreTraining:
     """A nano model in evaluation mode, the same every time."""
     torch.manual_seed(0)
     return GlyphCRMForPreTraining.from_atlas(preset("nano", vocab_size=VOCABULARY_SIZE), atlas).eval()
+
+
+@pytest.fixture
+def rounded_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Triton's interpreter round float32 to bfloat16 as a GPU does; it cuts the bits off, twice the error."""
+    from glyphcrm_kernels._triton import INTERPRETED
+
+    if not INTERPRETED:
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def rounding_cast(self: Any, source: Any, dtype: Any) -> Any:
+        if source.dtype.scalar.name != "fp32" or dtype.scalar.name != "bf16":
+            return cast(self, source, dtype)
+        rounded = torch.tensor(source.data).bfloat16().view(torch.int16).numpy().view("uint16")
+        return TensorHandle(rounded, dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)

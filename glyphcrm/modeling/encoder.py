@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from glyphcrm_kernels import add_norm
+from glyphcrm_kernels import AddNorm
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -40,6 +40,7 @@ class SelfAttention(nn.Module):
         self.config = config
         self.head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_size**-0.5
+        self.p = config.attention_probs_dropout_prob
         self.is_causal = False
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
@@ -62,7 +63,7 @@ class SelfAttention(nn.Module):
             value,
             attention_mask,
             scaling=self.scaling,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            dropout=self.p if self.training else 0.0,
             **kwargs,
         )
         return self.output(context.reshape(*hidden_states.shape[:-1], -1)), probabilities
@@ -75,11 +76,11 @@ class EncoderBlock(GradientCheckpointingLayer):
         super().__init__()
         self.config = config
         self.attention = SelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = AddNorm(config.hidden_size, config.hidden_dropout_prob, config.layer_norm_eps)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.output_norm = AddNorm(config.hidden_size, config.hidden_dropout_prob, config.layer_norm_eps)
 
     def forward(
         self,
@@ -97,28 +98,8 @@ class EncoderBlock(GradientCheckpointingLayer):
             skip: ``(U, d)``, the glyph skip of each distinct character, or None.
             skip_index: ``(B, L)`` int64, each token's row in `skip`.
         """
+        backend = kernel_backend(self.config)
         attention, _ = self.attention(hidden_states, attention_mask, **kwargs)
-        hidden_states = self._add_norm(attention, hidden_states, self.attention_norm)
+        hidden_states = self.attention_norm(attention, hidden_states, backend=backend)
         feed_forward = self.output(self.activation(self.intermediate(hidden_states)))
-        return self._add_norm(feed_forward, hidden_states, self.output_norm, skip, skip_index)
-
-    def _add_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        norm: nn.LayerNorm,
-        skip: Tensor | None = None,
-        index: Tensor | None = None,
-    ) -> Tensor:
-        return add_norm(
-            x,
-            residual,
-            norm.weight,
-            norm.bias,
-            skip=skip,
-            index=index,
-            p=self.config.hidden_dropout_prob,
-            eps=norm.eps,
-            training=self.training,
-            backend=kernel_backend(self.config),
-        )
+        return self.output_norm(feed_forward, hidden_states, skip, skip_index, backend)

@@ -121,6 +121,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
         self.post_init()
@@ -171,9 +172,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             self._check_ids(glyph_ids, on_any_device=input_ids is not None)
             glyphs = self.hanglyph(glyph_ids, self.glyph_table.bitmaps)
             # Dropout comes after the gather, so that each token draws its own.
-            inputs_embeds = F.dropout(
-                F.embedding(glyph_index, glyphs.vector), self.config.hidden_dropout_prob, self.training
-            )
+            inputs_embeds = self.dropout(F.embedding(glyph_index, glyphs.vector))
         else:
             self._check_shape(inputs_embeds.shape[:-1])
         on_cpu = attention_mask is not None and attention_mask.device.type == "cpu"
@@ -200,7 +199,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         )
         # Autocast would leave float32 here, and every add-norm and linear layer after it would move twice the bytes.
         normed = self.embedding_norm(inputs_embeds + positions + segments).to(inputs_embeds.dtype)
-        return F.dropout(normed, self.config.hidden_dropout_prob, self.training)
+        return self.dropout(normed)
 
     def _check_shape(self, shape: torch.Size) -> None:
         if len(shape) != 2 or 0 in shape:

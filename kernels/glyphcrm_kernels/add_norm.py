@@ -64,7 +64,7 @@ def _arithmetic(dtype: torch.dtype) -> torch.dtype:
 
 
 @triton.jit
-def _kept(seed, row, drop_below, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _kept(seed, row, drop_below, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Return for a tile (ROWS, BLOCK) which elements dropout keeps: a function of the seed, the row and the column.
 
     The generator is Philox4x32-7: seven rounds are the fewest that pass all of BigCrush (Salmon et al., Parallel
@@ -81,7 +81,7 @@ def _kept(seed, row, drop_below, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def _sum_rows(  # type: ignore[no-untyped-def]
+def _sum_rows(
     x,  # (tokens, D)
     residual,  # (tokens, D)
     skip,  # (rows, D) or None
@@ -109,7 +109,7 @@ def _sum_rows(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _add_norm_fwd_kernel(  # type: ignore[no-untyped-def]
+def _add_norm_fwd_kernel(
     x,  # (tokens, D)
     residual,  # (tokens, D)
     weight,  # (D,)
@@ -149,7 +149,7 @@ def _add_norm_fwd_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _add_norm_bwd_kernel(  # type: ignore[no-untyped-def]
+def _add_norm_bwd_kernel(
     dy,  # (tokens, D)
     x,  # (tokens, D)
     residual,  # (tokens, D)
@@ -205,7 +205,7 @@ def _add_norm_bwd_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _segment_sum_kernel(  # type: ignore[no-untyped-def]
+def _segment_sum_kernel(
     values,  # (tokens, D)
     order,  # (tokens,) int64: the tokens, those of one segment next to each other
     starts,  # (segments + 1,) int64: where in `order` each segment starts

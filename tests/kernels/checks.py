@@ -16,7 +16,6 @@ POISON = 0xFF  # as float16, bfloat16, float32 and float64 all bytes 0xFF are Na
 
 FP32_TOLERANCE = 1e-6  # relative RMS
 HALF_TOLERANCE = 2.0  # times PyTorch's own error
-TRUNCATION = 2.0  # how much larger the interpreter's error is, which cuts float32 off to bfloat16 instead of rounding
 
 
 def relative_rms(actual: Tensor, truth: Tensor) -> float:
@@ -43,8 +42,6 @@ def assert_true(name: str, actual: Tensor, truth: Tensor, pytorch: Tensor) -> No
         allowed = FP32_TOLERANCE if actual.dtype == torch.float32 else 1e-12
     else:
         allowed = HALF_TOLERANCE * relative_rms(pytorch, truth) + torch.finfo(actual.dtype).eps * 1e-3
-        if INTERPRETED and actual.dtype == torch.bfloat16:
-            allowed *= TRUNCATION
     assert error <= allowed, f"{name}: relative RMS error {error:.2e}, allowed {allowed:.2e}"
 
 

@@ -17,3 +17,8 @@ def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedBuffers]:
     monkeypatch.setattr(launch, "empty", guarded.empty)
     yield guarded
     guarded.assert_guards_unchanged()
+
+
+@pytest.fixture(autouse=True)
+def _rounded_bfloat16(rounded_bfloat16: None) -> None:
+    """In all kernel tests the interpreter rounds as a GPU does."""

@@ -31,24 +31,6 @@ DTYPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _bfloat16_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the interpreter round float32 to bfloat16 as a GPU does; it cuts the bits off, twice the error."""
-    if not INTERPRETED:
-        return
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cast = InterpreterBuilder.cast_impl
-
-    def rounding_cast(self: Any, source: Any, dtype: Any) -> Any:
-        if source.dtype.scalar.name != "fp32" or dtype.scalar.name != "bf16":
-            return cast(self, source, dtype)
-        rounded = torch.tensor(source.data).bfloat16().view(torch.int16).numpy().view("uint16")
-        return TensorHandle(rounded, dtype.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
-
-
 class Inputs(NamedTuple):
     """The tensors of one call, and the gradient of its result."""
 
