@@ -1,5 +1,5 @@
 # `make pretrain` and `make test` are all that a newcomer needs; both can be repeated.
-.PHONY: pretrain test lint bench gpu-proof clean
+.PHONY: pretrain test test-oldest-triton lint bench gpu-proof clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,6 +11,14 @@ pretrain: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"
+
+# The kernels on the Triton that torch 2.13's CUDA build requires; `test` has the newest, where torch requires none.
+test-oldest-triton: .venv/triton-3.7.1
+	PYTHONPATH=.venv/triton-3.7.1 $(BIN)/python -m pytest tests/kernels -m "not slow"
+
+.venv/triton-3.7.1: .venv/installed
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ triton==3.7.1
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -17,9 +17,10 @@ convolution's own gradient, which is also the residual's; sums dbias), because b
 times. The data gradient is the forward kernel on g with the filter turned round; the weight gradient is
 a product over all pixels, split over programs whose partial sums are added in a fixed order.
 
-Floor at 1,700 characters, base size, bf16: the three 9x9 convolutions are 3.6 TFLOP forward and
-8.8 TFLOP backward (the data gradient, a full convolution, has up to 1.44 times the products), against
-1.7 GB and 6 GB of activations: bound by arithmetic on every GPU named here.
+Floor at 1,700 characters, base size, bf16: the three 9x9 convolutions are 3.6 TFLOP forward and 7.2
+backward, against 1.8 GB and 5.4 GB of activations: bound by arithmetic on every GPU named here. Above the
+floor, the data gradient multiplies the zeros left and right of the image as well, 1.2 to 1.33 times the
+products; those above and below it are left out.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def test_data_parallel(model: GlyphCRMForPreTraining, on: Any, tmp_path: Path) -
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         model.config.kernel_backend = "triton"
-        found = on("triton", module=DistributedDataParallel(model, broadcast_buffers=False))
+        found = on("triton", module=DistributedDataParallel(model, forward_sync_buffers=False))
     finally:
         torch.distributed.destroy_process_group()
     assert_close(found, expected, 1e-6)
