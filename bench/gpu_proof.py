@@ -228,11 +228,11 @@ def missing_gpu() -> str:
     """Say why the kernels cannot run on a GPU here, or nothing."""
     if not torch.cuda.is_available():
         return f"there is no GPU that torch {torch.__version__} can use"
-    from glyphcrm_kernels.backend import target_supported
+    from glyphcrm_kernels.backend import obstacle_on
     from glyphcrm_kernels.launch import target_of
 
-    target = target_of(torch.device("cuda", 0))
-    return "" if target_supported(target) else f"the kernels do not support {target.backend} {target.arch}"
+    obstacle = obstacle_on(target_of(torch.device("cuda", 0)))
+    return obstacle and f"the kernels {obstacle}"
 
 
 def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:

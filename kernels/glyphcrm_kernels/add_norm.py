@@ -548,7 +548,8 @@ def add_norm(
 
     Raises:
         ValueError: shapes or dtypes that do not fit, `skip` without `index` or the other way round, an index
-            out of range (on a GPU: see `backend.check_index`), `p` outside [0, 1), or what `backend.use_triton` raises.
+            out of range (on a GPU: see `backend.check_index`), `p` outside [0, 1), `eps` below 0, or what
+            `backend.use_triton` raises.
     """
     d = x.shape[-1] if x.dim() else 0
     given = {"x": x, "residual": residual, "weight": weight, "bias": bias, "skip": skip}
@@ -562,6 +563,8 @@ def add_norm(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor.shape != (d,):
             raise ValueError(f"add_norm: {name} has shape {tuple(tensor.shape)}; it must be ({d},)")
+    if eps < 0:
+        raise ValueError(f"add_norm: eps={eps} must be 0 or more")
     if not 0 <= p < 1:
         raise ValueError(f"add_norm: p={p} must be in [0, 1)")
     if skip is not None and index is not None:

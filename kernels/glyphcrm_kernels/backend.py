@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import warnings
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.autograd import forward_ad
 
 from glyphcrm_kernels._triton import HAS_TRITON, INTERPRETED
 from glyphcrm_kernels.launch import Target, target_of
@@ -31,7 +35,8 @@ def use_triton(op: str, backend: str, **tensors: Tensor | None) -> bool:
         ValueError: an unknown backend; tensors on different devices; with "triton" a dtype that the
             kernels do not take, tensors that are on no GPU, or no Triton at all.
 
-    On a GPU that Triton or the kernels do not support, the reference runs, after one warning.
+    On a GPU that Triton or the kernels do not support, the reference runs, after one warning. It also runs
+    inside forward-mode differentiation, for which the kernels have no rule.
     """
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend={backend!r} is none of {', '.join(BACKENDS)}")
@@ -40,7 +45,8 @@ def use_triton(op: str, backend: str, **tensors: Tensor | None) -> bool:
     for name, tensor in given.items():
         if tensor.device != device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, but {first} is on {device}; move them to one device")
-    if backend == "reference":
+    # PyTorch would take tangents through an operator without a rule as 0, and not say so.
+    if backend == "reference" or forward_ad._current_level >= 0:
         return False
     wrong = {name: t.dtype for name, t in given.items() if t.is_floating_point() and not _takes(t.dtype)}
     if backend == "auto":
@@ -57,6 +63,14 @@ def use_triton(op: str, backend: str, **tensors: Tensor | None) -> bool:
     return INTERPRETED or _supported(device.type, device.index)
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return what autocast makes of `tensor` on its device; None if it is off or leaves it alone (float64)."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def check_index(op: str, name: str, index: Tensor, rows: int) -> None:
     """Raise `ValueError` unless all of `index` lies in ``[0, rows)``.
 
@@ -65,7 +79,7 @@ def check_index(op: str, name: str, index: Tensor, rows: int) -> None:
     """
     if index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{op}: {name} is {index.dtype}; it must be int64 or int32")
-    if torch.compiler.is_compiling() or not index.numel():
+    if torch.compiler.is_compiling() or is_fake(index) or not index.numel():
         return
     if index.device.type == "cpu" or (index.device.type == "cuda" and os.environ.get(CHECK_VARIABLE) == "1"):
         low, high = (int(value) for value in index.aminmax())
@@ -82,20 +96,24 @@ def _takes(dtype: torch.dtype) -> bool:
 def _supported(device_type: str, device_index: int | None) -> bool:
     if not HAS_TRITON:
         return False
-    target = target_of(torch.device(device_type, device_index or 0))
-    if target_supported(target):
-        return True
-    # Python's default filter shows a warning from one place once.
-    warnings.warn(
-        f"the Triton kernels of GlyphCRM do not support {target.backend} {target.arch}; "
-        "the PyTorch reference runs in their place",
-        stacklevel=4,
-    )
-    return False
+    return _supports(target_of(torch.device(device_type, device_index or 0)))
 
 
-def target_supported(target: Target) -> bool:
-    """Say whether the kernels are built and checked for `target`."""
-    if target.backend == "hip":
-        return target.arch in HIP_ARCHS
-    return isinstance(target.arch, int) and target.arch >= OLDEST_CUDA_ARCH
+@functools.cache  # one look and at most one warning for each kind of GPU
+def _supports(target: Target) -> bool:
+    obstacle = obstacle_on(target)
+    if obstacle:
+        warnings.warn(
+            f"the Triton kernels of GlyphCRM {obstacle}; the PyTorch reference runs in their place", stacklevel=5
+        )
+    return not obstacle
+
+
+def obstacle_on(target: Target) -> str:
+    """Say what keeps the kernels from running on `target`, or nothing."""
+    old = isinstance(target.arch, int) and target.arch < OLDEST_CUDA_ARCH
+    if old or (target.backend == "hip" and target.arch not in HIP_ARCHS):
+        return f"do not support {target.backend} {target.arch}"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "need a C compiler (gcc or clang), with which Triton builds its launchers"
+    return ""

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from glyphcrm_kernels import launch
 from glyphcrm_kernels._triton import tl, triton
-from glyphcrm_kernels.backend import use_triton
+from glyphcrm_kernels.backend import autocast_dtype, use_triton
 from glyphcrm_kernels.launch import Launch, Target, target_of
 
 CHANNELS = (4, 8, 16, 32, 64, 128)
@@ -171,9 +171,15 @@ def _glyph_conv_fwd_kernel(
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y = acc.to(out.dtype.element_ty)
     if POOL:
-        # The winner is sought among the rounded values, as PyTorch does; of equals the first one wins.
+        # As in PyTorch the winner is sought among the rounded values, of equals the first one wins, and so does
+        # the first NaN (comparisons would lose it).
         windows = tl.reshape(y.to(ACCUMULATOR), (BLOCK_M // 4, 4, BLOCK_N))
-        best, which = tl.max(windows, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        place = tl.arange(0, 4)[None, :, None]
+        is_nan = windows != windows
+        rank = tl.where(is_nan, float("inf"), windows)
+        best = tl.max(rank, axis=1)
+        which = tl.min(tl.where(rank == best[:, None, :], place, 4), axis=1)
+        best = tl.where(tl.max(is_nan.to(tl.int32), axis=1) > 0, float("nan"), best)
         window = tl.program_id(0).to(tl.int64) * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
         at = window[:, None] * K + n[None, :]
         stored = (window * 4 < pixels)[:, None] & in_k[None, :]
@@ -209,7 +215,7 @@ def _glyph_conv_epilogue_bwd_kernel(
         gradient = tl.load(dout + at, mask=there, other=0.0)
         if RELU:
             # Pooling after a ReLU lets nothing through exactly where the largest of the four is 0.
-            gradient = tl.where(tl.load(out + at, mask=there, other=0.0) > 0, gradient, 0.0)
+            gradient = tl.where(tl.load(out + at, mask=there, other=0.0) <= 0, 0.0, gradient)
         total += tl.sum(gradient.to(ACCUMULATOR), axis=0)
         if POOL:
             won = tl.load(winner + at, mask=there, other=0)
@@ -480,7 +486,7 @@ def _glyph_conv(
         target_of(x.device),
         _nhwc(x),
         weight.permute(0, 2, 3, 1).contiguous(),
-        bias,
+        bias.contiguous(),
         None if residual is None else _nhwc(residual),
         out,
         winner,
@@ -644,12 +650,13 @@ def glyph_conv(
             kernels do not take.
     """
     _check_shapes(x, weight, bias, residual, pool, padding)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        residual = residual if residual is None else residual.to(dtype)
-    if not x.is_floating_point():
-        raise ValueError(f"glyph_conv: x is {x.dtype}; it must be a floating-point tensor")
+    for name, dtype in (("x", x.dtype), ("bias", bias.dtype)):
+        if not dtype.is_floating_point:
+            raise ValueError(f"glyph_conv: {name} is {dtype}; it must be floating point")
+    narrow = autocast_dtype(x)
+    if narrow is not None:
+        x, weight = x.to(narrow), weight.to(narrow)
+        residual = residual if residual is None else residual.to(narrow)
     for name, tensor in (("weight", weight), ("residual", residual)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"glyph_conv: {name} is {tensor.dtype}, but x is {x.dtype}; give them one dtype")
@@ -686,7 +693,9 @@ def _unfit(x: Tensor, weight: Tensor, pool: bool, padding: int) -> str:
     for name, channels in (("x", x.shape[1]), ("weight", weight.shape[0])):
         if channels not in CHANNELS:
             return f"{name} has {channels} channels; the kernels take {', '.join(map(str, CHANNELS))}"
-    _, _, height, width = _output_shape(x, weight, False, padding)
+    images, _, height, width = _output_shape(x, weight, False, padding)
+    if images * height * width >= 2**31:
+        return f"the output has {images} x {height} x {width} pixels; the kernels count them in 32 bits"
     if pool and (height % 2 or width % 2):
         return f"pooling needs an even output; here it is {height}x{width}"
     return ""

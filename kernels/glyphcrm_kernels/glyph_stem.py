@@ -18,6 +18,7 @@ Bytes, at 1,700 distinct glyphs, C = 64, bfloat16:
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from glyphcrm_kernels import launch
 from glyphcrm_kernels._triton import tl, triton
-from glyphcrm_kernels.backend import check_index, use_triton
+from glyphcrm_kernels.backend import autocast_dtype, check_index, use_triton
 from glyphcrm_kernels.launch import Launch, Target, target_of
 
 IMAGE_SIZE = 48
@@ -46,7 +47,9 @@ def _constant_map(weight: Tensor, bias: Tensor, position_map: Tensor) -> Tensor:
     """Return what the position channels and the bias add to every image: ``(48, 48, C)``, float32 or float64."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     # A matrix product, as cuDNN's convolution would by default round float32 to TF32.
-    with torch.autocast(weight.device.type, enabled=False):
+    device = weight.device.type
+    has_autocast = torch.amp.is_autocast_available(device)
+    with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
         patches = F.unfold(position_map.to(dtype).unsqueeze(0), 3, padding=1)[0]
         constant = torch.addmm(bias.to(dtype), patches.T, weight[:, 1:].flatten(1).T.to(dtype))
     return constant.view(IMAGE_SIZE, IMAGE_SIZE, -1)
@@ -175,7 +178,8 @@ def _glyph_stem_bwd_kernel(
         g = tl.load(dactivation + position + offsets).to(dtype)
         gp = tl.load(dpooled + image * (IMAGE_SIZE * IMAGE_SIZE // 4 * C) + pooled_offsets).to(dtype)
         # As in PyTorch, the first maximum of a window takes the gradient.
-        g += tl.where(k == tl.argmax(a, 0)[None, :, :], gp[None, :, :], 0.0)
+        first_best = tl.min(tl.where(a == tl.max(a, 0)[None, :, :], k, 4), 0)
+        g += tl.where(k == first_best[None, :, :], gp[None, :, :], 0.0)
         g = tl.where(a <= 0, 0.0, g)
         dc += g
         window = _windows(rows, bitmaps, image, flat_q, IMAGE_SIZE)
@@ -320,6 +324,8 @@ def _glyph_stem_backward(
     splits, tiles = backward_partials(target, activation)
     dink_weight = launch.empty(splits, tiles, TAPS, channels, like=activation, dtype=dtype)
     dconstant = launch.empty(splits, IMAGE_SIZE, IMAGE_SIZE, channels, like=activation, dtype=dtype)
+    # The kept activation as well: hooks may have brought it back in another order (`save_on_cpu` does).
+    activation = activation.contiguous(memory_format=torch.channels_last)
     dactivation = dactivation.contiguous(memory_format=torch.channels_last)
     dpooled = dpooled.contiguous(memory_format=torch.channels_last)
     glyph_stem_bwd_launch(target, rows, bitmaps, activation, dactivation, dpooled, dink_weight, dconstant).run()
@@ -397,10 +403,7 @@ def glyph_stem(
 
 
 def _result_dtype(weight: Tensor) -> torch.dtype:
-    device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
+    return autocast_dtype(weight) or weight.dtype
 
 
 def _check(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> None:

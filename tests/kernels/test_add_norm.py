@@ -229,6 +229,13 @@ def test_dropout_rate_and_independence(p: float) -> None:
         assert abs((a * b).mean()) < 4.5 / a.numel() ** 0.5, name
 
 
+def test_rows_that_end_within_eight_columns_share_no_bits() -> None:
+    """With d = 13 a row's second group of eight has three columns too many; they are not the next row's."""
+    mask = dropout_mask(2000, 13, 0.5)
+    agreement = (mask[:-1, 8:13] == mask[1:, :5]).float().mean()
+    assert abs(agreement - 0.5) < 0.03
+
+
 @BOTH
 def test_without_training_there_is_no_dropout_and_no_random_number(backend: str) -> None:
     inputs = make((5,), 24, 2)

@@ -150,6 +150,14 @@ def test_memory_order_does_not_matter() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected[1], strict=True))
     assert found[1].stride() == weight.stride()  # as DistributedDataParallel's buckets want it
 
+    for bias in (torch.randn(32, device=DEVICE)[::2], torch.randn(1, device=DEVICE).expand(16)):
+        strided = [*inputs[:2], bias, inputs[3]]
+        found, copied = (
+            glyph_conv(*tensors[:3], residual=inputs[3], backend="triton")
+            for tensors in (strided, [*inputs[:2], bias.contiguous()])
+        )
+        assert torch.equal(found, copied)
+
     ones = torch.ones((), device=DEVICE).expand_as(cotangent)
     for one, other in zip(
         run(inputs, ones, "triton", relu=True)[1], run(inputs, ones.contiguous(), "triton", relu=True)[1], strict=True
@@ -167,6 +175,43 @@ def test_of_equal_values_the_first_wins() -> None:
     cotangent = torch.randn(1, 4, 4, 4, device=DEVICE)
     (_, found), (_, expected) = (run(inputs, cotangent, b, relu=True, pool=True) for b in ("triton", "reference"))
     assert torch.equal(found[3], expected[3])
+
+
+def test_values_that_are_equal_once_rounded_tie() -> None:
+    """The winner is sought among what is stored: 256, 256.25, 256.5 and 256.75 are one bfloat16."""
+    x = torch.tensor([[0.0, 0.25], [0.5, 0.75]], device=DEVICE).expand(1, 4, 2, 2).bfloat16().requires_grad_()
+    weight = torch.eye(4, device=DEVICE).view(4, 4, 1, 1).bfloat16()
+    bias = torch.full((4,), 256.0, device=DEVICE).bfloat16()
+    glyph_conv(x, weight, bias, pool=True, backend="triton").float().sum().backward()
+    assert torch.equal(x.grad[0, 0].float().cpu(), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_nan_is_not_hidden(place: int) -> None:
+    """One NaN reaches the pooled output and, through the ReLU, the gradient, as in PyTorch."""
+    x = torch.tensor([5.0, 2.0, 1.0, 3.0], device=DEVICE).index_fill(0, torch.tensor(place, device=DEVICE), torch.nan)
+    x = x.view(1, 1, 2, 2).expand(1, 4, 2, 2)
+    weight = torch.eye(4, device=DEVICE).view(4, 4, 1, 1)
+    results = []
+    for backend in ("triton", "reference"):
+        residual = x.clone().requires_grad_()
+        zeros = torch.zeros_like(x)
+        out = glyph_conv(
+            zeros, weight, torch.zeros(4, device=DEVICE), residual=residual, relu=True, pool=True, backend=backend
+        )
+        results.append((out.detach(), *torch.autograd.grad(out.sum(), residual)))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual, expected) or torch.equal(actual.isnan(), expected.isnan())
+    assert results[0][0].isnan().all() and results[0][1].flatten(2)[..., place].ne(0).all()
+
+
+def test_programs_come_round_again(monkeypatch: pytest.MonkeyPatch, buffers: GuardedBuffers) -> None:
+    """More pixels than the epilogue's backward has programs at a time."""
+    monkeypatch.setattr(op.launch, "multiprocessors", lambda device: 1)
+    inputs, cotangent = convolution(7, torch.float32, 2, 4, 4, 40, 40, size=1)
+    programs = op.epilogue_programs(op.target_of(inputs[0].device), inputs[3])
+    assert programs * op._epilogue_block(op.target_of(inputs[0].device), 4) < 2 * 40 * 40
+    hold_against_truth(inputs, cotangent, buffers, relu=True)
 
 
 def test_nothing_is_random() -> None:
@@ -253,7 +298,8 @@ def shapes(**changed: tuple[int, ...]) -> dict[str, Tensor]:
         ({**shapes(), "bias": torch.zeros(8, device="meta")}, "bias is on meta"),
         ({**shapes(x=(1, 5, 6, 6), weight=(8, 5, 3, 3)), "backend": "triton"}, "x has 5 channels"),
         ({**shapes(x=(1, 4, 7, 6), residual=(1, 8, 5, 4)), "pool": True, "backend": "triton"}, "an even output"),
-        ({n: t.to(torch.int32) for n, t in shapes().items()}, "torch.int32"),
+        ({n: t.to(torch.int32) for n, t in shapes().items()}, "x is torch.int32"),
+        ({**shapes(), "bias": torch.zeros(8, dtype=torch.bool, device=DEVICE)}, "bias is torch.bool"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:

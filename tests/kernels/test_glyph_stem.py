@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +106,39 @@ def test_results_and_gradients_are_the_float64_ones(
     baseline = gradients([pytorch[i] for i in used], leaves, cotangents)
     for name, *results in zip(("dweight", "dbias"), actual, expected, baseline, strict=True):
         assert_true(name, *results)
+
+
+def test_more_images_than_a_program_takes(monkeypatch: pytest.MonkeyPatch, buffers: GuardedBuffers) -> None:
+    """Several programs along the images, and as few windows in each as on a GPU."""
+    op = importlib.import_module("glyphcrm_kernels.glyph_stem")
+    monkeypatch.setattr(op, "IMAGES_PER_PROGRAM", 2)
+    monkeypatch.setattr(op, "_tile", lambda target, channels, dtype: (32, 4))
+    inputs = make_inputs(4, torch.float32, atlas_rows=6)
+    rows = torch.tensor([4, 1, 5, 2, 3], device=DEVICE)
+    outputs = glyph_stem(rows, **inputs, backend="triton")
+    leaves = [double(inputs["weight"]), double(inputs["bias"])]
+    truth = truth_of(rows, inputs["bitmaps"], *leaves, inputs["position_map"])
+    cotangents = [torch.randn_like(output) for output in outputs]
+    actual = [*outputs, *gradients(outputs, [inputs["weight"], inputs["bias"]], cotangents)]
+    expected = [*truth, *gradients(truth, leaves, [c.double().cpu() for c in cotangents])]
+    for one, other in zip(actual, expected, strict=True):
+        assert_true("result", one, other, other.float())
+
+
+def test_what_is_kept_may_come_back_in_another_memory_order() -> None:
+    """`torch.autograd.graph.save_on_cpu` gives the activation back as NCHW."""
+    inputs = make_inputs(4, torch.float32)
+    rows = torch.tensor([1, 2], device=DEVICE)
+    leaves = [inputs["weight"], inputs["bias"]]
+
+    def run() -> list[Tensor]:
+        outputs = glyph_stem(rows, **inputs, backend="triton")
+        return gradients(outputs, leaves, [output.detach().cos() for output in outputs])
+
+    expected = run()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: torch.empty(t.size(), dtype=t.dtype).copy_(t), lambda t: t):
+        found = run()
+    assert all(map(torch.equal, found, expected))
 
 
 def test_every_run_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
