@@ -171,15 +171,13 @@ def _glyph_conv_fwd_kernel(
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y = acc.to(out.dtype.element_ty)
     if POOL:
-        # As in PyTorch the winner is sought among the rounded values, of equals the first one wins, and so does
-        # the first NaN (comparisons would lose it).
+        # As in PyTorch the winner is sought among the rounded values, of equals the first one wins, and NaN counts
+        # as largest (comparisons would lose it).
         windows = tl.reshape(y.to(ACCUMULATOR), (BLOCK_M // 4, 4, BLOCK_N))
         place = tl.arange(0, 4)[None, :, None]
-        is_nan = windows != windows
-        rank = tl.where(is_nan, float("inf"), windows)
-        best = tl.max(rank, axis=1)
-        which = tl.min(tl.where(rank == best[:, None, :], place, 4), axis=1)
-        best = tl.where(tl.max(is_nan.to(tl.int32), axis=1) > 0, float("nan"), best)
+        rank = tl.where(windows != windows, float("inf"), windows)
+        which = tl.min(tl.where(rank == tl.max(rank, axis=1)[:, None, :], place, 4), axis=1)
+        best = tl.sum(tl.where(place == which[:, None, :], windows, 0.0), axis=1)
         window = tl.program_id(0).to(tl.int64) * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
         at = window[:, None] * K + n[None, :]
         stored = (window * 4 < pixels)[:, None] & in_k[None, :]
