@@ -21,13 +21,16 @@ class CpuClock:
     def __call__(self) -> float:
         return time.perf_counter()
 
-    def prepare(self, call: Callable[[], object]) -> int:
+    def prepare(self, *ways: Callable[[], object]) -> int:
         """Warm up, and return how many rounds make about a second."""
-        for _ in range(RUNS_BEFORE - 1):
+        slowest = 0.0
+        for call in ways:
+            for _ in range(RUNS_BEFORE - 1):
+                call()
+            start = self()
             call()
-        start = self()
-        call()
-        return min(30, max(5, round(1 / (self() - start))))
+            slowest = max(slowest, self() - start)
+        return min(30, max(5, round(1 / slowest)))
 
     def hold(self) -> None:
         """Nothing to do."""
@@ -63,6 +66,7 @@ class GpuClock:
     def __init__(self) -> None:
         self.calls = 1
         self.late: list[bool] = []
+        self._ways = 1
         self._hold = 0.0
         self._last: Stamp | None = None
 
@@ -70,16 +74,25 @@ class GpuClock:
         self._last = Stamp(self, self._last)
         return self._last
 
-    def prepare(self, call: Callable[[], object]) -> int:
-        """Warm up, choose how many calls make two milliseconds, and return the number of rounds."""
-        for _ in range(RUNS_BEFORE):
+    def prepare(self, *ways: Callable[[], object]) -> int:
+        """Warm up, choose how many calls make two milliseconds, and return the number of rounds.
+
+        The ways take turns in the rounds that follow; the slowest on the GPU sets the calls, the slowest on
+        the host the hold.
+        """
+        hosts, devices = [], []
+        for call in ways:
+            for _ in range(RUNS_BEFORE):
+                call()
+            torch.cuda.synchronize()
+            self.calls = 1
+            started, start = time.perf_counter(), self()
             call()
-        torch.cuda.synchronize()
-        started, start = time.perf_counter(), self()
-        call()
-        host, device = time.perf_counter() - started, self() - start
-        self.calls = min(50, max(1, round(2e-3 / device)))
-        self._hold = min(LONGEST_HOLD, 2 * host * self.calls + 5e-4)
+            hosts.append(time.perf_counter() - started)
+            devices.append(self() - start)
+        self.calls = min(50, max(1, round(2e-3 / max(devices))))
+        self._hold = min(LONGEST_HOLD, 2 * max(hosts) * self.calls + 5e-4)
+        self._ways = len(ways)
         self.late.clear()
         return self.rounds
 
@@ -90,8 +103,9 @@ class GpuClock:
 
     @property
     def host_was_late(self) -> bool:
-        """Whether in most rounds the GPU was idle before the host had queued the last launch."""
-        return bool(self.late) and mean(self.late) > 0.5
+        """Whether, in most rounds of one of the ways, the GPU was idle before the host had queued the last launch."""
+        turns = [self.late[way :: self._ways] for way in range(self._ways)]
+        return any(turn and mean(turn) > 0.5 for turn in turns)
 
 
 Clock = CpuClock | GpuClock

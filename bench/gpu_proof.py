@@ -37,6 +37,8 @@ from bench.results import read, table
 ROOT = Path(__file__).parents[1]
 TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
+TESTS = ("tests/kernels", "tests/modeling/test_kernel_backend.py")
+SYSTEM_TOOLKIT = "/usr/local/cuda"
 TIMEOUT = 7200  # seconds; a step that hangs shall not cost the report
 SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "pytest-benchmark", "liger_kernel", "flash_attn")
@@ -108,7 +110,7 @@ def steps(output: Path, dry_run: bool) -> list[Step]:
     step_options = ["--preset", "nano", "--batch-size", "2", "--no-bf16", "--small-text"] if dry_run else []
     compiler = {"TRITON_INTERPRET": "0"}  # the report compiles, and never runs a kernel
     proof = [
-        Step("kernel tests", [*pytest, "tests/kernels", *(["-k", QUICK_TESTS] if dry_run else [])]),
+        Step("kernel tests", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
         Step("every kernel, indices checked", exercise, {"GLYPHCRM_CHECK_INDICES": "1"}),
     ]
     proof += [_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")]
@@ -156,6 +158,9 @@ def _sanitizer_step(tool: str, exercise: list[str], dry_run: bool) -> Step:
         *(str(sanitizer or "compute-sanitizer"), "--tool", tool, "--error-exitcode", str(SANITIZER_EXIT_CODE)),
         # Triton starts an assembler, which has no kernels; PyTorch's own are not ours to check.
         *("--target-processes", "application-only"),
+        # Some releases of Triton have reductions that racecheck reports although they are sound (triton-lang/triton,
+        # issue 7264): look at the line it names before believing one.
+        *(("--racecheck-detect-level", "error") if tool == "racecheck" else ()),
         *(word for name in sorted(kernel_names()) for word in ("--kernel-name", f"kns={name}")),
         # PyTorch probes for what may not be there.
         *(("--report-api-errors", "no") if tool == "memcheck" else ()),
@@ -170,7 +175,7 @@ def find_sanitizer() -> Path | None:
     if found := shutil.which("compute-sanitizer"):
         return Path(found)
     toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    folders = [Path(toolkit) for toolkit in (*toolkits, "/usr/local/cuda")]
+    folders = [Path(toolkit) for toolkit in (*toolkits, SYSTEM_TOOLKIT)]
     for folder in sys.path:
         folders += Path(folder, "nvidia").glob("*/")
     places = ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer")
@@ -227,7 +232,8 @@ def _first_line(*command: str) -> str:
 def missing_gpu() -> str:
     """Say why the kernels cannot run on a GPU here, or nothing."""
     if not torch.cuda.is_available():
-        return f"there is no GPU that torch {torch.__version__} can use"
+        driver = _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        return f"there is no GPU that torch {torch.__version__} can use (driver: {driver})"
     from glyphcrm_kernels.backend import obstacle_on
     from glyphcrm_kernels.launch import target_of
 
@@ -239,7 +245,9 @@ def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:
     """Run all steps, write the report after each, and return the exit code."""
     output.mkdir(parents=True, exist_ok=True)
     (output / BENCHMARKS).unlink(missing_ok=True)  # those of an earlier proof
-    common = {**os.environ, "TRITON_INTERPRET": "1" if dry_run else "0"}
+    # One GPU: several would ask for torchrun.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    common = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "TRITON_INTERPRET": "1" if dry_run else "0"}
     facts = environment()
     try:
         for i, step in enumerate(proof, 1):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sysconfig
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -114,6 +116,7 @@ def obstacle_on(target: Target) -> str:
     old = isinstance(target.arch, int) and target.arch < OLDEST_CUDA_ARCH
     if old or (target.backend == "hip" and target.arch not in HIP_ARCHS):
         return f"do not support {target.backend} {target.arch}"
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "need a C compiler (gcc or clang), with which Triton builds its launchers"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if not (compiler and Path(sysconfig.get_paths()["include"], "Python.h").exists()):
+        return "need a C compiler and Python's headers (gcc, python3-dev), with which Triton builds its launchers"
     return ""

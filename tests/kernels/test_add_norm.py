@@ -219,8 +219,8 @@ def test_dropout_rate_and_independence(p: float) -> None:
     n = first.numel()
     for mask in (first, second):
         assert abs(mask.mean() - (1 - p)) < 4 * (p * (1 - p) / n) ** 0.5
-        assert abs(mask.mean(0) - (1 - p)).max() < 5 * (p * (1 - p) / 64) ** 0.5  # no column is special
-        assert abs(mask.mean(1) - (1 - p)).max() < 5 * (p * (1 - p) / 768) ** 0.5  # no row is special
+        assert abs(mask.mean(0) - (1 - p)).max() < 6.5 * (p * (1 - p) / 64) ** 0.5  # no column is special
+        assert abs(mask.mean(1) - (1 - p)).max() < 6.5 * (p * (1 - p) / 768) ** 0.5  # no row is special
     first, second = ((mask - (1 - p)) / (p * (1 - p)) ** 0.5 for mask in (first, second))
     pairs = {f"{lag} columns": (first[:, lag:], first[:, :-lag]) for lag in (*range(1, 10), 256, 384)}
     pairs |= {f"{lag} rows": (first[lag:], first[:-lag]) for lag in (1, 2, 32)}
@@ -298,7 +298,10 @@ def test_checkpointing_draws_the_same_mask_again(backend: str) -> None:
         return inputs.results(function())
 
     plain = run(lambda: inputs(backend, p=0.5, training=True))
-    again = run(lambda: checkpoint(inputs, backend, p=0.5, training=True, use_reentrant=False))
+    # A GPU's random state is kept only if one of the arguments is on it.
+    again = run(
+        lambda: checkpoint(lambda x: inputs._replace(x=x)(backend, p=0.5, training=True), inputs.x, use_reentrant=False)
+    )
     for name in plain:
         assert torch.equal(plain[name], again[name]), name
 

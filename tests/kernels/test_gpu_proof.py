@@ -88,8 +88,10 @@ def test_compute_sanitizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nvidia" / "cu13"))
     assert gpu_proof.find_sanitizer() == tool
     monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(gpu_proof, "SYSTEM_TOOLKIT", "/nowhere")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert gpu_proof.find_sanitizer() is not None
+    assert gpu_proof.find_sanitizer() == tool
     steps = gpu_proof.steps(tmp_path, dry_run=False)
     racecheck = next(step for step in steps if "racecheck" in step.name)
     assert racecheck.skip.endswith("install the CUDA toolkit's")  # this one starts nothing
