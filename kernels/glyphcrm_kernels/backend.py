@@ -116,7 +116,11 @@ def obstacle_on(target: Target) -> str:
     old = isinstance(target.arch, int) and target.arch < OLDEST_CUDA_ARCH
     if old or (target.backend == "hip" and target.arch not in HIP_ARCHS):
         return f"do not support {target.backend} {target.arch}"
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    if not (compiler and Path(sysconfig.get_paths()["include"], "Python.h").exists()):
+    if not _can_build():
         return "need a C compiler and Python's headers (gcc, python3-dev), with which Triton builds its launchers"
     return ""
+
+
+def _can_build() -> bool:
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
