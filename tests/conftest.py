@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+
+# Where others wait for the result, the same examples every time; elsewhere new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 if torch.cuda.is_available():
     # PyTorch's convolutions are what the kernels are held against, and some tests ask for equal bits.
