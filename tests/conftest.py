@@ -9,11 +9,6 @@ import hypothesis
 import pytest
 import torch
 
-# Where others wait for the result, the same examples every time; elsewhere new ones.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
-
 if torch.cuda.is_available():
     # PyTorch's convolutions are what the kernels are held against, and some tests ask for equal bits.
     torch.backends.cudnn.allow_tf32 = False
@@ -28,6 +23,11 @@ from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
 
 from classic import READ_ONLY, TEXT, VOCABULARY_SIZE
+
+# Where others wait for the result, the same examples every time; elsewhere new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
