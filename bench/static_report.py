@@ -286,7 +286,7 @@ def _bound_of_convolution(r: dict[str, Any]) -> list[str]:
     if past_l1:
         lines.append(
             f"- The rate of L2 ({H100_L2_TB} TB/s for the chip) is an estimate from microbenchmarks. "
-            "LDGSTS.BYPASS goes past L1, so taps that read the same pixels fetch them from L2 each time."
+            "LDGSTS.BYPASS goes past L1, so what it reads comes from L2 each time."
         )
     if past_l1 < loaded:
         lines.append(

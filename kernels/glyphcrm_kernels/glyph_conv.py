@@ -142,8 +142,8 @@ def _glyph_conv_fwd_kernel(
             x_at = x + (corner[:, None] + (dy * W * C + j)[None, :])
             w_at = weight + (n[None, :] * (SIZE * ROW) + (dy * ROW + j)[:, None])
             in_row = j < ROW
-            # Neighbouring places of the filter read the same pixels again: through L1 (.ca), as the way from L2
-            # is what bounds the kernel.
+            # Neighbouring places of the filter read the same pixels again: through L1 (.ca), or the way
+            # from L2 would bound the kernel.
             if PADDING > 0:
                 inside = _inside(row, column, dy, start, j, H, W, C, PADDING, BLOCK_K) & in_row[None, :]
                 x_tile = tl.load(x_at, mask=inside, other=0.0, cache_modifier=".ca")
