@@ -1,13 +1,19 @@
-# `make pretrain` and `make test` are all that a newcomer needs; both can be repeated.
-.PHONY: pretrain test test-oldest-triton lint bench gpu-proof clean
+# `make pretrain`, `make finetune` and `make test` are all that a newcomer needs; each can be repeated.
+.PHONY: pretrain finetune test test-oldest-triton lint bench gpu-proof clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+MODEL ?= checkpoints/glyphcrm-tiny
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 pretrain: .venv/installed
 	$(BIN)/torchrun --standalone --nproc-per-node=1 pretrain.py $(ARGS)
+
+# Both task families on texts that a pip package brings along: sentiment of reviews, names in the news.
+finetune: .venv/installed
+	$(BIN)/python finetune.py --task demo_sentiment --model $(MODEL) --seeds 1 --train-samples 1000 $(ARGS)
+	$(BIN)/python finetune.py --task demo_ner --model $(MODEL) --seeds 1 --train-samples 1000 $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"
@@ -37,7 +43,7 @@ gpu-proof: .venv/installed
 .venv/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[pretrain,demo,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[pretrain,finetune,demo,test]"
 	touch $@
 
 clean:

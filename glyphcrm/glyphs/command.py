@@ -1,16 +1,21 @@
-"""The command `glyphcrm atlas`: draw an atlas, and look at one."""
+"""The command `glyphcrm atlas`: draw an atlas, look at one, and add characters to a model's."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
+from glyphcrm.glyphs.picture_file import PICTURE_SOURCE, read_picture
 from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
 from glyphcrm.normalization import normalize
 from glyphcrm.vocabulary import (
@@ -22,15 +27,16 @@ from glyphcrm.vocabulary import (
 )
 
 _READ_BYTES = 1 << 22
+_CODE_POINT = re.compile("[Uu]\\+([0-9A-Fa-f]{4,6})")
 
 
 def add_atlas_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `atlas build` and `atlas show` to a command line; each sets `run` to a function of its arguments.
+    """Add `atlas build`, `show` and `add` to a command line; each sets `run` to a function of its arguments.
 
     Those functions return an exit code and raise `UserError`.
     """
-    atlas = subparsers.add_parser("atlas", help="draw the pictures of characters, or look at them")
-    commands = atlas.add_subparsers(required=True, metavar="build|show")
+    atlas = subparsers.add_parser("atlas", help="draw the pictures of characters, look at them, or add some to a model")
+    commands = atlas.add_subparsers(required=True, metavar="build|show|add")
 
     build = commands.add_parser("build", help="draw an atlas from fonts")
     build.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
@@ -89,6 +95,26 @@ def add_atlas_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     show.add_argument("--out", type=Path, metavar="FILE", help="write a contact sheet to this PNG file")
     show.set_defaults(run=show_characters)
 
+    add = commands.add_parser("add", help="let a trained model read more characters: a copy of it with rows added")
+    add.add_argument("characters", metavar="CHARACTERS", nargs="?", default="", help="those that fonts are to draw")
+    add.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint directory to write")
+    add.add_argument(
+        "--font",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help='a font to draw with, before the default one; "FILE.ttc#NAME" for a face of a collection',
+    )
+    add.add_argument(
+        "--png",
+        action="append",
+        default=[],
+        metavar="CHARACTER=FILE",
+        help="the picture of one more character, dark on light; U+20BB7=FILE does, too",
+    )
+    add.set_defaults(run=add_characters)
+
 
 def build_atlas(args: argparse.Namespace) -> int:
     """Run `glyphcrm atlas build`; print how many rows each font drew."""
@@ -128,11 +154,64 @@ def show_characters(args: argparse.Namespace) -> int:
     for char in characters:
         row = atlas.rows.get(char)
         found = "no picture" if row is None else f"row {row:<6} {atlas.fonts[atlas.sources[row]]}"
-        print(f"{char} U+{ord(char):04X} {found}")
+        print(f"{_named(char)} {found}")
     if args.out is not None:
         save_sheet(contact_sheet(characters, atlas), args.out)
         print(f"{args.out}: written")
     return 0
+
+
+def add_characters(args: argparse.Namespace) -> int:
+    """Run `glyphcrm atlas add`; print the new rows and what drew them."""
+    characters = list(dict.fromkeys(normalize(args.characters)))
+    pictures = _read_pictures(args.png)
+    if not characters and not pictures:
+        raise UserError("no character to add was given; give CHARACTERS, or --png CHARACTER=FILE")
+    if twice := pictures.keys() & characters:
+        raise UserError(f"{_named(min(twice))} is to be drawn by a font and by --png; give it once")
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"--out {args.out} exists and is not empty; name a new directory")
+    user_fonts = [open_font(spec) for spec in args.font]
+
+    from glyphcrm.extension import load_as_saved, save_extended  # with it comes transformers, which takes seconds
+
+    model, atlas = load_as_saved(args.model)
+    if known := [char for char in (*characters, *pictures) if char in atlas.rows]:
+        raise UserError(f"{args.model}: reads {_named(known[0])} already; leave it out")
+    drawn = GlyphAtlas.build(characters, font_chain(user_fonts))
+    check_fonts_draw(user_fonts, drawn)
+    extended = atlas.extended(drawn)
+    if pictures:
+        extended = extended.append(tuple(pictures), np.stack(list(pictures.values())), PICTURE_SOURCE)
+    save_extended(model, extended, args.out)
+    print(f"{args.out}: {len(extended):,} rows = {len(atlas):,} of {args.model} + {len(extended) - len(atlas):,} new")
+    for row in range(len(atlas), len(extended)):
+        print(f"{_named(extended.tokens[row])} row {row:<6} {extended.fonts[extended.sources[row]]}")
+    return 0
+
+
+def _read_pictures(specs: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """Read "CHARACTER=FILE" and "U+XXXX=FILE": character -> packed picture."""
+    pictures: dict[str, NDArray[np.uint8]] = {}
+    for spec in specs:
+        name, _, file = spec.partition("=")
+        code_point = _CODE_POINT.fullmatch(name)
+        point = int(code_point[1], 16) if code_point else ord(name) if len(name) == 1 else None
+        if not file or point is None or point > 0x10FFFF:
+            raise UserError(f"--png {spec}: give one character, =, and a file; or its code point, as U+20BB7=FILE")
+        char = chr(point)
+        if normalize(char) != char:
+            raise UserError(
+                f"--png {spec}: texts never hold {_named(char)} after normalisation; give another character"
+            )
+        if char in pictures:
+            raise UserError(f"--png {spec}: {_named(char)} has a picture already; give one")
+        pictures[char] = read_picture(Path(file))
+    return pictures
+
+
+def _named(char: str) -> str:
+    return f"{char} U+{ord(char):04X}"
 
 
 def _load_atlas(path: Path) -> GlyphAtlas:

@@ -24,6 +24,12 @@ from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 IGNORED_LABEL = -100
 
 
+def log_frequencies(counts: Tensor) -> Tensor:
+    """Return the logarithms of the shares of `counts` ``(n,)``, each count raised by 1 since it may be 0."""
+    smoothed = counts.float() + 1
+    return torch.log(smoothed / smoothed.sum())
+
+
 class MaskedLMHead(nn.Module):
     """Dense, GELU, LayerNorm, then an untied linear layer to the vocabulary."""
 
@@ -37,19 +43,6 @@ class MaskedLMHead(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map ``(..., d)`` to logits ``(..., vocab_size)``."""
         return self.decoder(self.norm(self.activation(self.dense(hidden_states))))
-
-    @torch.no_grad()
-    def start_from_frequencies(self, counts: Tensor) -> None:
-        """Set the decoder's bias to the logarithm of the characters' frequencies.
-
-        A new model then begins at the unigram entropy instead of spending its first steps, the
-        ones with the largest gradients, on which characters are frequent.
-
-        Args:
-            counts: ``(vocab_size,)``, how often each character is to be predicted; may be 0.
-        """
-        smoothed = counts.to(self.decoder.bias) + 1
-        self.decoder.bias.copy_(torch.log(smoothed / smoothed.sum()))
 
 
 class NextSentenceHead(nn.Module):
@@ -144,6 +137,18 @@ class GlyphCRMForPreTraining(GlyphCRMPreTrainedModel, MaskedLMMixin):
         self.mlm = MaskedLMHead(config)
         self.nsp = NextSentenceHead(config)
         self.post_init()
+
+    @torch.no_grad()
+    def start_from_frequencies(self, counts: Tensor) -> None:
+        """Set the decoder's bias to the logarithm of the characters' frequencies.
+
+        A new model then begins at the unigram entropy instead of spending its first steps, the
+        ones with the largest gradients, on which characters are frequent.
+
+        Args:
+            counts: ``(vocab_size,)``, how often each character is to be predicted; may be 0.
+        """
+        self.mlm.decoder.bias.copy_(log_frequencies(counts))
 
     def get_output_embeddings(self) -> nn.Linear:
         """The linear layer that predicts characters."""

@@ -19,6 +19,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
 from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
+from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
 
 # Glyphs over which the projections are whitened; the most frequent characters stand first in an atlas.
 WHITENING_SAMPLE = 1536
@@ -50,6 +51,9 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, HanGlyph):
             init.copy_(module.positions, position_map(module.config.position_map))
+        elif isinstance(module, PositionEmbedding) and self.config.position_initializer == "sinusoidal":
+            count, width, scale = module.num_embeddings, module.embedding_dim, self.config.position_initializer_scale
+            init.copy_(module.weight, sinusoidal_positions(count, width, scale))
         elif isinstance(module, GlyphTable):
             init.zeros_(module.bitmaps)
             init.zeros_(module.sources)
@@ -118,7 +122,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         super().__init__(config)
         self.glyph_table = GlyphTable(config)
         self.hanglyph = HanGlyph(config)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = PositionEmbedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

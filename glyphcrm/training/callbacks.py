@@ -112,6 +112,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopped_at: float | None = None
+        self._before: dict[int, Any] = {}
 
     @property
     def stopped(self) -> bool:
@@ -123,8 +124,15 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         """Listen for signals."""
         if args.world_size == 1:
-            signal.signal(signal.SIGINT, self._stop)
-            signal.signal(signal.SIGTERM, self._stop)
+            self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave signals to what they were for before, unless one came: it may arrive a second time."""
+        if not self.stopped:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from glyphcrm.data.demo_corpus import demo_documents
+from glyphcrm.data.excluded_characters import read_characters, without
 from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
 from glyphcrm.data.sentence_pairs import SentencePairs, split_documents
 from glyphcrm.data.text_files import expand, iter_documents
@@ -26,35 +28,36 @@ from glyphcrm.training.options import PretrainOptions
 from glyphcrm.vocabulary import SPECIAL_TOKENS, build_vocabulary, count_characters, input_only_tokens
 
 ATLAS_FILE = "atlas.safetensors"
-VOCABULARY_SIZE_FILE = "vocabulary_size.json"
+VOCABULARY_RECORD = "vocabulary.json"
 STORE_DIRECTORY = "tokens"
 FINGERPRINT_BYTES = 1 << 16
 
 
 class Text:
-    """The text of a run: the files of --data, or the demo corpus."""
+    """The text of a run: the files of --data, or the demo corpus, without the excluded characters' sentences."""
 
     def __init__(self, options: PretrainOptions) -> None:
         self._files = expand(options.data) if options.data else None
         self._column = options.text_column
+        self._excluded = (
+            read_characters(Path(options.exclude_characters)) if options.exclude_characters else frozenset()
+        )
 
     def documents(self) -> Iterator[list[str]]:
         """Yield the documents, lists of paragraphs."""
-        if self._files is None:
-            yield from demo_documents()
-        else:
-            yield from iter_documents(self._files, text_column=self._column)
+        documents = demo_documents() if self._files is None else iter_documents(self._files, text_column=self._column)
+        yield from without(documents, self._excluded) if self._excluded else documents
 
     def fingerprint(self) -> str:
-        """Return what changes when the text does: names, sizes, and both ends of every file."""
-        digest = hashlib.sha256()
+        """Return what changes when the text does: names, sizes, both ends of every file; excluded characters."""
+        digest = hashlib.sha256("".join(sorted(self._excluded)).encode())
         for file in self._files or []:
             size = file.stat().st_size
             with open(file, "rb") as stream:
                 head = stream.read(FINGERPRINT_BYTES)
                 stream.seek(max(0, size - FINGERPRINT_BYTES))
                 digest.update(f"{file.name} {size}\n".encode() + head + stream.read())
-        return digest.hexdigest() if self._files is not None else "demo"
+        return digest.hexdigest() if self._files is not None or self._excluded else "demo"
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,25 @@ class Corpus:
 
 
 def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, progress: bool) -> None:
-    """Write vocabulary and atlas of the text into `directory`, unless they are there."""
-    if (directory / VOCABULARY_SIZE_FILE).exists():
+    """Write vocabulary and atlas of the text into `directory`, unless they are there.
+
+    Raises:
+        UserError: those that are there are of another text or of other settings; no font draws the text.
+    """
+    settings = {
+        "text": text.fingerprint(),
+        "vocabulary_size": options.vocabulary_size,
+        "font": options.font,
+        "input_only": options.input_only,
+    }
+    if (directory / VOCABULARY_RECORD).exists():
+        found = _read_record(directory)["settings"]
+        differing = [name for name in settings if settings[name] != found.get(name)]
+        if differing:
+            raise UserError(
+                f"{directory} holds the vocabulary of another run ({', '.join(differing)} differ); "
+                "give the same settings, or another --data-dir"
+            )
         return
     directory.mkdir(parents=True, exist_ok=True)
     paragraphs = (paragraph for document in text.documents() for paragraph in document)
@@ -105,12 +125,24 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, pr
     atlas.save(directory / ATLAS_FILE)
     GlyphCRMTokenizer.from_tokens(atlas.tokens, directory).save_pretrained(directory)
     # Written last: it says that the others are whole.
-    write_atomically(directory / VOCABULARY_SIZE_FILE, json.dumps(len(vocabulary)).encode())
+    record = {"size": len(vocabulary), "settings": settings}
+    write_atomically(directory / VOCABULARY_RECORD, json.dumps(record, ensure_ascii=False, indent=1).encode())
 
 
 def read_vocabulary_size(directory: Path) -> int:
     """Return how many of the atlas rows that `prepare_vocabulary` wrote can be predicted."""
-    return int(json.loads((directory / VOCABULARY_SIZE_FILE).read_text()))
+    return int(_read_record(directory)["size"])
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
+    path = directory / VOCABULARY_RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"size": record["size"], "settings": record["settings"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}); delete {directory} and repeat the command"
+        ) from error
 
 
 def tokenized(text: Text, tokenizer: GlyphCRMTokenizer, directory: Path, max_length: int, progress: bool) -> TokenStore:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from glyphcrm.configuration import PRESETS
+from glyphcrm.configuration import POSITION_INITIALIZERS, PRESETS
 from glyphcrm.errors import UserError
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
@@ -48,8 +48,16 @@ RECIPES = {
 
 @dataclass
 class PretrainOptions:
-    """Pre-train GlyphCRM on text: masked characters and next sentences."""
+    """Pre-train GlyphCRM, or a BERT to compare it with, on text: masked characters and next sentences."""
 
+    arch: str = field(
+        default="glyphcrm",
+        metadata={
+            "help": "glyphcrm, or bert: transformers' BERT of the same depth, width and vocabulary, "
+            "on the same batches in the same order",
+            "choices": ["glyphcrm", "bert"],
+        },
+    )
     preset: str = field(default="tiny", metadata={"help": "size of the model and recipe", "choices": list(PRESETS)})
     data: list[str] = field(
         default_factory=list,
@@ -59,11 +67,31 @@ class PretrainOptions:
         },
     )
     text_column: str = field(default="text", metadata={"help": "column or key with the text in .parquet and .jsonl"})
+    exclude_characters: str | None = field(
+        default=None,
+        metadata={
+            "help": "a file of characters; sentences with any of them are left out, so that a model never saw them"
+        },
+    )
     output_dir: str | None = field(default=None, metadata={"help": "where the run lives; default runs/PRESET"})
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "where vocabulary, atlas and tokenised text are kept; runs over the same text may share it. "
+            "Default: data/ in --output-dir"
+        },
+    )
     init: str | None = field(
         default=None,
         metadata={
             "help": "start from this GlyphCRM checkpoint (its size, vocabulary and atlas) instead of from scratch"
+        },
+    )
+    position_initializer: str = field(
+        default="sinusoidal",
+        metadata={
+            "help": "what the position embeddings of a new model, of either architecture, start from",
+            "choices": list(POSITION_INITIALIZERS),
         },
     )
     font: list[str] = field(
@@ -109,7 +137,9 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
-            self.output_dir = str(Path("runs") / self.preset)
+            self.output_dir = str(Path("runs") / (self.preset if self.arch == "glyphcrm" else f"{self.preset}-bert"))
+        if self.init is not None and self.arch != "glyphcrm":
+            raise UserError("--init continues a GlyphCRM; a --arch bert starts from scratch, leave it out")
         chosen = {f.name: getattr(self, f.name) for f in fields(Recipe)}
         self.recipe = replace(
             RECIPES[self.preset], **{name: value for name, value in chosen.items() if value is not None}
@@ -146,8 +176,17 @@ class PretrainOptions:
 
     def identity(self) -> dict[str, object]:
         """Return the settings that decide the result of a run; those of a run that continues must be the same."""
-        # Reading, logging and saving change no weights.
-        irrelevant = {"output_dir", "data", "workers", "keep_checkpoints", "save_every", "log_every"}
+        # Reading, logging and saving change no weights; what is read has a fingerprint of its own.
+        irrelevant = {
+            "output_dir",
+            "data",
+            "exclude_characters",
+            "data_dir",
+            "workers",
+            "keep_checkpoints",
+            "save_every",
+            "log_every",
+        }
         settings = {**asdict(self), **asdict(self.recipe)}
         return {name: value for name, value in settings.items() if name not in irrelevant}
 

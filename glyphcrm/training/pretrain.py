@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import errno
-import os
+import json
 import sys
-import warnings
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import transformers
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from glyphcrm.checkpoint import load_checkpoint, save_checkpoint
 from glyphcrm.configuration import preset
 from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.errors import UserError, exit_on_user_error
 from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.files import write_atomically
 from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling.bert_baseline import BertBaseline
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training import corpus as corpora
 from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopOnSignal, read_metrics
 from glyphcrm.training.fill_mask import print_fill_mask
 from glyphcrm.training.loss_chart import draw_loss_chart
+from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
 from glyphcrm.training.options import PretrainOptions, parse_options
-from glyphcrm.training.run_directory import DATA_DIRECTORY, MODEL_DIRECTORY, RUN_FILE, claim, forget, last_checkpoint
+from glyphcrm.training.run_directory import (
+    DATA_DIRECTORY,
+    MODEL_DIRECTORY,
+    PARAMETERS_FILE,
+    RUN_FILE,
+    claim,
+    forget,
+    last_checkpoint,
+)
 from glyphcrm.training.trainer import PretrainingTrainer
 
 INTERRUPTED_EXIT_CODE = 130
+
+PretrainingModel = GlyphCRMForPreTraining | BertBaseline
 
 
 @exit_on_user_error
@@ -98,7 +112,7 @@ def pretrain(options: PretrainOptions) -> int:
             print(f"\nstopped, saved up to {last}; the same command continues", file=sys.stderr)
             return INTERRUPTED_EXIT_CODE
         if is_main:
-            save_checkpoint(model, corpus.tokenizer, options.run_dir / MODEL_DIRECTORY)
+            save_model(model, corpus, options.run_dir)
     if is_main:
         report(options, corpus)
     return 0
@@ -107,16 +121,8 @@ def pretrain(options: PretrainOptions) -> int:
 def training_arguments(options: PretrainOptions) -> TrainingArguments:
     """Translate the options; this also joins the processes that torchrun started."""
     recipe = options.recipe
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(options.run_dir / "tensorboard")
-    # Buffers never change in training, so DDP need not send them; accelerate's new name for that does.
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    on_cpu = not torch.accelerator.is_available()
-    if on_cpu:
-        # Unset, accelerate warns and sets it; torch's own choice is the one that has been measured.
-        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     arguments = TrainingArguments(
-        output_dir=str(options.run_dir),
+        **machine_arguments(options.run_dir, options.bf16, options.workers),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.micro_batch_size,
         per_device_eval_batch_size=2 * recipe.micro_batch_size,
@@ -126,41 +132,26 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         weight_decay=options.weight_decay,
         adam_beta1=0.9,
         adam_beta2=0.999,
-        bf16=has_bf16 if options.bf16 == "auto" else options.bf16 == "on",
         activation_checkpointing=options.gradient_checkpointing,
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_steps=recipe.save_every,
         save_total_limit=options.keep_checkpoints,
         logging_steps=recipe.log_every,
-        logging_nan_inf_filter=False,  # it would hide a loss that diverged
-        report_to=["tensorboard"],
-        disable_tqdm=True,  # ProgressBar shows more
         seed=options.seed,
-        train_sampling_strategy="sequential",  # PretrainingStream shuffles
-        dataloader_num_workers=options.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
         accelerator_config={"even_batches": False},  # validation reads each sample once, however many processes
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        ddp_timeout=24 * 3600,  # the other processes wait while the first tokenises the text
     )
-    if arguments.n_gpu > 1:
-        raise UserError(
-            "there are several GPUs: start it with torchrun --standalone --nproc-per-node=NUMBER pretrain.py"
-        )
+    refuse_several_gpus(arguments, "pretrain.py")
     arguments.gradient_accumulation_steps = options.accumulation(arguments.world_size)
     return arguments
 
 
-def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, GlyphCRMForPreTraining]:
+def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, PretrainingModel]:
     """Return the text's samples and the model at its start; the first process makes what is missing on disk."""
     text = corpora.Text(options)
-    data_dir = options.run_dir / DATA_DIRECTORY
+    data_dir = Path(options.data_dir) if options.data_dir else options.run_dir / DATA_DIRECTORY
     origin = Path(options.init) if options.init else None
+    model: PretrainingModel
     if origin is not None:
         model, tokenizer = load_initial(origin, options)
     if first:
@@ -174,11 +165,11 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Glyp
     store = corpora.tokenized(text, tokenizer, data_dir, options.recipe.max_length, progress=first)
     corpus = corpora.build_corpus(store, tokenizer, model.config.vocab_size, options)
     if origin is None:
-        model.mlm.start_from_frequencies(torch.from_numpy(corpus.label_counts()))
+        model.start_from_frequencies(torch.from_numpy(corpus.label_counts()))
     return corpus, model
 
 
-def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas) -> GlyphCRMForPreTraining:
+def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas) -> PretrainingModel:
     """Return a model of the preset's size with fresh weights, the same in every process."""
     config = preset(
         options.preset,
@@ -186,10 +177,13 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
         num_glyphs=len(atlas),
         hidden_dropout_prob=options.recipe.dropout,
         attention_probs_dropout_prob=options.recipe.dropout,
+        position_initializer=options.position_initializer,
         attn_implementation=options.attention,
     )
     check_length(options, config.max_position_embeddings)
     set_seed(options.seed)
+    if options.arch == "bert":
+        return BertBaseline.for_config(config, attn_implementation=options.attention)
     return GlyphCRMForPreTraining.from_atlas(config, atlas)
 
 
@@ -213,15 +207,28 @@ def check_length(options: PretrainOptions, positions: int) -> None:
         raise UserError(f"--max-length is {options.recipe.max_length}; the model has {positions} positions")
 
 
-def announce(
-    options: PretrainOptions, corpus: corpora.Corpus, model: GlyphCRMForPreTraining, resume: Path | None
-) -> None:
-    """Print what is about to be trained on what."""
+def save_model(model: PretrainingModel, corpus: corpora.Corpus, run_dir: Path) -> None:
+    """Write the trained model with its tokenizer; a BERT's has only the characters that it knows."""
+    tokenizer = corpus.tokenizer
+    if isinstance(model, BertBaseline):
+        with tempfile.TemporaryDirectory() as directory:
+            known = GlyphCRMTokenizer.from_tokens(tokenizer.tokens[: corpus.vocabulary_size], directory)
+            save_checkpoint(model.plain(), known, run_dir / MODEL_DIRECTORY)
+    else:
+        save_checkpoint(model, tokenizer, run_dir / MODEL_DIRECTORY)
+
+
+def announce(options: PretrainOptions, corpus: corpora.Corpus, model: PretrainingModel, resume: Path | None) -> None:
+    """Print what is about to be trained on what, and keep the numbers of parameters."""
     recipe, store = options.recipe, corpus.store
-    total = sum(p.numel() for p in model.parameters())
+    encoder = cast(PreTrainedModel, model.base_model)
+    parameters = {"model": model.num_parameters(), "without_heads": encoder.num_parameters()}
+    write_atomically(options.run_dir / PARAMETERS_FILE, json.dumps(parameters).encode())
+    name = "GlyphCRM" if options.arch == "glyphcrm" else "BERT"
+    readable = model.config.num_glyphs if isinstance(model, GlyphCRMForPreTraining) else model.config.vocab_size
     print(
-        f"GlyphCRM {options.preset}: {total:,} parameters ({model.glyph_model.num_parameters():,} without heads), "
-        f"{model.config.vocab_size:,} characters to predict, {model.config.num_glyphs:,} to read\n"
+        f"{name} {options.preset}: {parameters['model']:,} parameters ({parameters['without_heads']:,} without heads), "
+        f"{model.config.vocab_size:,} characters to predict, {readable:,} to read\n"
         f"text: {store.document_count:,} documents, {store.sentence_count:,} sentences, "
         f"{store.token_count:,} characters; "
         f"{len(corpus.train.pairs):,} training and {len(corpus.held_out):,} validation spans\n"

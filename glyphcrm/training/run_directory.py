@@ -3,6 +3,7 @@
 run.json             what decides the run's result; a run with other settings is refused
 data/                vocabulary, atlas and tokenised text
 checkpoint-N/        Trainer checkpoints; complete.json, written last, lists the files and their sizes
+parameters.json      how many the model has, with and without heads
 metrics.jsonl        a line for each log and validation
 loss.png  model/     at the end: the chart, and the model with its tokenizer
 """
@@ -24,6 +25,7 @@ from glyphcrm.glyphs.files import write_atomically
 RUN_FILE = "run.json"
 MODEL_DIRECTORY = "model"
 DATA_DIRECTORY = "data"
+PARAMETERS_FILE = "parameters.json"
 COMPLETE_FILE = "complete.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

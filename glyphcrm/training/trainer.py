@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Trainer
 
-from glyphcrm.errors import UserError
 from glyphcrm.training.measures import Measures
-from glyphcrm.training.run_directory import mark_complete
-
-# How torch.save says that a file could not be written.
-TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error")
+from glyphcrm.training.resumable_trainer import ResumableTrainer
 
 
-class TrainingDiverged(UserError):
-    """The loss or a gradient is no longer a finite number."""
-
-
-class PretrainingTrainer(Trainer):
-    """Trains a `GlyphCRMForPreTraining` on batches of `PretrainingCollator`.
+class PretrainingTrainer(ResumableTrainer):
+    """Trains a `GlyphCRMForPreTraining` or a `BertBaseline` on batches of `PretrainingCollator`.
 
     * The MLM loss is the mean over all labels of an optimiser step, over all its micro-batches and
       processes; the NSP loss likewise over its pairs. How a step is cut up does not change it.
     * HanGlyph has a learning rate of its own.
-    * Logs carry MLM and NSP loss and accuracy, real tokens per second, distinct characters per batch.
-    * A checkpoint counts once it is whole; a loss that is not finite stops the run before it is saved.
+    * Logs carry MLM and NSP loss and accuracy, real tokens per second, and distinct characters per batch.
     """
 
     def __init__(self, *args: Any, glyph_learning_rate: float, **kwargs: Any) -> None:
@@ -41,7 +27,6 @@ class PretrainingTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # so that Trainer counts the labels of a whole step
         self.loss_is_scaled_for_ga = True
         self._measures = Measures(self.args.device)
-        self._since = time.perf_counter()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser: two learning rates, and no weight decay on biases and norms."""
@@ -63,6 +48,7 @@ class PretrainingTrainer(Trainer):
                     "weight_decay": self.args.weight_decay if is_decayed else 0.0,
                 }
                 for (is_glyph, is_decayed), parameters in groups.items()
+                if parameters
             ],
             **settings,
         )
@@ -88,28 +74,9 @@ class PretrainingTrainer(Trainer):
         """Add this project's measures to a training log."""
         if "loss" in logs:
             measures = self._measures.take()
-            now = time.perf_counter()
-            measures["tokens_per_second"] = measures.pop("tokens") / (now - self._since)
-            self._since = now
+            measures["tokens_per_second"] = measures.pop("tokens") / (time.perf_counter() - self._since)
             logs.update(measures)
         super().log(logs, start_time)
-
-    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
-        control = self.control
-        due = control.should_log or control.should_evaluate or control.should_save
-        # On a GPU, looking at the loss waits for the device; so only when it is looked at anyway.
-        if due or self.args.device.type == "cpu":
-            for name, value in (("loss", tr_loss), ("gradient norm", grad_norm)):
-                if value is not None:
-                    self._check_finite(name, float(value))
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-
-    def _check_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"the {name} is {value} at step {self.state.global_step}; the last checkpoint stays; "
-                "lower --learning-rate or lengthen --warmup-steps, with another --output-dir"
-            )
 
     @torch.no_grad()
     def evaluate(
@@ -132,28 +99,7 @@ class PretrainingTrainer(Trainer):
         self._check_finite("validation loss", means["loss"])
         shown = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy")
         metrics = {f"{metric_key_prefix}_{name}": means[name] for name in shown}
-        self.log(metrics)
+        self.log({**metrics, "seconds": self._seconds_until(started)})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._since += time.perf_counter() - started  # validation is no training time
         return metrics
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        started = time.perf_counter()
-        for name, parameter in model.named_parameters():
-            self._check_finite(f"sum of {name}", float(parameter.detach().sum()))
-        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                mark_complete(checkpoint)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in TORCH_WRITE_FAILURES):
-                raise
-            if self.args.should_save:
-                shutil.rmtree(checkpoint, ignore_errors=True)
-            raise UserError(
-                f"{checkpoint} could not be written ({error}); the checkpoint before it is kept; "
-                "make room, then repeat the command to continue"
-            ) from error
-        self._since += time.perf_counter() - started

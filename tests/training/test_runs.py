@@ -11,13 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForPreTraining, AutoTokenizer
+from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
 
-from glyphcrm.training.pretrain import main
+from glyphcrm.training.options import parse_options
+from glyphcrm.training.pretrain import main, prepare
 from glyphcrm.training.run_directory import is_complete
 
 from runs import REPOSITORY, Pretrain, command, environment
@@ -94,6 +96,8 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(finished: Path, text_f
     assert "continuing from" in output
     assert same_weights(run, finished)
     assert losses(run) == losses(finished)
+    seconds = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
+    assert seconds == sorted(seconds) and seconds[0] >= 0  # the clock of training goes on where it stopped
 
 
 def test_a_run_killed_before_its_model_is_saved_only_saves_it(
@@ -148,6 +152,46 @@ def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_
         last[name] = losses(run)[20]
     assert last["two"] == pytest.approx(last["one"], abs=1e-4)
     assert last["micro"] == pytest.approx(last["one"], abs=1e-4)
+
+
+def test_a_bert_reads_the_same_batches_and_becomes_a_transformers_bert(text_file: Path, tmp_path: Path) -> None:
+    samples = {}
+    for arch in ("glyphcrm", "bert"):
+        options = parse_options(command(text_file, tmp_path / arch, "--arch", arch, "--vocabulary-size", "40"))
+        corpus, _ = prepare(options, first=True)
+        samples[arch] = [corpus.train[i] for i in range(0, len(corpus.train), 7)]
+    for ours, berts in zip(samples["glyphcrm"], samples["bert"], strict=True):
+        assert all(np.array_equal(ours[name], berts[name]) for name in ours)
+    assert main(command(text_file, tmp_path / "bert", "--arch", "bert", "--vocabulary-size", "40")) == 0
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "bert" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert" / "model")
+    assert type(model) is BertForPreTraining and len(tokenizer) == model.config.vocab_size == 40
+    assert torch.isfinite(model(**tokenizer("天地玄黄", "龘", return_tensors="pt")).prediction_logits).all()
+
+
+def test_runs_over_the_same_text_share_what_is_made_of_it(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--data-dir", str(tmp_path / "text"))
+    prepare(parse_options(command(text_file, tmp_path / "first", *shared)), first=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "text").rglob("*") if path.is_file()}
+    assert main(command(text_file, tmp_path / "second", *shared, "--arch", "bert", "--seed", "1")) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not (tmp_path / "second" / "data").exists()
+    capsys.readouterr()
+    assert main(command(text_file, tmp_path / "third", *shared, "--vocabulary-size", "30")) == 2
+    assert "vocabulary_size" in capsys.readouterr().err and not (tmp_path / "third").exists()
+
+
+def test_excluded_characters_are_never_seen(text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "excluded.txt").write_text("天\n地", encoding="utf-8")
+    excluding = ("--exclude-characters", str(tmp_path / "excluded.txt"))
+    corpus, model = prepare(parse_options(command(text_file, tmp_path / "run", *excluding)), first=True)
+    vocabulary = corpus.tokenizer.tokens[: model.config.vocab_size]
+    assert "玄" in vocabulary and not {"天", "地"} & set(vocabulary)
+    assert not corpus.store.token_counts(len(corpus.tokenizer))[corpus.tokenizer.unk_token_id]
+    whole, _ = prepare(parse_options(command(text_file, tmp_path / "whole")), first=True)
+    assert 0 < corpus.store.token_count < whole.store.token_count
 
 
 @pytest.mark.parametrize("learning_rate", ["1e30", "1e39"])

@@ -1,0 +1,58 @@
+"""A checkpoint with its weights in float16: half the size on disk, still computed in float32."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from glyphcrm.checkpoint import WEIGHTS_FILE
+from glyphcrm.errors import UserError
+
+COPIED_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def convert_half(directory: Path, out: Path) -> None:
+    """Write the checkpoint in `directory` (GlyphCRM or another transformers model) with float16 weights to `out`.
+
+    Integers, such as the atlas, stay as they are. The configuration's `dtype` stays too, so that
+    `from_pretrained` casts the weights back to what the model was trained in.
+
+    Raises:
+        UserError: no checkpoint with one safetensors file, a weight beyond float16's range, or `out` cannot be written.
+    """
+    source = directory / WEIGHTS_FILE
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        with safe_open(source, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{directory}: no config.json and {WEIGHTS_FILE} that can be read ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            halved = tensor.half()
+            if not torch.isfinite(halved).all():
+                raise UserError(f"{source}: {name} has values that float16 cannot hold; keep the checkpoint as it is")
+            tensors[name] = halved
+    config.setdefault("dtype", "float32")
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        temporary.chmod(0o755)
+        save_file(tensors, temporary / WEIGHTS_FILE, metadata)
+        for name in COPIED_FILES:
+            if (directory / name).exists():
+                shutil.copy(directory / name, temporary / name)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} could not be written ({error.strerror}); make room or name another") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

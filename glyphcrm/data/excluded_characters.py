@@ -1,0 +1,41 @@
+"""Text without the sentences that hold certain characters, so that a model trained on it has never seen them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from glyphcrm.data.sentences import split_sentences
+from glyphcrm.errors import UserError
+from glyphcrm.normalization import normalize
+
+
+def read_characters(path: Path) -> frozenset[str]:
+    """Return the characters of a UTF-8 file, in any arrangement; white space does not count.
+
+    Raises:
+        UserError: the file cannot be read, or holds no character.
+    """
+    try:
+        characters = frozenset(normalize(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); give a file of characters") from None
+    if not characters:
+        raise UserError(f"{path}: no character there; give at least one")
+    return characters
+
+
+def without(documents: Iterable[list[str]], excluded: frozenset[str]) -> Iterator[list[str]]:
+    """Yield the documents, lists of paragraphs, without every sentence that holds an excluded character.
+
+    Characters are compared after normalisation. A paragraph or document of which nothing is left is left out.
+    """
+    for document in documents:
+        paragraphs = (_without(paragraph, excluded) for paragraph in document)
+        if kept := [paragraph for paragraph in paragraphs if paragraph and not paragraph.isspace()]:
+            yield kept
+
+
+def _without(paragraph: str, excluded: frozenset[str]) -> str:
+    sentences = split_sentences(paragraph, max(len(paragraph), 1))
+    return "".join(sentence for sentence in sentences if excluded.isdisjoint(normalize(sentence)))

@@ -1,0 +1,82 @@
+"""What a task is made of: examples, splits, and how a model is trained and scored on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Kind(StrEnum):
+    """What is predicted: the label of a text, of a pair of texts, or of each character."""
+
+    SENTENCE = "sentence"
+    PAIR = "pair"
+    TAGGING = "tagging"
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """A text with a label; of a `Kind.PAIR` task, a text and its `pair`. `where` is "file:line"."""
+
+    text: str
+    label: str
+    pair: str | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedExample:
+    """Characters (one code point each, as in the file) with a BIO tag each: O, B-PER, I-PER, ...
+
+    `where` is "file:line" of the first character; in BIO columns each further one stands a line below.
+    """
+
+    characters: tuple[str, ...]
+    tags: tuple[str, ...]
+    where: str = ""
+
+    @property
+    def text(self) -> str:
+        """The characters as one string."""
+        return "".join(self.characters)
+
+
+Example = TextExample | TaggedExample
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a task, the labels in their fixed order, and what a reader of the scores must know.
+
+    The labels of a tagging task are "O", then B-x and I-x for each type x in alphabetical order. Each
+    note is one sentence.
+    """
+
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: where its examples come from, and how a model is trained and scored on them."""
+
+    name: str
+    title: str
+    kind: Kind
+    learning_rate: float
+    metric: str  # "accuracy", or "f1": micro F1 over entities
+    max_length: int  # tokens, [CLS] and [SEP] included
+    batch_size: int
+    epochs: int
+    folder: str  # its folder below --data; empty: the task brings its files along
+    source: str  # where the set can be had and in which format; one line
+    read: Callable[[Path], Splits]  # takes the folder that holds the files
+
+
+class MissingFilesError(Exception):
+    """A folder lacks the files of a task; says which."""

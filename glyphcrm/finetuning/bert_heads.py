@@ -1,0 +1,42 @@
+"""The head on [CLS] that GlyphCRM has, for transformers' BERT.
+
+`transformers.BertForSequenceClassification` puts a tanh layer between [CLS] and the classes; the paper does not.
+For tagging `transformers.BertForTokenClassification` is already one linear layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, BertPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class BertForClsClassification(BertPreTrainedModel):
+    """One linear layer on the hidden state of [CLS], without a pooler."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        p = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Return logits ``(B, num_labels)``, and the mean cross-entropy when there are `labels` ``(B,)``."""
+        outputs = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state[:, 0]))
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )

@@ -1,0 +1,113 @@
+"""When dev is scored, when a run stops early, and what it shows meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """Return the steps after which dev is scored, at even distances, the last step among them."""
+    return {-(-steps * i // evaluations) for i in range(1, evaluations + 1)}
+
+
+def dev_scores(state: TrainerState, metric: str) -> list[tuple[int, float]]:
+    """Return (step, score) of each evaluation so far."""
+    return [(int(entry["step"]), entry[metric]) for entry in state.log_history if metric in entry]
+
+
+def has_lost_patience(scores: list[float], patience: int) -> bool:
+    """Whether the last `patience` scores are no better than the best one before them."""
+    return len(scores) - 1 - scores.index(max(scores)) >= patience if scores else False
+
+
+class EvaluationPlan(TrainerCallback):
+    """Scores dev, and saves a checkpoint, after the steps of a plan; stops when dev has not improved for a while.
+
+    transformers' `EarlyStoppingCallback` forgets, when a run continues, that it had already decided to stop; this one
+    decides from the history that checkpoints keep.
+
+    Args:
+        steps: after which to evaluate.
+        metric: the score's name in the logs; more is better.
+        patience: evaluations without a better score before the end.
+    """
+
+    def __init__(self, steps: set[int], metric: str, patience: int) -> None:
+        self.steps = steps
+        self.metric = metric
+        self.patience = patience
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for an evaluation and a checkpoint when they are due."""
+        if state.global_step in self.steps:
+            control.should_log = True
+            control.should_evaluate = True
+            control.should_save = True
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for the end when patience is at its end."""
+        if self.is_over(state):
+            control.should_training_stop = True
+        return control
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether the run with this history needs no further step."""
+        scores = [score for _, score in dev_scores(state, self.metric)]
+        return state.global_step >= max(self.steps) or has_lost_patience(scores, self.patience)
+
+
+class FinetuningBar(TrainerCallback):
+    """One line: step, time left, loss, best dev score."""
+
+    def __init__(self, description: str, metric: str) -> None:
+        self._description = description
+        self._metric = metric
+        self._loss = ""
+        self._bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar where the run stands."""
+        if state.is_local_process_zero:
+            self._bar = tqdm(
+                desc=self._description,
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest loss and the dev scores."""
+        if self._bar is None or logs is None:
+            return
+        if "loss" in logs:
+            self._loss = f"loss {logs['loss']:.3f}"
+        scores = [f"{score:.4f}" for _, score in dev_scores(state, self._metric)]
+        self._bar.set_postfix_str(" ".join([self._loss, "dev" if scores else "", *scores[-5:]]).strip())
+
+    def close(self) -> None:
+        """End the line, so that what is printed next has one of its own."""
+        if self._bar is not None:
+            self._bar.close()

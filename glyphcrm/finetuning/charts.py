@@ -1,0 +1,106 @@
+"""chart.png: which labels were taken for which, or how well each type of entity was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from glyphcrm.glyphs.fonts import default_font
+
+LABELS_SHOWN = 40  # more would not be legible
+LONGEST_LABEL = 16
+COLOURS = ("#1f4e8c", "#9db8d9", "#c8452d")
+
+
+def draw_confusion_matrix(
+    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], title: str, path: Path
+) -> None:
+    """Draw how often each label was predicted for each: numbers of texts, coloured by their share of the row.
+
+    Of more than 40 labels those that are most frequent in `gold` are shown.
+
+    Args:
+        gold: label of each text.
+        predicted: likewise.
+        labels: all of them, in order.
+        title: of the chart.
+        path: the PNG.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    shown = list(labels)
+    if len(shown) > LABELS_SHOWN:
+        frequent = sorted(shown, key=lambda label: -sum(1 for other in gold if other == label))[:LABELS_SHOWN]
+        shown = [label for label in shown if label in frequent]
+        title = f"{title}\nthe {LABELS_SHOWN} most frequent of {len(labels)} labels"
+    counts = confusion_matrix(gold, predicted, labels=shown)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(4.0, 0.5 * len(shown) + 2.2)
+    figure = _figure(side + 0.6, side)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    font = _font()
+    names = [_short(label) for label in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor", fontproperties=font)
+    axes.set_yticks(range(len(shown)), names, fontproperties=font)
+    size = 9 if counts.max() < 1000 else 7.5
+    for row, column in np.argwhere(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(
+            column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontproperties=_font(size)
+        )
+    axes.set_xlabel("predicted", fontproperties=_font())
+    axes.set_ylabel("gold", fontproperties=_font())
+    axes.set_title(title, fontproperties=_font(11))
+    figure.savefig(path, dpi=130)
+
+
+def draw_entity_scores(scores: dict[str, dict[str, float]], title: str, path: Path) -> None:
+    """Draw precision, recall and F1 of each type of entity as bars.
+
+    Args:
+        scores: of `glyphcrm.finetuning.metrics.entity_scores`.
+        title: of the chart.
+        path: the PNG.
+    """
+    figure = _figure(max(5.5, 1.7 * len(scores) + 1.5), 4.2)
+    axes = figure.subplots()
+    width = 0.27
+    for offset, (name, colour) in enumerate(zip(("precision", "recall", "f1"), COLOURS, strict=True)):
+        values = [entity[name] for entity in scores.values()]
+        places = np.arange(len(scores)) + (offset - 1) * width
+        bars = axes.bar(places, values, width * 0.94, color=colour, label="F1" if name == "f1" else name)
+        axes.bar_label(bars, [f"{value:.1%}" for value in values], fontproperties=_font(7), padding=2)
+    names = [f"{_short(name)}\n{entity['support']:.0f} in the test set" for name, entity in scores.items()]
+    axes.set_xticks(range(len(scores)), names, fontproperties=_font())
+    axes.set_ylim(0, 1.15)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)], fontproperties=_font())
+    axes.legend(frameon=False, prop=_font(8), ncols=3, loc="upper right")
+    axes.set_title(title, fontproperties=_font(11))
+    figure.savefig(path, dpi=130)
+
+
+def _figure(width: float, height: float):  # type: ignore[no-untyped-def]  # matplotlib is an extra
+    # Without pyplot: no display, no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _font(size: float = 9):  # type: ignore[no-untyped-def]
+    """Return the font of names: matplotlib's own lacks Chinese."""
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(fname=str(default_font().path), size=size)
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"

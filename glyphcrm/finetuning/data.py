@@ -1,0 +1,90 @@
+"""The examples of a run, and what ties a result to them and to the model it started from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from glyphcrm.data.tasks import Example, Splits, TaggedExample, load_splits, seen_in_train
+from glyphcrm.errors import UserError
+from glyphcrm.finetuning.options import FinetuneOptions
+from glyphcrm.finetuning.samples import sample
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The examples of a run.
+
+    Attributes:
+        splits: the examples that are used, with the notes that their reader needs.
+        unseen: indices of the test examples that do not stand in the task's train set; None if no example does.
+    """
+
+    splits: Splits
+    unseen: list[int] | None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return how many examples each part has."""
+        return {"train": len(self.splits.train), "dev": len(self.splits.dev), "test": len(self.splits.test)}
+
+    def unseen_test(self) -> list[Example]:
+        """Return the test examples that do not stand in train."""
+        return [self.splits.test[i] for i in self.unseen or []]
+
+    def fingerprint(self) -> str:
+        """Return what changes when an example, its label, or the order does."""
+        digest = hashlib.sha256(repr(self.splits.labels).encode())
+        for part in (self.splits.train, self.splits.dev, self.splits.test):
+            digest.update(f"\n{len(part)}\n".encode())
+            for example in part:
+                digest.update(repr(_content(example)).encode())
+        return digest.hexdigest()
+
+
+def _content(example: Example) -> tuple[object, ...]:
+    if isinstance(example, TaggedExample):
+        return example.characters, example.tags
+    return example.text, example.pair, example.label
+
+
+def load_data(options: FinetuneOptions) -> RunData:
+    """Read the task's examples and draw the samples that the options ask for.
+
+    Raises:
+        UserError: files are missing or wrong; the samples are too small to train or to score.
+    """
+    whole = load_splits(options.definition, Path(options.data) if options.data else None)
+    notes = list(whole.notes)
+    parts: dict[str, tuple[Example, ...]] = {}
+    for name, count in (
+        ("train", options.train_samples),
+        ("dev", options.dev_samples),
+        ("test", options.test_samples),
+    ):
+        examples: tuple[Example, ...] = getattr(whole, name)
+        parts[name] = sample(examples, count)
+        if len(parts[name]) < len(examples):
+            notes.append(f"a sample of {len(parts[name]):,} of {len(examples):,} {name} examples was used")
+    # Seen is what stands in the whole train set, so that all sample sizes are scored on the same texts.
+    seen = seen_in_train(replace(whole, test=parts["test"]))
+    unseen = [i for i in range(len(parts["test"])) if i not in seen] if seen else None
+    return RunData(Splits(**parts, labels=whole.labels, notes=tuple(notes)), unseen or None)
+
+
+def fingerprint_of_model(directory: Path) -> str:
+    """Return what changes when a checkpoint's weights, configuration or vocabulary do.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        files = sorted(f for f in directory.iterdir() if f.is_file() and f.suffix in (".json", ".txt", ".safetensors"))
+        for path in files:
+            with open(path, "rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    except OSError as error:
+        raise UserError(f"{directory}: {error.strerror}; give a directory with a saved GlyphCRM or BERT") from None
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""Examples of a task to what a model reads, by the model's own tokenizer; the same for every model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.tasks import Example, Kind, TaggedExample, TextExample
+from glyphcrm.finetuning.windows import windows
+from glyphcrm.tokenization import GlyphCRMTokenizer
+
+SPECIAL_TOKENS = 2  # [CLS] and [SEP] around a single text
+HEAD_SHARE = 128 / 510  # of a text cut to head and tail: Sun et al. 2019 (arXiv:1905.05583), section 5.3.1
+CHUNK = 1024  # texts a tokenizer gets at a time
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """What a model reads at once: a text, a pair, or a window of a sentence to tag.
+
+    Attributes:
+        input_ids: ``(L,)``, with [CLS] and [SEP].
+        token_type_ids: ``(L,)``.
+        labels: ``()`` for a text; for a window ``(L,)``, the tag of a character at its first token, -100 elsewhere.
+        example: index of the example it comes from.
+        characters: ``(n,)``, for a window: those characters of the example that have a token.
+        positions: ``(n,)``, where the first token of each stands in `input_ids`.
+        truncated: whether a part of the text was left out.
+    """
+
+    input_ids: Integers
+    token_type_ids: Integers
+    labels: Integers
+    example: int
+    characters: Integers
+    positions: Integers
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    kind: Kind,
+    labels: Sequence[str],
+    max_length: int,
+    truncation: str = "head",
+    description: str | None = None,
+) -> list[Feature]:
+    """Return the features of `examples`, in their order.
+
+    A text of more than `max_length` tokens is truncated as the tokenizer does it (of a pair, the longer one loses its
+    last token until both fit), or, with "head+tail", to its first quarter and its last three. A sentence to tag is
+    cut into windows instead. A label that is not among `labels` becomes -100.
+
+    With a `description`, a progress bar appears if it takes more than a second or two.
+    """
+    ids = {label: i for i, label in enumerate(labels)}
+    if kind is Kind.TAGGING:
+        return [
+            feature
+            for index, example in enumerate(_with_bar(examples, description))
+            for feature in _encode_sentence(tokenizer, _tagged(example), index, ids, max_length)
+        ]
+    texts = [_text(example) for example in examples]
+    features: list[Feature] = []
+    for first in _with_bar(range(0, len(texts), CHUNK), description):
+        features += _encode_texts(tokenizer, texts[first : first + CHUNK], first, ids, max_length, truncation)
+    return features
+
+
+def _encode_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[TextExample],
+    first: int,
+    ids: dict[str, int],
+    max_length: int,
+    truncation: str,
+) -> list[Feature]:
+    nothing = np.zeros(0, np.int64)
+    pairs = [example.pair or "" for example in examples] if examples[0].pair is not None else None
+    encoding = tokenizer([example.text for example in examples], pairs, return_attention_mask=False)
+    features = []
+    rows = zip(examples, encoding["input_ids"], encoding["token_type_ids"], strict=True)
+    for index, (example, input_ids, types) in enumerate(rows, start=first):
+        too_long = len(input_ids) > max_length
+        if too_long and truncation == "head+tail":
+            input_ids, types = _head_and_tail(input_ids, max_length), types[:max_length]
+        elif too_long:
+            cut = tokenizer(example.text, example.pair, truncation=True, max_length=max_length)
+            input_ids, types = cut["input_ids"], cut["token_type_ids"]
+        features.append(
+            Feature(
+                input_ids=np.array(input_ids, np.int64),
+                token_type_ids=np.array(types, np.int64),
+                labels=np.array(ids.get(example.label, IGNORED), np.int64),
+                example=index,
+                characters=nothing,
+                positions=nothing,
+                truncated=too_long,
+            )
+        )
+    return features
+
+
+def _with_bar(work: Sequence[Any], description: str | None) -> Any:
+    return tqdm(work, description, disable=description is None, delay=1.0, leave=False, dynamic_ncols=True)
+
+
+def _head_and_tail(input_ids: list[int], max_length: int) -> list[int]:
+    kept = max_length - SPECIAL_TOKENS
+    head = round(kept * HEAD_SHARE)
+    return input_ids[: 1 + head] + input_ids[len(input_ids) - 1 - (kept - head) :]
+
+
+def _encode_sentence(
+    tokenizer: PreTrainedTokenizerBase, example: TaggedExample, index: int, ids: dict[str, int], max_length: int
+) -> list[Feature]:
+    tokens, owners = _locate(tokenizer, example.characters)
+    count = len(example.characters)
+    sizes = np.bincount(owners, minlength=count)
+    tags = np.array([ids.get(tag, IGNORED) for tag in example.tags], np.int64)
+    features = []
+    for start, end in windows(example.characters, max_length - SPECIAL_TOKENS, sizes.tolist()):
+        low, high = np.searchsorted(owners, (start, end))
+        high = min(high, low + max_length - SPECIAL_TOKENS)  # one character of more tokens than a window has
+        if low == high:
+            continue  # white space alone
+        characters, firsts = np.unique(owners[low:high], return_index=True)
+        positions = firsts + 1  # after [CLS]
+        input_ids = np.concatenate([[tokenizer.cls_token_id], tokens[low:high], [tokenizer.sep_token_id]])
+        labels = np.full(len(input_ids), IGNORED, np.int64)
+        labels[positions] = tags[characters]
+        features.append(Feature(input_ids, np.zeros(len(input_ids), np.int64), labels, index, characters, positions))
+    return features
+
+
+def _locate(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str]) -> tuple[Integers, Integers]:
+    """Return the tokens of a sentence without special ones, and for each the character that it begins at.
+
+    A token of GlyphCRM's tokenizer may stand for several characters that Unicode composes to one; the first owns it.
+    """
+    options = {"is_split_into_words": True, "add_special_tokens": False, "return_attention_mask": False}
+    if isinstance(tokenizer, GlyphCRMTokenizer):
+        encoding = tokenizer(list(characters), return_offsets_mapping=True, **options)
+        owners = [start for start, _ in encoding["offset_mapping"]]
+    else:
+        encoding = tokenizer(list(characters), **options)
+        owners = [word for word in encoding.word_ids() if word is not None]
+    return np.array(encoding["input_ids"], np.int64), np.array(owners, np.int64)
+
+
+def _text(example: Example) -> TextExample:
+    if not isinstance(example, TextExample):
+        raise TypeError(f"{example.where}: an example with tags in a task of texts")
+    return example
+
+
+def _tagged(example: Example) -> TaggedExample:
+    if not isinstance(example, TaggedExample):
+        raise TypeError(f"{example.where}: an example without tags in a tagging task")
+    return example

@@ -1,0 +1,85 @@
+"""Scores, by scikit-learn and seqeval."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from glyphcrm.data.tasks import Example, Kind, TaggedExample, TextExample
+from glyphcrm.errors import UserError
+
+Prediction = str | tuple[str, ...]
+
+
+def check_installed() -> None:
+    """Refuse to start a run whose end could not be scored.
+
+    Raises:
+        UserError: a package of the extra "finetune" is missing.
+    """
+    missing = [name for name in ("sklearn", "seqeval", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'{", ".join(missing)}: not installed; pip install "glyphcrm[finetune]"')
+
+
+def gold(examples: Sequence[Example]) -> list[Prediction]:
+    """Return the label of each text, or the tags of each sentence."""
+    return [example.label if isinstance(example, TextExample) else example.tags for example in examples]
+
+
+def score(
+    kind: Kind, examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]
+) -> dict[str, float]:
+    """Return the scores of `predictions`, each in [0, 1].
+
+    For texts and pairs: `accuracy`, and `macro_f1` over `labels`. For tagging: entity-level micro-averaged `precision`,
+    `recall` and `f1`; an entity counts when its type and both of its ends are right. Tags are read strictly as IOB2:
+    an I- that continues nothing of its type belongs to no entity, in gold tags and in predicted ones.
+
+    Raises:
+        ValueError: as many predictions as examples, or as many tags as characters, are needed.
+    """
+    if kind is Kind.TAGGING:
+        average = _seqeval_report(examples, predictions)["micro avg"]
+        return {name: float(average[key]) for name, key in _ENTITY_SCORES}
+    from sklearn.metrics import accuracy_score, f1_score
+
+    truth = gold(examples)
+    if len(truth) != len(predictions):
+        raise ValueError(f"{len(predictions)} predictions for {len(truth)} examples")
+    return {
+        "accuracy": float(accuracy_score(truth, predictions)),
+        "macro_f1": float(f1_score(truth, predictions, labels=list(labels), average="macro", zero_division=0)),
+    }
+
+
+def entity_scores(examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+    """Return, for each type of entity, `precision`, `recall`, `f1` as in `score`, and how many there are, `support`."""
+    report = _seqeval_report(examples, predictions)
+    return {
+        name: {**{score: float(values[key]) for score, key in _ENTITY_SCORES}, "support": float(values["support"])}
+        for name, values in report.items()
+        if not name.endswith(" avg")
+    }
+
+
+_ENTITY_SCORES = (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score"))
+
+
+def _seqeval_report(examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    from seqeval.metrics import classification_report
+    from seqeval.scheme import IOB2
+
+    truth = [list(example.tags) for example in examples if isinstance(example, TaggedExample)]
+    guesses = [list(tags) for tags in predictions]
+    if [len(tags) for tags in truth] != [len(tags) for tags in guesses]:
+        raise ValueError("every character of every sentence needs one predicted tag")
+    with warnings.catch_warnings():
+        # Where there is no entity at all, its macro average, which is not looked at, is a mean over nothing.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        report: dict[str, dict[str, Any]] = classification_report(
+            truth, guesses, mode="strict", scheme=IOB2, output_dict=True, zero_division=0
+        )
+    return report

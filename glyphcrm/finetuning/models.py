@@ -1,0 +1,145 @@
+"""A checkpoint directory, of GlyphCRM or of a BERT, with a new head for a task; and a fine-tuned one again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, BertForTokenClassification, BertModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from glyphcrm.checkpoint import load_checkpoint
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.data.tasks import Kind
+from glyphcrm.errors import UserError
+from glyphcrm.finetuning.bert_heads import BertForClsClassification
+from glyphcrm.modeling import (
+    GlyphCRMForSequenceClassification,
+    GlyphCRMForTokenClassification,
+    GlyphCRMModel,
+    GlyphCRMPreTrainedModel,
+)
+
+BERT = "bert"
+GLYPHCRM = GlyphCRMConfig.model_type
+CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
+    GLYPHCRM: GlyphCRMForSequenceClassification,
+    BERT: BertForClsClassification,
+}
+TAGGERS: dict[str, type[PreTrainedModel]] = {GLYPHCRM: GlyphCRMForTokenClassification, BERT: BertForTokenClassification}
+
+
+def load_model(
+    directory: Path, kind: Kind, labels: Sequence[str], *, seed: int, dropout: float | None, attention: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pre-trained encoder, give it a new head, and load its tokenizer.
+
+    Whatever head the checkpoint has is left out. Weights are float32, whatever they are stored in. The new head's
+    weights depend on `seed` and the model's width alone.
+
+    Args:
+        directory: what `save_pretrained` wrote for a GlyphCRM or a BERT, with the tokenizer.
+        kind: a linear layer on every character for tagging, else on [CLS].
+        labels: the classes or tags; their order is that of the logits.
+        seed: of the head.
+        dropout: of every layer and of attention; None: the checkpoint's.
+        attention: attention implementation.
+
+    Raises:
+        UserError: no GlyphCRM or BERT there, or a damaged one.
+    """
+    model_type = read_config(directory)["model_type"]
+    settings: dict[str, Any] = {"attn_implementation": attention, "dtype": torch.float32}
+    if dropout is not None:
+        settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    encoder, tokenizer = _load(directory, GlyphCRMModel if model_type == GLYPHCRM else BertModel, settings)
+    config = encoder.config
+    config.classifier_dropout = None if dropout is not None else config.classifier_dropout
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    model = (TAGGERS if kind is Kind.TAGGING else CLASSIFIERS)[model_type](config)
+    setattr(model, model.base_model_prefix, encoder)
+    start_head(model, seed)
+    return model, tokenizer
+
+
+def start_head(model: PreTrainedModel, seed: int) -> None:
+    """Draw the weights of the linear layer: normal, with the model's initial standard deviation; no bias."""
+    head = model.get_submodule("classifier")
+    (linear,) = (module for module in head.modules() if isinstance(module, nn.Linear))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        linear.weight.normal_(0.0, model.config.initializer_range, generator=generator)
+        linear.bias.zero_()
+
+
+def load_finetuned(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model that `finetune` has kept, ready for `predict`, onto the GPU if there is one.
+
+    Its labels are ``model.config.id2label``.
+
+    Raises:
+        UserError: no fine-tuned GlyphCRM or BERT there, or a damaged one.
+    """
+    config = read_config(directory)
+    known = {cls.__name__: cls for classes in (CLASSIFIERS, TAGGERS) for cls in classes.values()}
+    name = (config.get("architectures") or ["nothing"])[0]
+    if name not in known:
+        raise UserError(f"{directory}: holds {name}, not a fine-tuned model; give one that finetune.py has kept")
+    model, tokenizer = _load(directory, known[name], {"dtype": torch.float32})
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def reads_glyphs(model: nn.Module) -> bool:
+    """Whether the model takes distinct glyphs, as `glyphcrm.data.collator.distinct_glyphs` finds them."""
+    return isinstance(model, GlyphCRMPreTrainedModel)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the config.json of a GlyphCRM or a BERT.
+
+    Raises:
+        UserError: there is none, or one of another kind of model.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{directory}: no config.json that names a model; give a directory with a saved GlyphCRM or BERT"
+        ) from None
+    if model_type not in (GLYPHCRM, BERT):
+        raise UserError(f"{directory}: a {model_type} model; give a GlyphCRM or a BERT")
+    return config
+
+
+def _load(
+    directory: Path, model_class: type[PreTrainedModel], settings: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if issubclass(model_class, GlyphCRMPreTrainedModel):
+        return load_checkpoint(directory, model_class, **settings)
+    if model_class is BertModel:
+        settings = {**settings, "add_pooling_layer": False}
+    try:
+        loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged configuration or file makes transformers raise
+        raise UserError(
+            f"{directory}: no BERT with a tokenizer that can be read ({type(error).__name__}); copy both again"
+        ) from error
+    model, report = loaded
+    if report["missing_keys"]:
+        raise UserError(f"{directory}: the weights lack {min(report['missing_keys'])}; copy them again")
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}; "
+            "copy both from the same checkpoint"
+        )
+    return model, tokenizer

@@ -1,0 +1,114 @@
+"""What a fine-tuned model says of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from glyphcrm.data.tasks import Example, Kind, TaggedExample
+from glyphcrm.finetuning.collator import FinetuningCollator
+from glyphcrm.finetuning.encoding import Feature, Integers, encode
+from glyphcrm.finetuning.metrics import Prediction
+from glyphcrm.finetuning.models import reads_glyphs
+
+OUTSIDE = "O"
+
+
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    kind: Kind,
+    labels: Sequence[str],
+    max_length: int,
+    batch_size: int = 32,
+    truncation: str = "head",
+) -> list[Prediction]:
+    """Return the label of each text, or a tuple with the tag of every character of each sentence.
+
+    Long texts are truncated, and long sentences cut up and put together again, as in `encode`. Labels and tags of the
+    examples themselves are not looked at.
+
+    Args:
+        model: a fine-tuned one, as `load_finetuned` returns it; it is put into evaluation mode.
+        tokenizer: the model's.
+        examples: texts, pairs or sentences.
+        kind: of task.
+        labels: of the logits, in their order.
+        max_length: tokens that the model reads at once.
+        batch_size: features at a time.
+        truncation: "head" or "head+tail".
+    """
+    features = encode(tokenizer, examples, kind, labels, max_length, truncation)
+    choices = choose(model, features, collator_for(model), batch_size)
+    return assemble(features, choices, examples, kind, labels)
+
+
+def collator_for(model: PreTrainedModel) -> FinetuningCollator:
+    """Return the collator whose batches `model` reads."""
+    config = model.config
+    return FinetuningCollator(config.pad_token_id, config.max_position_embeddings, reads_glyphs(model))
+
+
+@torch.no_grad()
+def choose(
+    model: PreTrainedModel,
+    features: Sequence[Feature],
+    collator: Callable[[Sequence[Feature]], dict[str, torch.Tensor]],
+    batch_size: int,
+    description: str | None = None,
+) -> list[Integers]:
+    """Return the index of the best label for each feature: ``()`` for a text, ``(n,)`` for a window's characters.
+
+    Features of similar length go together; the answers come in the order of `features`. Processes that torchrun started
+    share the work, and all get all answers.
+
+    Args:
+        model: is put into evaluation mode.
+        features: of `encode`.
+        collator: makes the model's batches.
+        batch_size: features at a time.
+        description: of a progress bar; None: no bar.
+    """
+    model.eval()
+    by_length = sorted(range(len(features)), key=lambda i: -len(features[i]))
+    batches = [by_length[i : i + batch_size] for i in range(0, len(features), batch_size)]
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = batches[rank::world]
+    answers: dict[int, Integers] = {}
+    for batch in tqdm(mine, description, disable=description is None, leave=False, dynamic_ncols=True):
+        inputs = collator([features[i] for i in batch])
+        del inputs["labels"]
+        logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
+        best = logits.argmax(-1).cpu().numpy()
+        answers |= {i: row[features[i].positions] if row.ndim else row for i, row in zip(batch, best, strict=True)}
+    if world > 1:
+        shares: list[Any] = [None] * world
+        dist.all_gather_object(shares, answers)
+        answers = {i: answer for share in shares for i, answer in share.items()}
+    return [answers[i] for i in range(len(features))]
+
+
+def assemble(
+    features: Sequence[Feature],
+    choices: Sequence[Integers],
+    examples: Sequence[Example],
+    kind: Kind,
+    labels: Sequence[str],
+) -> list[Prediction]:
+    """Turn the indices that `choose` returned into labels, and windows into sentences.
+
+    A character without a token of its own, such as white space, is outside of all entities.
+    """
+    if kind is not Kind.TAGGING:
+        return [labels[int(choice)] for choice in choices]
+    tags = [[OUTSIDE] * len(example.characters) for example in examples if isinstance(example, TaggedExample)]
+    for feature, choice in zip(features, choices, strict=True):
+        for character, label in zip(feature.characters.tolist(), choice.tolist(), strict=True):
+            tags[feature.example][character] = labels[label]
+    return [tuple(sentence) for sentence in tags]

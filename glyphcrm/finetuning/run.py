@@ -1,0 +1,123 @@
+"""A whole run: one task, one model, several seeds.
+
+run.json             what decides the results; a run with other settings is refused
+seed-N/              of each seed: predictions.jsonl, tensorboard/; result.json, written last; until then checkpoint-N/
+seed-N/model/        of the best seed, with --keep-model best
+summary.json         mean and standard deviation over the seeds
+chart.png            confusion matrix, or scores by type of entity, of the seed with the best dev score
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+
+from glyphcrm.data.tasks import Kind
+from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
+from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
+from glyphcrm.finetuning.metrics import check_installed
+from glyphcrm.finetuning.models import read_config
+from glyphcrm.finetuning.options import FinetuneOptions
+from glyphcrm.finetuning.results import (
+    CHART_FILE,
+    PREDICTIONS_FILE,
+    SeedResult,
+    Summary,
+    best,
+    load_predictions,
+    spreads,
+)
+from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, training_arguments
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim
+
+
+def finetune(options: FinetuneOptions) -> Summary:
+    """Run, continue, or look up the fine-tuning in `options.run_dir`; return what it has come to.
+
+    Seeds that are finished are not repeated. Under torchrun all processes call this, and the first writes.
+
+    Raises:
+        UserError: for what the user can mend: model, data, settings, a full disk, a loss that diverged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    check_installed()
+    model = Path(options.model)
+    length_of(options, int(read_config(model).get("max_position_embeddings", 512)))
+    arguments = training_arguments(options, seed=0)
+    data = load_data(options)
+    if arguments.should_save:
+        contents = {"model": fingerprint_of_model(model), "data": data.fingerprint()}
+        claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
+        print(announcement(options, data), flush=True)
+    arguments.distributed_state.wait_for_everyone()
+    results: list[SeedResult] = []
+    for seed in range(options.seeds):
+        results.append(SeedRun(options, data, seed, training_arguments(options, seed)).finish())
+        if arguments.should_save:
+            keep_best_model(options, results)
+    summary = summarise(options, data, results)
+    if arguments.should_save:
+        draw_chart(options, data, best(results))
+        summary.save()
+    return summary
+
+
+def announcement(options: FinetuneOptions, data: RunData) -> str:
+    """Return what is about to be trained on what, in two lines."""
+    task, recipe, sizes = options.definition, options.recipe, data.sizes
+    unit = {Kind.SENTENCE: "texts", Kind.PAIR: "pairs", Kind.TAGGING: "sentences"}[task.kind]
+    return (
+        f"{task.title}: {sizes['train']:,} training, {sizes['dev']:,} dev and {sizes['test']:,} test {unit}, "
+        f"{len(data.splits.labels)} labels\n"
+        f"{options.model}: {recipe.epochs} epochs in batches of {recipe.batch_size}, "
+        f"at most {recipe.max_length} tokens, peak learning rate {recipe.learning_rate:g}, {options.seeds} seeds; "
+        f"results go to {options.run_dir}"
+    )
+
+
+def keep_best_model(options: FinetuneOptions, results: Sequence[SeedResult]) -> None:
+    """Delete the models of all seeds but the best one so far."""
+    kept = best(results).seed
+    for result in results:
+        if result.seed != kept:
+            shutil.rmtree(seed_directory(options, result.seed) / MODEL_DIRECTORY, ignore_errors=True)
+
+
+def summarise(options: FinetuneOptions, data: RunData, results: Sequence[SeedResult]) -> Summary:
+    """Return what the seeds have come to together."""
+    winner = best(results)
+    unseen = [result.test_unseen for result in results if result.test_unseen is not None]
+    kept = seed_directory(options, winner.seed) / MODEL_DIRECTORY
+    return Summary(
+        task=options.definition.name,
+        model=options.model,
+        metric=options.definition.metric,
+        sizes=data.sizes,
+        dev=spreads([result.dev for result in results]),
+        test=spreads([result.test for result in results]),
+        test_unseen=spreads(unseen) if unseen else None,
+        best_seed=winner.seed,
+        parameters=winner.parameters,
+        seconds=sum(result.seconds for result in results),
+        notes=tuple(winner.notes),
+        run_dir=str(options.run_dir),
+        kept_model=str(kept) if options.keep_model == "best" else None,
+    )
+
+
+def draw_chart(options: FinetuneOptions, data: RunData, result: SeedResult) -> None:
+    """Draw chart.png of one seed's test predictions."""
+    path = options.run_dir / CHART_FILE
+    score = f"{result.metric} {result.test[result.metric]:.2%}"
+    title = f"{options.definition.title}\ntest set, seed {result.seed}: {score}"
+    if result.entities is not None:
+        draw_entity_scores(result.entities, title, path)
+        return
+    rows = load_predictions(seed_directory(options, result.seed) / PREDICTIONS_FILE)
+    gold, predicted = [row["gold"] for row in rows], [row["predicted"] for row in rows]
+    draw_confusion_matrix(gold, predicted, data.splits.labels, title, path)

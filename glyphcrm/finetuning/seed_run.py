@@ -1,0 +1,269 @@
+"""One seed of a run: train, select on dev, score on test. It can be interrupted anywhere and continued."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments, set_seed
+
+from glyphcrm.checkpoint import WEIGHTS_FILE, save_checkpoint
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.data.tasks import Kind, TaggedExample
+from glyphcrm.errors import UserError
+from glyphcrm.finetuning.callbacks import EvaluationPlan, FinetuningBar, dev_scores, evaluation_steps
+from glyphcrm.finetuning.data import RunData
+from glyphcrm.finetuning.encoding import SPECIAL_TOKENS, Feature, Integers, encode
+from glyphcrm.finetuning.metrics import entity_scores, score
+from glyphcrm.finetuning.models import load_model
+from glyphcrm.finetuning.options import FinetuneOptions
+from glyphcrm.finetuning.prediction import assemble, collator_for
+from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predictions
+from glyphcrm.finetuning.trainer import FinetuningTrainer
+from glyphcrm.finetuning.training_order import TrainingOrder
+from glyphcrm.modeling.kernel_backend import check_kernel_backend
+from glyphcrm.training.callbacks import StopOnSignal
+from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
+
+LOGS = 50  # of the training loss, in a run
+NEVER = 1 << 62  # steps; EvaluationPlan asks for checkpoints
+
+
+class SeedRun:
+    """One seed of the run that `options` describe, in ``seed-N/`` of the run's directory.
+
+    Args:
+        options: of the run.
+        data: its examples.
+        seed: of the head, the order of the examples, and dropout.
+        arguments: of `training_arguments` for this seed.
+    """
+
+    def __init__(self, options: FinetuneOptions, data: RunData, seed: int, arguments: TrainingArguments) -> None:
+        self.options = options
+        self.data = data
+        self.seed = seed
+        self.arguments = arguments
+        self.task = options.definition
+        self.directory = seed_directory(options, seed)
+        self.metric = f"eval_{self.task.metric}"
+
+    def finish(self) -> SeedResult:
+        """Return the result of the seed, after training what is left to train. All processes take part.
+
+        Raises:
+            UserError: for what the user can mend: model, length, a full disk, a loss that diverged.
+            KeyboardInterrupt: it was told to stop, and has saved a checkpoint.
+        """
+        done = SeedResult.load(self.directory)
+        if done is None:
+            done = self._train_and_score()
+        if self.arguments.should_save:
+            for checkpoint in checkpoints(self.directory):
+                shutil.rmtree(checkpoint)
+        return done
+
+    def _train_and_score(self) -> SeedResult:
+        options, recipe, splits = self.options, self.options.recipe, self.data.splits
+        set_seed(self.seed)
+        model, tokenizer = load_model(
+            Path(options.model),
+            self.task.kind,
+            splits.labels,
+            seed=self.seed,
+            dropout=options.dropout,
+            attention=options.attention,
+        )
+        if isinstance(model.config, GlyphCRMConfig):
+            check_kernel_backend(model.config, self.arguments.device)
+        max_length = length_of(options, model.config.max_position_embeddings)
+        to_features = partial(
+            encode,
+            tokenizer,
+            kind=self.task.kind,
+            labels=splits.labels,
+            max_length=max_length,
+            truncation=options.truncation,
+        )
+        shown = "encoding" if self.arguments.should_log else None
+        train, dev, test = (to_features(part, description=shown) for part in (splits.train, splits.dev, splits.test))
+        order = TrainingOrder(train, recipe.epochs, recipe.batch_size, self.seed)
+        plan = EvaluationPlan(
+            evaluation_steps(order.steps, recipe.epochs * options.evaluations_per_epoch), self.metric, options.patience
+        )
+        self.arguments.max_steps = order.steps
+        self.arguments.warmup_steps = round(options.warmup * order.steps)
+        self.arguments.logging_steps = -(-order.steps // LOGS)
+        stop = StopOnSignal()
+        bar = FinetuningBar(f"{self.task.name}, seed {self.seed}", self.metric)
+        trainer = FinetuningTrainer(
+            model=model,
+            args=self.arguments,
+            train_dataset=order,
+            data_collator=collator_for(model),
+            dev=dev,
+            score_dev=partial(self._score_dev, dev),
+            callbacks=[plan, bar, stop],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        state = self._train(trainer, plan, bar, stop)
+        best_step, _ = max(dev_scores(state, self.metric), key=lambda entry: entry[1])
+        weights = load_file(self.directory / f"checkpoint-{best_step}" / WEIGHTS_FILE)
+        model.load_state_dict(weights)
+        choices = trainer.choose(test, "test")
+        return self._conclude(model, tokenizer, state, best_step, test, choices, max_length)
+
+    def _train(
+        self, trainer: FinetuningTrainer, plan: EvaluationPlan, bar: FinetuningBar, stop: StopOnSignal
+    ) -> TrainerState:
+        """Train to the end, from the last whole checkpoint; return the history."""
+        with self.arguments.main_process_first(local=False, desc="looking for a checkpoint"):
+            resume = last_checkpoint(self.directory) if self.directory.exists() else None
+        if resume is not None:
+            state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+            if plan.is_over(state):
+                return state
+            if self.arguments.should_log:
+                print(f"continuing from {resume}")
+        try:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except RuntimeError as error:
+            # The signal that stops this process may reach its data loading process first.
+            if not (stop.stopped and "DataLoader worker" in str(error)):
+                raise
+        finally:
+            bar.close()
+        if stop.stopped:
+            raise KeyboardInterrupt
+        return trainer.state
+
+    def _score_dev(self, features: Sequence[Feature], choices: Sequence[Integers]) -> dict[str, float]:
+        splits = self.data.splits
+        predictions = assemble(features, choices, splits.dev, self.task.kind, splits.labels)
+        return score(self.task.kind, splits.dev, predictions, splits.labels)
+
+    def _conclude(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        state: TrainerState,
+        best_step: int,
+        features: Sequence[Feature],
+        choices: Sequence[Integers],
+        max_length: int,
+    ) -> SeedResult:
+        """Score the test predictions and write everything, the result last."""
+        splits, kind = self.data.splits, self.task.kind
+        predictions = assemble(features, choices, splits.test, kind, splits.labels)
+        scored = [entry for entry in state.log_history if entry.get("step") == best_step and self.metric in entry]
+        prefix = "eval_"
+        seconds = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
+        unseen = self.data.unseen
+        result = SeedResult(
+            task=self.task.name,
+            model=self.options.model,
+            seed=self.seed,
+            options=self.options.identity(),
+            metric=self.task.metric,
+            dev={name.removeprefix(prefix): scored[0][name] for name in scored[0] if name.startswith(prefix)},
+            test=score(kind, splits.test, predictions, splits.labels),
+            test_unseen=None
+            if unseen is None
+            else score(kind, self.data.unseen_test(), [predictions[i] for i in unseen], splits.labels),
+            entities=entity_scores(splits.test, predictions) if kind is Kind.TAGGING else None,
+            best_step=best_step,
+            steps=state.global_step,
+            seconds=seconds[-1] if seconds else 0.0,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            notes=[*splits.notes, *self._notes(features, max_length)],
+            versions=versions(self.arguments.device),
+        )
+        if self.arguments.should_save:
+            save_predictions(self.directory / PREDICTIONS_FILE, splits.test, predictions)
+            if self.options.keep_model == "best":
+                kept = self.directory / MODEL_DIRECTORY
+                shutil.rmtree(kept, ignore_errors=True)
+                save_checkpoint(model, tokenizer, kept)
+            result.save(self.directory)
+        self.arguments.distributed_state.wait_for_everyone()
+        return result
+
+    def _notes(self, features: Sequence[Feature], max_length: int) -> list[str]:
+        """Return what length and seldom cases did to the test examples."""
+        examples = self.data.splits.test
+        notes = []
+        if max_length < self.options.recipe.max_length:
+            notes.append(f"sequences have at most {max_length} tokens, as the model has no positions for more")
+        truncated = sum(feature.truncated for feature in features)
+        if truncated:
+            notes.append(
+                f"{truncated:,} of {len(examples):,} test texts have more than {max_length} tokens and were truncated"
+            )
+        if self.task.kind is Kind.TAGGING:
+            pieces = Counter(feature.example for feature in features)
+            cut = sum(count > 1 for count in pieces.values())
+            if cut:
+                notes.append(
+                    f"{cut:,} of {len(examples):,} test sentences have more than {max_length - SPECIAL_TOKENS} tokens; "
+                    "they were read in pieces and put together again for scoring"
+                )
+            characters = sum(len(example.characters) for example in examples if isinstance(example, TaggedExample))
+            unread = characters - sum(len(feature.characters) for feature in features)
+            if unread:
+                notes.append(f"{unread:,} characters of the test set have no token (white space, ...) and count as O")
+        return notes
+
+
+def seed_directory(options: FinetuneOptions, seed: int) -> Path:
+    """Return where a seed lives."""
+    return options.run_dir / f"seed-{seed}"
+
+
+def length_of(options: FinetuneOptions, positions: int) -> int:
+    """Return how many tokens a sequence may have with a model of so many `positions`.
+
+    Raises:
+        UserError: more were asked for than the model has.
+    """
+    if options.max_length is not None and options.max_length > positions:
+        raise UserError(f"--max-length is {options.max_length}; the model has {positions} positions")
+    return min(options.recipe.max_length, positions)
+
+
+def training_arguments(options: FinetuneOptions, seed: int) -> TrainingArguments:
+    """Translate the options for one seed; this also joins the processes that torchrun started."""
+    arguments = TrainingArguments(
+        **machine_arguments(seed_directory(options, seed), options.bf16, options.workers),
+        learning_rate=options.recipe.learning_rate,
+        lr_scheduler_type="linear",
+        weight_decay=options.weight_decay,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=NEVER,
+        save_total_limit=2,  # the newest and the best
+        metric_for_best_model=options.definition.metric,
+        greater_is_better=True,
+        seed=seed,
+    )
+    refuse_several_gpus(arguments, "finetune.py")
+    micro = options.micro_batch(arguments.world_size)
+    arguments.per_device_train_batch_size = micro
+    arguments.per_device_eval_batch_size = 2 * micro
+    arguments.gradient_accumulation_steps = options.recipe.batch_size // (micro * arguments.world_size)
+    return arguments
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Return what the scores may depend on besides the options."""
+    packages = ("glyphcrm", "torch", "transformers", "scikit-learn", "seqeval")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {**{package: version(package) for package in packages}, "python": platform.python_version(), "device": name}

@@ -1,0 +1,107 @@
+"""The baseline: transformers' BERT with GlyphCRM's sizes and vocabulary, trained on the same batches."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BertConfig, BertForPreTraining
+
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.modeling.heads import GlyphCRMForPreTrainingOutput, log_frequencies
+from glyphcrm.modeling.positions import sinusoidal_positions
+
+SHARED_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+    "unk_token_id",
+    "cls_token_id",
+    "sep_token_id",
+    "mask_token_id",
+)
+
+
+def bert_config(config: GlyphCRMConfig, **overrides: Any) -> BertConfig:
+    """Return the BERT of the same depth, width and vocabulary; its embedding table has no read-only rows."""
+    return BertConfig(**{name: getattr(config, name) for name in SHARED_SIZES}, **overrides)
+
+
+class BertBaseline(BertForPreTraining):
+    """`transformers.BertForPreTraining` that reads the batches of `PretrainingCollator`.
+
+    Parameters, initialisation and tied decoder are transformers' own; what is added is that logits are
+    computed at the positions to predict alone, as in `GlyphCRMForPreTraining`, and that characters outside
+    the vocabulary are [UNK].
+    """
+
+    accepts_loss_kwargs = False  # two means with different counts: see PretrainingTrainer
+    config: BertConfig
+
+    @classmethod
+    def for_config(cls, config: GlyphCRMConfig, **overrides: Any) -> Self:
+        """Return a new baseline of a GlyphCRM's sizes, with that one's kind of position embeddings.
+
+        Sinusoidal ones get the scale of BERT's token embeddings, `initializer_range`.
+        """
+        model = cls(bert_config(config, **overrides))
+        if config.position_initializer == "sinusoidal":
+            positions = model.bert.embeddings.position_embeddings
+            waves = sinusoidal_positions(positions.num_embeddings, positions.embedding_dim, config.initializer_range)
+            with torch.no_grad():
+                positions.weight.copy_(waves)
+        return model
+
+    def forward(
+        self,
+        glyph_ids: Tensor,
+        glyph_index: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        labels: Tensor,
+        label_index: Tensor,
+        next_sentence_label: Tensor,
+    ) -> GlyphCRMForPreTrainingOutput:
+        """Return losses and logits of a batch; the arguments are the tensors of `PretrainingCollator`."""
+        sequence, pooled = self.bert(
+            self._known(glyph_ids)[glyph_index],
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+        )[:2]
+        logits, nsp_logits = self.cls(sequence.flatten(0, 1)[label_index], pooled)
+        mlm_loss = F.cross_entropy(logits.float(), self._known(labels.flatten()[label_index]), reduction="sum")
+        mlm_loss = mlm_loss / max(len(label_index), 1)
+        nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label)
+        return GlyphCRMForPreTrainingOutput(
+            loss=mlm_loss + nsp_loss,
+            mlm_loss=mlm_loss,
+            nsp_loss=nsp_loss,
+            prediction_logits=logits,
+            seq_relationship_logits=nsp_logits,
+        )
+
+    def _known(self, ids: Tensor) -> Tensor:
+        return ids.masked_fill(ids >= self.config.vocab_size, int(self.config.unk_token_id))
+
+    @torch.no_grad()
+    def start_from_frequencies(self, counts: Tensor) -> None:
+        """As `GlyphCRMForPreTraining.start_from_frequencies`."""
+        self.cls.predictions.bias.copy_(log_frequencies(counts))
+
+    def plain(self) -> BertForPreTraining:
+        """Return the same weights as the class that transformers' users know."""
+        model = BertForPreTraining(self.config)
+        model.load_state_dict(self.state_dict())
+        return model

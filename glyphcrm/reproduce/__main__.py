@@ -1,0 +1,8 @@
+"""`python -m glyphcrm.reproduce`, the same as `glyphcrm reproduce`."""
+
+import sys
+
+from glyphcrm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["reproduce", *sys.argv[1:]]))

@@ -1,0 +1,99 @@
+"""The charts of RESULTS.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLOURS = {"glyphcrm": "#c8452d", "bert": "#1f4e8c"}
+NAMES = {"glyphcrm": "GlyphCRM", "bert": "BERT"}
+
+
+def draw_pretraining(runs: Mapping[str, list[dict[str, float]]], path: Path) -> None:
+    """Draw validation and training MLM loss of both models, by step and by time (the paper's Figure 7).
+
+    Args:
+        runs: the lines of metrics.jsonl of each architecture.
+        path: the PNG.
+    """
+    figure, panels = _figure(2)
+    for axes, key, label in zip(panels, ("step", "seconds"), ("step", "minutes of training"), strict=True):
+        scale = 60 if key == "seconds" else 1
+        for arch, entries in runs.items():
+            train = [(e[key] / scale, e["mlm_loss"]) for e in entries if "mlm_loss" in e]
+            validation = [(e[key] / scale, e["eval_mlm_loss"]) for e in entries if "eval_mlm_loss" in e]
+            axes.plot(*_columns(_smoothed(train)), color=COLOURS[arch], linewidth=1, alpha=0.4)
+            axes.plot(*_columns(validation), "o-", color=COLOURS[arch], markersize=4, label=NAMES[arch])
+        axes.set(xlabel=label, ylabel="MLM loss (nats)", xlim=(0, None))
+        axes.legend(frameon=False, fontsize=8)
+    panels[0].set_title("Masked language modelling: validation, and training (pale)", fontsize=10, loc="left")
+    figure.savefig(path, dpi=130)
+
+
+def draw_scores(rows: Sequence[tuple[str, Mapping[str, tuple[float, float]]]], path: Path) -> None:
+    """Draw the test scores of both models on every task, with their standard deviations.
+
+    Args:
+        rows: title of the task; mean and standard deviation of each architecture, within [0, 1].
+        path: the PNG.
+    """
+    figure, (axes,) = _figure(1, height=0.55 * len(rows) + 1.2)
+    for offset, arch in ((-0.18, "glyphcrm"), (0.18, "bert")):
+        there = [(i, scores[arch]) for i, (_, scores) in enumerate(rows) if arch in scores]
+        axes.barh(
+            [i + offset for i, _ in there],
+            [100 * mean for _, (mean, _) in there],
+            xerr=[100 * deviation for _, (_, deviation) in there],
+            height=0.34,
+            color=COLOURS[arch],
+            label=NAMES[arch],
+            error_kw={"linewidth": 1, "ecolor": "#333333"},
+        )
+    axes.set_yticks(range(len(rows)), [title for title, _ in rows], fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy, or entity F1 for NER (%)", xlim=(0, 100))
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
+def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> None:
+    """Draw the score against the share of characters that look-alikes replaced, a panel for each task.
+
+    Args:
+        curves: task title -> architecture -> (share, score), both within [0, 1].
+        path: the PNG.
+    """
+    figure, panels = _figure(len(curves))
+    for axes, (title, of_arch) in zip(panels, curves.items(), strict=True):
+        for arch, points in of_arch.items():
+            axes.plot(*_columns([(100 * x, 100 * y) for x, y in points]), "o-", color=COLOURS[arch], label=NAMES[arch])
+        axes.set(xlabel="characters replaced by look-alikes (%)", ylabel="score (%)")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def _figure(panels: int, height: float = 3.8) -> tuple[Any, list[Any]]:
+    # Without pyplot: no display, no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * max(panels, 1.5), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for one in axes:
+        one.grid(alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _smoothed(points: Sequence[tuple[float, float]], share: float = 0.03) -> list[tuple[float, float]]:
+    """Return each point with the mean of the values before it, over a window of a share of the run."""
+    window = max(1, round(len(points) * share))
+    values = [y for _, y in points]
+    return [(x, sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window)) for i, (x, _) in enumerate(points)]

@@ -1,0 +1,78 @@
+"""Characters that neither model saw in pre-training: GlyphCRM reads their pictures, BERT reads [UNK]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glyphcrm.data.tasks import Kind, Splits, Task, TextExample
+from glyphcrm.finetuning.metrics import score
+from glyphcrm.finetuning.results import PREDICTIONS_FILE, Spread, load_predictions
+from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.normalization import normalize
+from glyphcrm.reproduce.held_out_characters import choose_excluded
+from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.reproduce.plan import Plan
+from glyphcrm.reproduce.stages import ARCHITECTURES, finetune, pretrain
+from glyphcrm.training.corpus import Text
+from glyphcrm.training.options import PretrainOptions
+from glyphcrm.training.run_directory import MODEL_DIRECTORY
+from glyphcrm.vocabulary import count_characters
+
+DIRECTORY = "held_out"
+CHARACTERS_FILE = "characters.txt"
+HELD_OUT = 100  # characters
+SEED = 0
+
+
+def task_for_held_out(tasks: Iterable[Task]) -> Task | None:
+    """Return the first task of single texts: on the words of reviews and titles one character matters most."""
+    return next((task for task in tasks if task.kind is Kind.SENTENCE), None)
+
+
+def held_out(
+    options: ReproduceOptions, plan: Plan, task: Task, splits: Splits, settings: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Pre-train both models without a hundred characters, fine-tune them on texts with these, and compare.
+
+    Returns:
+        The characters, and for each architecture the spread of its accuracy over the seeds, on the test
+        texts with and without such a character.
+    """
+    directory = options.output_dir / DIRECTORY
+    characters = directory / CHARACTERS_FILE
+    if not characters.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        text = Text(PretrainOptions(data=list(options.text)))
+        counts = count_characters(paragraph for document in text.documents() for paragraph in document)
+        texts = [example.text for example in splits.test if isinstance(example, TextExample)]
+        write_atomically(characters, "".join(sorted(choose_excluded(texts, counts, HELD_OUT, SEED))).encode())
+    result: dict[str, Any] = {"task": task.name, "characters": characters.read_text(encoding="utf-8"), "accuracy": {}}
+    for arch in ARCHITECTURES:
+        run = directory / "pretraining" / arch
+        excluding = ("--exclude-characters", str(characters))
+        pretrain(options, run, arch, plan.held_out_steps, (*settings[arch], *excluding), text=f"{DIRECTORY}/text")
+        tuned = directory / "finetuning" / arch
+        finetune(options, plan, task, run / MODEL_DIRECTORY, tuned)
+        result["accuracy"][arch] = _by_presence(tuned, frozenset(result["characters"]), options.seeds, splits.labels)
+    return result
+
+
+def _by_presence(tuned: Path, characters: frozenset[str], seeds: int, labels: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, list[float]] = {"with": [], "without": []}
+    numbers = {}
+    for seed in range(seeds):
+        rows = load_predictions(tuned / f"seed-{seed}" / PREDICTIONS_FILE)
+        for name, values in found.items():
+            some = [row for row in rows if (not characters.isdisjoint(normalize(row["text"]))) == (name == "with")]
+            numbers[name] = len(some)
+            examples = [TextExample(row["text"], row["gold"]) for row in some]
+            predictions = [row["predicted"] for row in some]
+            if some:
+                values.append(score(Kind.SENTENCE, examples, predictions, labels)["accuracy"])
+    return {
+        name: {"texts": numbers[name], "mean": spread.mean, "deviation": spread.deviation, "values": spread.values}
+        for name, values in found.items()
+        if values and (spread := Spread.of(values))
+    }

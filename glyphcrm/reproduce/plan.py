@@ -1,0 +1,110 @@
+"""How long each part of a reproduction may be, from the time given and this machine's speed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from glyphcrm.data.tasks import Kind, Splits, Task
+from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.reproduce.options import ReproduceOptions
+
+# Shares of the time; what is left over is for reading, scoring and charts.
+PRETRAINING, STUDY, FINETUNING, HELD_OUT = 0.45, 0.12, 0.27, 0.1
+PROBE_STEPS = 8
+FEWEST_STEPS = 4
+FEWEST_SAMPLES = 32
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one model needs on this machine, in seconds."""
+
+    step: float  # of pre-training
+    token: float  # of training, at the length of pre-training
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps and samples; the same for both models."""
+
+    pretraining_steps: int
+    study_steps: int
+    held_out_steps: int
+    train_samples: int
+    speed: dict[str, Speed]
+
+    def save(self, directory: Path) -> None:
+        """Write ``plan.json``."""
+        write_atomically(directory / PLAN_FILE, json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, directory: Path) -> Plan:
+        """Read ``plan.json``."""
+        values = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
+        values["speed"] = {arch: Speed(**speed) for arch, speed in values["speed"].items()}
+        return cls(**values)
+
+
+def measured_speed(metrics: list[dict[str, float]]) -> Speed:
+    """Return the median speed of a probe, from its metrics.jsonl; the first steps do not count."""
+    steps = [entry for entry in metrics if "mlm_loss" in entry][2:]
+    seconds = [after["seconds"] - before["seconds"] for before, after in itertools.pairwise(steps)]
+    return Speed(
+        step=statistics.median(seconds), token=statistics.median(1 / entry["tokens_per_second"] for entry in steps)
+    )
+
+
+def make_plan(
+    options: ReproduceOptions, speed: dict[str, Speed], tasks: dict[Task, Splits], variants: dict[str, int]
+) -> Plan:
+    """Fit steps and samples into `options.hours`.
+
+    Args:
+        speed: of each architecture.
+        tasks: those to fine-tune on.
+        variants: how many short runs of each architecture the study has.
+    """
+    time = options.hours * 3600
+    both = sum(s.step for s in speed.values())
+    study = sum(speed[arch].step * count for arch, count in variants.items())
+    seconds_per_token = sum(s.token for s in speed.values()) * options.seeds
+
+    def seconds(samples: int) -> float:
+        return sum(_tokens(task, splits, samples) for task, splits in tasks.items()) * seconds_per_token
+
+    most = max((len(splits.train) for splits in tasks.values()), default=FEWEST_SAMPLES)
+    samples = next(
+        (n for n in _falling(most) if seconds(n) <= FINETUNING * time),
+        FEWEST_SAMPLES,
+    )
+    return Plan(
+        pretraining_steps=options.pretraining_steps or max(FEWEST_STEPS, int(PRETRAINING * time / both)),
+        study_steps=max(FEWEST_STEPS, int(STUDY * time / study)),
+        held_out_steps=max(FEWEST_STEPS, int(HELD_OUT * time / both)),
+        train_samples=options.train_samples or samples,
+        speed=speed,
+    )
+
+
+def _falling(most: int) -> list[int]:
+    """Return round numbers from `most` down."""
+    steps = sorted({most, *(int(m * 10**e) for m in (1, 1.5, 2, 3, 5, 7) for e in range(1, 7))}, reverse=True)
+    return [n for n in steps if FEWEST_SAMPLES <= n <= most]
+
+
+def _tokens(task: Task, splits: Splits, samples: int) -> float:
+    """Return how many tokens fine-tuning reads in one run: its epochs, with dev after each and test once."""
+    some = splits.train[:200]
+    if task.kind is Kind.TAGGING:
+        lengths = [len(example.characters) for example in some]  # type: ignore[union-attr]
+    else:
+        lengths = [len(example.text) + len(example.pair or "") for example in some]  # type: ignore[union-attr]
+    length = min(task.max_length, statistics.mean(lengths) + 3)
+    train = min(samples, len(splits.train))
+    dev, test = min(samples, len(splits.dev)), min(samples, len(splits.test))
+    return length * (task.epochs * (train + dev / 3) + test / 3)  # without gradients, a third of the work

@@ -1,0 +1,387 @@
+"""RESULTS.md, its charts, and results.json, in which every number names the run's file that it comes from."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from glyphcrm.data.tasks import Splits, Task
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
+from glyphcrm.reproduce.json_files import load_json, save_json
+from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.reproduce.plan import PLAN_FILE, Plan
+from glyphcrm.reproduce.stages import ARCHITECTURES, last_validation, summaries
+from glyphcrm.reproduce.study import VARIANTS
+from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
+from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE
+
+REPORT = "report"
+RUNS = "runs"
+
+# The paper's tables, by what they are about; its numbers of the tables are not known to us.
+FAMILIES = (
+    ("Sentiment", ("chnsenticorp", "hotel", "demo_sentiment")),
+    ("Inference", ("cnli",)),
+    ("Classification of news", ("thucnews_titles", "thucnews_documents", "toutiao")),
+    ("Named entities", ("msra_ner", "people_ner", "demo_ner")),
+    ("A specialised field", ("cmssm",)),
+    ("Few examples", ("eprstmt",)),
+)
+
+
+def write_report(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits]) -> Path:
+    """Write ``report/`` from what is there; return the path of its RESULTS.md.
+
+    Raises:
+        UserError: the file with the paper's scores cannot be read.
+    """
+    report = _Report(options, plan, tasks)
+    sections = [
+        report.head(),
+        report.unknown(),
+        report.pretraining(),
+        report.study(),
+        report.finetuning(),
+        report.held_out(),
+        report.robustness(),
+        report.differences(),
+    ]
+    path = report.directory / "RESULTS.md"
+    write_atomically(path, "\n\n".join(section for section in sections if section).encode() + b"\n")
+    save_json(report.directory / "results.json", report.numbers)
+    return path
+
+
+class _Report:
+    """The sections of RESULTS.md; each is empty when its stage was left out."""
+
+    def __init__(self, options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits]) -> None:
+        self.options, self.plan, self.tasks = options, plan, tasks
+        self.output_dir = options.output_dir
+        self.directory = options.output_dir / REPORT
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
+        self.numbers: dict[str, Any] = {}
+        self.paper = _read_paper_scores(options.paper_scores)
+
+    def head(self) -> str:
+        plan, options = self.plan, self.options
+        self._keep(self.output_dir / PLAN_FILE)
+        text = ", ".join(Path(pattern).name for pattern in options.text) or "the demo corpus"
+        return (
+            "# Results\n\n"
+            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was "
+            "written by "
+            "`glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
+            f"[{RUNS}/]({RUNS}), that it comes from.\n\n"
+            + _table(
+                ("", ""),
+                [
+                    ("size", options.preset),
+                    ("pre-training text", text),
+                    (
+                        "pre-training",
+                        f"{plan.pretraining_steps:,} steps of {options.batch_size} × {options.max_length} "
+                        f"characters at "
+                        "most, both models",
+                    ),
+                    ("fine-tuning", f"at most {plan.train_samples:,} examples of each part, {options.seeds} seeds"),
+                    ("machine", f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"),
+                    ("written on", date.today().isoformat()),
+                ],
+            )
+        )
+
+    def unknown(self) -> str:
+        path = self.output_dir / "unknown.json"
+        if not path.exists():
+            return ""
+        counted = load_json(path)
+        self._number("unknown characters", path, counted)
+        vocabularies = list(dict.fromkeys(entry["vocabulary"] for entry in counted))
+        by_set: dict[str, dict[str, Any]] = {}
+        for entry in counted:
+            by_set.setdefault(entry["data_set"], {})[entry["vocabulary"]] = entry
+        rows = []
+        for name, entries in by_set.items():
+            first = next(iter(entries.values()))
+            cells = [
+                f"{entries[v]['unknown_characters']:,} ({entries[v]['unknown_token_share']:.4%}; "
+                f"{entries[v]['unknown_text_share']:.2%})"
+                for v in vocabularies
+            ]
+            rows.append((name, f"{first['characters']:,}", *cells))
+        return (
+            "## Unknown characters\n\n"
+            "Distinct characters that a vocabulary lacks, over all examples of a set; in brackets their share of all "
+            "characters, and the share of texts with at least one. The paper's Table 1. A GlyphCRM reads all that "
+            "its fonts "
+            "draw, and predicts what was frequent enough in its pre-training text; the BERT beside it reads only "
+            "what it predicts.\n\n" + _table(("set", "characters", *vocabularies), rows)
+        )
+
+    def pretraining(self) -> str:
+        runs = {arch: self.output_dir / "pretraining" / arch for arch in ARCHITECTURES}
+        if not all((run / METRICS_FILE).exists() for run in runs.values()):
+            return ""
+        metrics = {arch: read_metrics(run / METRICS_FILE) for arch, run in runs.items()}
+        first = next(entry for entry in metrics["glyphcrm"] if "eval_mlm_loss" in entry)
+        draw_pretraining(metrics, self.directory / "pretraining.png")
+        rows = []
+        for arch, run in runs.items():
+            end = last_validation(run)
+            config = load_json(run / RUN_FILE)
+            parameters = load_json(run / PARAMETERS_FILE)
+            self._number(f"pre-training {arch}", run / METRICS_FILE, end)
+            self._keep(run / RUN_FILE)
+            rows.append(
+                (
+                    NAMES[arch],
+                    f"{parameters['model']:,} ({parameters['without_heads']:,})",
+                    f"{config['learning_rate']:g}",
+                    f"{end['eval_mlm_loss']:.3f}",
+                    f"{end['eval_mlm_accuracy']:.1%}",
+                    f"{end['eval_nsp_accuracy']:.1%}",
+                    f"{end['seconds'] / 60:.0f}",
+                )
+            )
+        columns = ("", "parameters (without heads)", "rate", "MLM loss", "MLM accuracy", "NSP accuracy", "minutes")
+        return (
+            "## Pre-training\n\n"
+            "![Validation loss of both models by step and by time](pretraining.png)\n\n"
+            f"After {self.plan.pretraining_steps:,} steps, on documents held out from training; before the first "
+            f"step the "
+            f"loss is {first['eval_mlm_loss']:.3f}. The paper's Figure 7.\n\n" + _table(columns, rows)
+        )
+
+    def study(self) -> str:
+        runs = {variant: self.output_dir / "study" / variant.name for variant in VARIANTS}
+        if not all((run / METRICS_FILE).exists() for run in runs.values()):
+            return ""
+        rows = []
+        for variant, run in runs.items():
+            validations = [entry for entry in read_metrics(run / METRICS_FILE) if "eval_mlm_loss" in entry]
+            middle, end = validations[len(validations) // 2], validations[-1]
+            self._number(f"study {variant.name}", run / METRICS_FILE, end)
+            losses = (f"{middle['eval_mlm_loss']:.3f}", f"{end['eval_mlm_loss']:.3f}", f"{end['eval_nsp_loss']:.3f}")
+            rows.append((NAMES[variant.arch], variant.what, *losses))
+        return (
+            "## What the paper leaves open\n\n"
+            f"Five short runs of each model, {self.plan.study_steps:,} steps, one seed; the best by MLM loss is "
+            f"what the long "
+            "run above used.\n\n"
+            + _table(("", "settings", "MLM loss half way", "MLM loss at the end", "NSP loss at the end"), rows)
+        )
+
+    def finetuning(self) -> str:
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for name, arch, summary, path in summaries(self.output_dir):
+            found.setdefault(name, {})[arch] = summary
+            self._number(f"fine-tuning {name} {arch}", path, summary["test"])
+        if not found:
+            return ""
+        titles = {task.name: task.title for task in self.tasks}
+        chart_rows = [
+            (titles.get(name, name), {arch: _mean_and_deviation(s, s["metric"]) for arch, s in of_arch.items()})
+            for name, of_arch in found.items()
+        ]
+        draw_scores(chart_rows, self.directory / "scores.png")
+        parts = [
+            "## Fine-tuning\n\n![Test scores of both models](scores.png)\n\n"
+            "Scores on test in per cent, mean ± standard deviation over the seeds; the model of a seed is the best one "
+            "on dev. One linear layer on [CLS], or on each character. The paper's Tables 2 to 9."
+        ]
+        for family, names in FAMILIES:
+            there = [name for name in names if name in found]
+            if there:
+                parts.append(f"### {family}\n\n" + self._scores({name: found[name] for name in there}, titles))
+        own = {name: of_arch for name, of_arch in found.items() if not any(name in names for _, names in FAMILIES)}
+        if own:
+            parts.append("### Tasks of your own\n\n" + self._scores(own, titles))
+        return "\n\n".join(parts)
+
+    def _scores(self, found: Mapping[str, Mapping[str, dict[str, Any]]], titles: Mapping[str, str]) -> str:
+        has_paper = any(name in self.paper for name in found)
+        rows, notes = [], []
+        for name, of_arch in found.items():
+            some = next(iter(of_arch.values()))
+            shown = ("precision", "recall", "f1") if some["metric"] == "f1" else (some["metric"], "macro_f1")
+            for key in ("test", "test_unseen"):
+                if some[key] is None:
+                    continue
+                for score in shown:
+                    cells = [_spread(of_arch[arch][key][score]) if arch in of_arch else "–" for arch in ARCHITECTURES]
+                    if has_paper:
+                        paper = self.paper.get(name, {}) if (key, score) == ("test", some["metric"]) else {}
+                        cells += [f"{100 * paper[arch]:.2f}" if arch in paper else "" for arch in ARCHITECTURES]
+                    suffix = ", without texts that stand in train" if key == "test_unseen" else ""
+                    rows.append((titles.get(name, name), score.replace("_", "-") + suffix, *cells))
+            sizes = some["sizes"]
+            notes.append(
+                f"* {titles.get(name, name)}: {sizes['train']:,} / {sizes['dev']:,} / {sizes['test']:,} examples. "
+                + " ".join(f"{note[0].upper()}{note[1:]}." for note in some["notes"])
+            )
+        columns = ["set", "score", *(NAMES[arch] for arch in ARCHITECTURES)]
+        if has_paper:
+            columns += [f"{NAMES[arch]}, paper" for arch in ARCHITECTURES]
+        return _table(columns, rows) + "\n\n" + "\n".join(notes)
+
+    def held_out(self) -> str:
+        path = self.output_dir / "held_out.json"
+        if not path.exists():
+            return ""
+        result = load_json(path)
+        self._number("held-out characters", path, result["accuracy"])
+        title = next((task.title for task in self.tasks if task.name == result["task"]), result["task"])
+        rows = [
+            (NAMES[arch], *(f"{_spread(parts[name])} ({parts[name]['texts']:,} texts)" for name in ("with", "without")))
+            for arch, parts in result["accuracy"].items()
+        ]
+        return (
+            "## Characters never seen in pre-training\n\n"
+            f"Both models were pre-trained anew for {self.plan.held_out_steps:,} steps without any sentence that "
+            f"holds one of "
+            f"{len(result['characters'])} characters, and fine-tuned on {title}. BERT reads these as [UNK]. "
+            f"Accuracy in per cent.\n\n"
+            + _table(("", "texts with such a character", "texts without"), rows)
+            + f"\n\nThe characters: {result['characters']}"
+        )
+
+    def robustness(self) -> str:
+        files = sorted((self.output_dir / "robustness").glob("*.json"))
+        if not files:
+            return ""
+        titles = {task.name: task.title for task in self.tasks}
+        results = {titles.get(path.stem, path.stem): load_json(path) for path in files}
+        for path in files:
+            self._number(f"robustness {path.stem}", path, load_json(path))
+        draw_robustness(
+            {
+                title: {
+                    arch: [(float(share), score) for share, score in scores.items()]
+                    for arch, scores in result["look_alikes"].items()
+                }
+                for title, result in results.items()
+            },
+            self.directory / "look-alikes.png",
+        )
+        parts = [
+            "## Rewritten test texts\n\n"
+            "The fine-tuned models above (the seed that was best on dev) on the same test texts, rewritten. Scores "
+            "in per cent.\n\n"
+            "![Score against the share of characters replaced by look-alikes](look-alikes.png)\n\n"
+            + self._look_alikes(results)
+        ]
+        script = [
+            (title, NAMES[arch], *(f"{100 * scores[name]:.2f}" for name in ("as it is", "traditional")))
+            for title, result in results.items()
+            for arch, scores in result["script"].items()
+        ]
+        if script:
+            parts.append(
+                "### Simplified to traditional\n\nCharacter by character.\n\n"
+                + _table(("set", "", "as it is", "traditional"), script)
+            )
+        conditions = ("as it is", "lost", "lost, then added in another font", "all in another font")
+        pictures = [
+            (
+                title,
+                *(
+                    f"{100 * result['pictures'][name]:.2f}" if name in result["pictures"] else "–"
+                    for name in conditions
+                ),
+            )
+            for title, result in results.items()
+            if result["pictures"]
+        ]
+        if pictures:
+            some = next(result["pictures"] for result in results.values() if result["pictures"])
+            font = f" The other font is {some['other font']}." if "other font" in some else ""
+            parts.append(
+                "### Pictures taken away, added, and drawn in another font\n\n"
+                f"GlyphCRM alone. Lost: the {some['lost characters']} most frequent Han characters of the test "
+                f"texts are read as "
+                f"[UNK]. Added: afterwards they get pictures again, without training.{font}\n\n"
+                + _table(("set", *conditions), pictures)
+            )
+        return "\n\n".join(parts)
+
+    def _look_alikes(self, results: Mapping[str, Any]) -> str:
+        shares = list(next(iter(next(iter(results.values()))["look_alikes"].values())))
+        rows = [
+            (title, NAMES[arch], *(f"{100 * scores[share]:.2f}" for share in shares))
+            for title, result in results.items()
+            for arch, scores in result["look_alikes"].items()
+        ]
+        source = "the SIGHAN confusion set" if self.options.look_alikes else "the five nearest pictures"
+        return (
+            f"### Look-alikes\n\nA share of the characters is replaced, each by one of {source}; the same for both "
+            f"models.\n\n" + _table(("set", "", *(f"{float(share):.0%} replaced" for share in shares)), rows)
+        )
+
+    def differences(self) -> str:
+        options = self.options
+        paper = "" if self.paper else (
+            "\n* The paper's own numbers are not printed here: they are not in this project, and can be given with "
+            "`--paper-scores`."
+        )  # fmt: skip
+        return (
+            "## What differs from the paper\n\n"
+            f"* Size: `{options.preset}`, where the paper has 12 blocks of width 768 and 100 times as many parameters "
+            "or more, unless this is `base`.\n"
+            f"* Pre-training: {self.plan.pretraining_steps:,} steps of {options.batch_size} sequences of "
+            f"{options.max_length} characters, where the paper has 256 sequences of 512 and two orders of magnitude "
+            f"more steps and "
+            "text.\n"
+            "* Fine-tuning: the learning rates are those that small models need (each run's JSON has them), "
+            "not the paper's 2e-5 and 3e-5, and the sets are sampled as the notes say.\n"
+            "* BERT here is not bert-base-chinese: it is trained on the same text from scratch, and reads the same "
+            "characters "
+            "that GlyphCRM predicts." + paper
+        )
+
+    def _keep(self, path: Path) -> str:
+        """Copy a file of a run into the report; return its path there."""
+        relative = Path(RUNS) / path.relative_to(self.output_dir)
+        target = self.directory / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        return relative.as_posix()
+
+    def _number(self, name: str, path: Path, value: Any) -> None:
+        self.numbers[name] = {"file": self._keep(path), "value": value}
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _spread(spread: Mapping[str, Any]) -> str:
+    mean = f"{100 * spread['mean']:.2f}"
+    return mean if spread["deviation"] is None else f"{mean} ± {100 * spread['deviation']:.2f}"
+
+
+def _mean_and_deviation(summary: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    spread = summary["test"][metric]
+    return spread["mean"], spread["deviation"] or 0.0
+
+
+def _read_paper_scores(path: Path | None) -> dict[str, dict[str, float]]:
+    if path is None:
+        return {}
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        return {task: {arch: float(of_arch[arch]) for arch in of_arch} for task, of_arch in scores.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{path}: no JSON of the form {{"chnsenticorp": {{"bert": 0.9, "glyphcrm": 0.9}}}} ({error})'
+        ) from error

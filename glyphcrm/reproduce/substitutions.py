@@ -1,0 +1,195 @@
+"""Test texts rewritten character by character: look-alikes, and the other of the two Chinese scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from glyphcrm.data.tasks.examples import TaggedExample, TextExample
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.atlas import GlyphAtlas
+
+LARGEST_FILE = 1 << 24  # bytes
+DISTANCE_BLOCK = 1 << 22  # 64-bit words compared at a time
+MAIN_BLOCK = ("\u4e00", "\u9fff")
+
+AnyExample = TypeVar("AnyExample", TextExample, TaggedExample)
+
+
+def substitute(text: str, look_alikes: Mapping[str, str], share: float, seed: int, index: int) -> str:
+    """Return `text` with a `share` of the characters that have look-alikes replaced by one of them.
+
+    Each is replaced with probability `share`, by any of its look-alikes with the same probability. The draw
+    depends on `seed`, `index` (of the text in its data set) and the position alone: what is replaced at one share
+    is replaced in the same way at every higher one. The length stays, so tags stay where they belong.
+
+    Args:
+        look_alikes: character -> the characters that may take its place, one or more.
+        share: within [0, 1].
+        seed, index: 0 or more.
+    """
+    draws = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64))).random((len(text), 2))
+    characters = list(text)
+    for position in np.flatnonzero(draws[:, 0] < share).tolist():
+        if choices := look_alikes.get(characters[position]):
+            characters[position] = choices[int(draws[position, 1] * len(choices))]
+    return "".join(characters)
+
+
+def rewrite(text: str, mapping: Mapping[str, str]) -> str:
+    """Return `text` with every character that `mapping` has replaced; one for one, so the length stays."""
+    return "".join(mapping.get(char, char) for char in text)
+
+
+def rewritten(example: AnyExample, rewrite_text: Callable[[str], str]) -> AnyExample:
+    """Return the example with its text rewritten, label or tags kept.
+
+    Both sentences of a pair go through `rewrite_text` as one text, so that a random rewriting draws
+    anew for the second.
+
+    Raises:
+        ValueError: `rewrite_text` changed the number of characters.
+    """
+    if isinstance(example, TaggedExample):
+        return replace(example, characters=tuple(_same_length("".join(example.characters), rewrite_text)))
+    if example.pair is None:
+        return replace(example, text=_same_length(example.text, rewrite_text))
+    both = _same_length(example.text + example.pair, rewrite_text)
+    return replace(example, text=both[: len(example.text)], pair=both[len(example.text) :])
+
+
+def read_look_alikes(path: Path) -> dict[str, str]:
+    """Read a SIGHAN confusion set, such as ``similar_shape.txt``: a line is ``character,look-alikes``.
+
+    Lines of the same character add up. A character is never its own look-alike, and none stands twice. Lines
+    without the character before the comma are passed over: the published file has five.
+
+    Raises:
+        UserError: the file is missing, too large, not UTF-8, holds nothing, or a line is not of that form.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for where, line in _lines(path):
+        char, comma, others = line.partition(",")
+        if not char and comma:
+            continue
+        if len(char) != 1 or not others or any(other.isspace() for other in others):
+            raise UserError(
+                f"{where}: {_shown(line)} is no character, a comma and its look-alikes; "
+                "give a SIGHAN confusion set such as similar_shape.txt"
+            )
+        found.setdefault(char, {}).update(dict.fromkeys(others.replace(char, "")))
+    look_alikes = {char: "".join(others) for char, others in found.items() if others}
+    if not look_alikes:
+        raise UserError(f"{path}: holds no look-alikes; give a SIGHAN confusion set such as similar_shape.txt")
+    return look_alikes
+
+
+def read_traditional(path: Path) -> dict[str, str]:
+    """Read OpenCC's ``STCharacters.txt`` as simplified -> traditional, of several candidates the first.
+
+    A line is the simplified character, a tab, and candidates between spaces; # starts a comment. The first
+    candidate is the usual one, but only the context can tell: texts come out as by a simple converter.
+
+    Raises:
+        UserError: the file is missing, too large, not UTF-8, holds nothing, or a line is not of that form.
+    """
+    candidates = _read_candidates(path)
+    return {char: others[0] for char, others in candidates.items() if others[0] != char}
+
+
+def read_simplified(path: Path) -> dict[str, str]:
+    """Read OpenCC's ``STCharacters.txt`` the other way round: traditional -> simplified.
+
+    A traditional character that stands for several simplified ones becomes the one with the most candidates,
+    which is the character that the reform merged others into; of equal ones the first of the main block. One that is
+    a candidate of itself (后) stays.
+
+    Raises:
+        UserError: as `read_traditional`.
+    """
+    candidates = _read_candidates(path)
+    order = {char: place for place, char in enumerate(candidates)}
+
+    def rank(char: str) -> tuple[int, bool, int]:
+        return -len(candidates[char]), not MAIN_BLOCK[0] <= char <= MAIN_BLOCK[1], order[char]
+
+    simplified: dict[str, str] = {}
+    for char in sorted(candidates, key=rank):
+        for traditional in candidates[char]:
+            simplified.setdefault(traditional, char)
+    return {char: other for char, other in simplified.items() if char not in candidates.get(char, ())}
+
+
+def look_alikes_from_atlas(atlas: GlyphAtlas, characters: Sequence[str], count: int) -> dict[str, str]:
+    """Return for each of `characters` the `count` others whose pictures differ in the fewest pixels, nearest first.
+
+    Of equally near ones those that stand first in `characters` come first. Characters without a row in `atlas`
+    are left out. Time grows with the square of their number (7,000: seconds), memory does not.
+
+    Raises:
+        ValueError: `count` is less than 1, or no less than the number of characters that have a row.
+    """
+    drawn = [char for char in dict.fromkeys(characters) if char in atlas.rows]
+    if not 1 <= count < len(drawn):
+        raise ValueError(f"count is {count}; {len(drawn)} characters have 1 to {len(drawn) - 1} look-alikes")
+    words = atlas.bitmaps[[atlas.rows[char] for char in drawn]].view(np.uint64)  # (n, 36)
+    block = max(1, DISTANCE_BLOCK // words.size)
+    nearest: dict[str, str] = {}
+    for start in range(0, len(drawn), block):
+        differing = np.bitwise_count(words[start : start + block, None] ^ words)  # (block, n, 36)
+        distance = differing.sum(-1, dtype=np.int32)
+        rows = np.arange(len(distance))
+        distance[rows, start + rows] = np.iinfo(np.int32).max  # itself
+        for row, order in enumerate(np.argsort(distance, axis=1, kind="stable")[:, :count].tolist(), start):
+            nearest[drawn[row]] = "".join(drawn[other] for other in order)
+    return nearest
+
+
+def _same_length(text: str, rewrite_text: Callable[[str], str]) -> str:
+    new = rewrite_text(text)
+    if len(new) != len(text):
+        raise ValueError(f"a text of {len(text)} characters became {len(new)}; labels of characters would not fit")
+    return new
+
+
+def _read_candidates(path: Path) -> dict[str, list[str]]:
+    candidates: dict[str, list[str]] = {}
+    for where, line in _lines(path):
+        if line.startswith("#"):
+            continue
+        char, tab, rest = line.partition("\t")
+        others = rest.split(" ")
+        if len(char) != 1 or not tab or any(len(other) != 1 or other.isspace() for other in others):
+            raise UserError(
+                f"{where}: {_shown(line)} is no character, a tab and characters between spaces; "
+                "give OpenCC's STCharacters.txt"
+            )
+        candidates.setdefault(char, others)
+    if not candidates:
+        raise UserError(f"{path}: holds no characters; give OpenCC's STCharacters.txt")
+    return candidates
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the lines that are not blank, each with its "file:line"."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: larger than 16 MiB; is this a list of characters?")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise UserError(f"{path}:{number}: not UTF-8; convert it, for example with iconv -t UTF-8") from None
+        if text:
+            yield f"{path}:{number}", text
+
+
+def _shown(line: str) -> str:
+    return repr(line if len(line) <= 20 else line[:20] + "…")

@@ -1,0 +1,166 @@
+"""How much of a data set's text a vocabulary does not know: the paper's Table 1."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import BertTokenizer
+
+from glyphcrm.errors import UserError
+from glyphcrm.glyphs.han import is_han
+from glyphcrm.normalization import normalize
+from glyphcrm.tokenization import GlyphCRMTokenizer
+
+LARGEST_VOCABULARY = 1 << 24  # bytes
+LISTED_CHARACTERS = 20
+
+IsUnknown = Callable[[str], bool]
+"""Whether a vocabulary has no token for one character."""
+
+
+@dataclass(frozen=True)
+class UnknownCharacters:
+    """What a vocabulary does not know of the texts of one data set, after normalisation.
+
+    A token is a character where it stands in a text; `characters` are the distinct ones. The Han ones are
+    counted apart too, since some vocabularies lack punctuation. `most_frequent` lists at most
+    20 unknown characters with their numbers of tokens, the most frequent first.
+    """
+
+    data_set: str
+    vocabulary: str
+    texts: int
+    tokens: int
+    characters: int
+    unknown_tokens: int
+    unknown_characters: int
+    unknown_han_tokens: int
+    unknown_han_characters: int
+    texts_with_unknown: int
+    texts_with_unknown_han: int
+    most_frequent: tuple[tuple[str, int], ...]
+
+    @property
+    def unknown_token_share(self) -> float:
+        """Share of the tokens that are unknown; 0 where there are none."""
+        return self.unknown_tokens / max(self.tokens, 1)
+
+    @property
+    def unknown_text_share(self) -> float:
+        """Share of the texts with at least one unknown character; 0 where there are none."""
+        return self.texts_with_unknown / max(self.texts, 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields and both shares, ready for `json.dumps`."""
+        shares = {
+            "unknown_token_share": self.unknown_token_share,
+            "unknown_text_share": self.unknown_text_share,
+        }
+        return {**asdict(self), "most_frequent": [list(pair) for pair in self.most_frequent], **shares}
+
+
+def count_unknown(
+    data_set: str, texts: Iterable[str], vocabularies: Mapping[str, IsUnknown]
+) -> tuple[UnknownCharacters, ...]:
+    """Count, in one pass over `texts`, what each of `vocabularies` (name -> test) does not know.
+
+    Texts are normalised first, so white space does not count. Each vocabulary is asked once for each
+    distinct character.
+    """
+    decisions = {name: _Decisions(is_unknown) for name, is_unknown in vocabularies.items()}
+    counts: Counter[str] = Counter()
+    affected: Counter[str] = Counter()
+    affected_han: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        total += 1
+        text = normalize(text)
+        counts.update(text)
+        distinct = set(text)
+        for name, decided in decisions.items():
+            unknown = [char for char in distinct if decided[char]]
+            affected[name] += bool(unknown)
+            affected_han[name] += any(is_han(ord(char)) for char in unknown)
+    return tuple(
+        _summary(data_set, name, total, counts, decided, affected[name], affected_han[name])
+        for name, decided in decisions.items()
+    )
+
+
+def unknown_to_bert(vocabulary: Path) -> IsUnknown:
+    """Return the test of a BERT's ``vocab.txt``: whether transformers' own tokenizer makes [UNK] of a character.
+
+    So letters and accents that BERT folds are known, and so is what it drops (private use and unassigned
+    code points, controls). A character is asked about alone; in a text, a whole word becomes [UNK] with it.
+
+    Raises:
+        UserError: the file is missing, too large, not UTF-8, or no BERT vocabulary.
+    """
+    try:
+        if vocabulary.stat().st_size > LARGEST_VOCABULARY:
+            raise UserError(f"{vocabulary}: larger than 16 MiB; give the vocab.txt of a BERT")
+        tokens = vocabulary.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise UserError(f"{vocabulary}: {error.strerror}; give the vocab.txt of a BERT") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{vocabulary}: not UTF-8 at byte {error.start}; give the vocab.txt of a BERT") from None
+    ids = {token.removesuffix("\r"): row for row, token in enumerate(tokens)}
+    if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in ids]:
+        raise UserError(f"{vocabulary}: has no line {missing[0]}; give the vocab.txt of a BERT")
+    # A table, not the path: a path under its old name, vocab_file, is passed over in silence.
+    tokenizer = BertTokenizer(vocab=ids)
+    return lambda char: "[UNK]" in tokenizer.tokenize(char)
+
+
+def beyond(tokenizer: GlyphCRMTokenizer, size: int) -> IsUnknown:
+    """Return the test of a GlyphCRM's first `size` atlas rows.
+
+    `size` is `tokenizer.vocab_size` for what the model reads, and its configuration's `vocab_size` for what it
+    predicts, which is all that a BERT of the same vocabulary reads.
+    """
+    known = frozenset(tokenizer.tokens[:size])
+    return lambda char: char not in known
+
+
+class _Decisions(dict[str, bool]):
+    """The answers of a vocabulary, each asked for once."""
+
+    def __init__(self, is_unknown: IsUnknown) -> None:
+        super().__init__()
+        self._is_unknown = is_unknown
+
+    def __missing__(self, char: str) -> bool:
+        self[char] = self._is_unknown(char)
+        return self[char]
+
+
+def _summary(
+    data_set: str,
+    vocabulary: str,
+    texts: int,
+    counts: Counter[str],
+    decided: Mapping[str, bool],
+    affected: int,
+    affected_han: int,
+) -> UnknownCharacters:
+    unknown = {char: count for char, count in counts.items() if decided[char]}
+    han = [char for char in unknown if is_han(ord(char))]
+    by_frequency = sorted(unknown, key=lambda char: (-unknown[char], char))
+    return UnknownCharacters(
+        data_set=data_set,
+        vocabulary=vocabulary,
+        texts=texts,
+        tokens=counts.total(),
+        characters=len(counts),
+        unknown_tokens=sum(unknown.values()),
+        unknown_characters=len(unknown),
+        unknown_han_tokens=sum(unknown[char] for char in han),
+        unknown_han_characters=len(han),
+        texts_with_unknown=affected,
+        texts_with_unknown_han=affected_han,
+        most_frequent=tuple((char, unknown[char]) for char in by_frequency[:LISTED_CHARACTERS]),
+    )

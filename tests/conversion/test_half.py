@@ -1,0 +1,61 @@
+"""`glyphcrm convert-half`: half the bytes, the same model but for the rounding."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForPreTraining, AutoTokenizer, pipeline
+
+from glyphcrm.checkpoint import load_atlas, save_checkpoint
+from glyphcrm.cli import main
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.tokenization import GlyphCRMTokenizer
+
+
+@pytest.fixture
+def checkpoint(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> Path:
+    save_checkpoint(model, tokenizer, tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_weights_are_stored_in_16_bits_and_used_in_32(checkpoint: Path, tmp_path: Path, atlas: GlyphAtlas) -> None:
+    assert main(["convert-half", "--model", str(checkpoint), "--out", str(tmp_path / "half")]) == 0
+    whole, half = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "half"))
+    for name, tensor in whole.items():
+        stored = torch.float16 if tensor.is_floating_point() else tensor.dtype
+        assert half[name].dtype == stored and torch.equal(half[name], tensor.to(stored)), name
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "half")
+    assert model.dtype == torch.float32
+    assert load_atlas(tmp_path / "half").bitmaps_digest() == atlas.bitmaps_digest()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "half")
+    inputs = tokenizer("天地玄黄", return_tensors="pt")
+    expected = AutoModelForPreTraining.from_pretrained(checkpoint)(**inputs).prediction_logits
+    torch.testing.assert_close(model(**inputs).prediction_logits, expected, rtol=0, atol=5e-3)
+    assert len(pipeline("fill-mask", str(tmp_path / "half"))("天[MASK]玄黄")) == 5
+
+
+def test_what_float16_cannot_hold_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["nsp.classifier.bias"] += 70_000
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    assert main(["convert-half", "--model", str(checkpoint), "--out", str(tmp_path / "half")]) == 2
+    assert "nsp.classifier.bias" in capsys.readouterr().err and not (tmp_path / "half").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["convert-half", "--model", str(checkpoint), "--out", str(tmp_path / "half")]) == 2
+    error = capsys.readouterr().err
+    assert str(checkpoint) in error and error.count("\n") == 1 and not (tmp_path / "half").exists()
+    shutil.rmtree(checkpoint)
+    assert main(["convert-half", "--model", str(checkpoint), "--out", str(tmp_path / "half")]) == 2

@@ -1,0 +1,32 @@
+"""Charts: every name is drawn, and nothing is cut off."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
+
+
+def margin(path: Path) -> int:
+    """Width in pixels of the blank frame around what is drawn."""
+    with Image.open(path) as image:
+        ink = np.argwhere(np.asarray(image.convert("L")) < 250)
+        height, width = image.height, image.width
+    return int(min(ink.min(), height - 1 - ink[:, 0].max(), width - 1 - ink[:, 1].max()))
+
+
+def test_chinese_names_are_drawn_and_nothing_is_cut_off(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's word for a glyph that its font lacks
+        for count in (2, 15, 60):
+            labels = [f"类{chr(0x4E00 + i)}别" for i in range(count)]
+            gold = labels * 20
+            draw_confusion_matrix(gold, labels * 19 + labels[::-1], labels, "名字\ntest", tmp_path / f"{count}.png")
+            assert margin(tmp_path / f"{count}.png") > 0
+        scores = {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 12.0}
+        draw_entity_scores({"地点": scores, "ORG": scores}, "名字\ntest", tmp_path / "entities.png")
+        assert margin(tmp_path / "entities.png") > 0

@@ -1,0 +1,108 @@
+"""What vocabularies do not know, against counts made by hand and by the real tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertTokenizer
+
+from glyphcrm.errors import UserError
+from glyphcrm.normalization import normalize
+from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
+from glyphcrm.tokenization import GlyphCRMTokenizer
+
+from classic import READ_ONLY, TEXT, VOCABULARY_SIZE
+
+BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "天", "地", "a", "##a", "，", "あ"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bert") / "vocab.txt"
+    path.write_text("\n".join(BERT_TOKENS) + "\n", encoding="utf-8")
+    return path
+
+
+def test_counts() -> None:
+    texts = ["天天 玄龘\n", "A，", "龘龘𠮷", "", "天"]
+    (found,) = count_unknown("made up", texts, {"few": lambda char: char not in "天玄A"})
+    assert (found.data_set, found.vocabulary, found.texts) == ("made up", "few", 5)
+    assert (found.tokens, found.characters) == (10, 6)
+    assert (found.unknown_tokens, found.unknown_characters) == (5, 3)
+    assert (found.unknown_han_tokens, found.unknown_han_characters) == (4, 2)
+    assert (found.texts_with_unknown, found.texts_with_unknown_han) == (3, 2)
+    assert found.most_frequent == (("龘", 3), ("，", 1), ("𠮷", 1))
+    read = json.loads(json.dumps(found.as_json(), ensure_ascii=False))
+    assert read["most_frequent"][0] == ["龘", 3]
+    assert (read["unknown_token_share"], read["unknown_text_share"]) == (0.5, 0.6)
+
+
+def test_no_texts() -> None:
+    (found,) = count_unknown("empty", iter(()), {"any": lambda char: True})
+    assert (found.tokens, found.unknown_token_share, found.unknown_text_share, found.most_frequent) == (0, 0, 0, ())
+
+
+def test_each_character_is_asked_about_once() -> None:
+    asked: list[str] = []
+
+    def is_unknown(char: str) -> bool:
+        asked.append(char)
+        return True
+
+    count_unknown("made up", ["天地天", "地天玄"] * 3, {"any": is_unknown})
+    assert sorted(asked) == sorted("天地玄")
+
+
+def test_berts_tokenizer_decides(vocabulary_file: Path) -> None:
+    is_unknown = unknown_to_bert(vocabulary_file)
+    # Case and accents are folded; private use is dropped; both are what transformers does.
+    assert {char: is_unknown(char) for char in "天玄aAàb，。あ𠮷\ue000"} == {
+        **dict.fromkeys("天aAà，あ\ue000", False),
+        **dict.fromkeys("玄b。𠮷", True),
+    }
+
+
+@given(text=st.text(st.sampled_from("天地玄黄龘，。𠮷"), min_size=1, max_size=30))
+def test_bert_counts_are_those_of_its_tokenizer_on_whole_texts(vocabulary_file: Path, text: str) -> None:
+    # Of Han and punctuation alone, which stand as words of their own.
+    tokenizer = BertTokenizer(str(vocabulary_file))
+    (found,) = count_unknown("drawn", [text], {"bert": unknown_to_bert(vocabulary_file)})
+    assert found.unknown_tokens == tokenizer.tokenize(text).count("[UNK]")
+
+
+@given(text=st.text(st.sampled_from(TEXT + READ_ONLY + "的🀀 A\u0301"), max_size=60))
+def test_our_counts_are_those_of_ids(tokenizer: GlyphCRMTokenizer, text: str) -> None:
+    vocabularies = {
+        "read": beyond(tokenizer, tokenizer.vocab_size),
+        "predict": beyond(tokenizer, VOCABULARY_SIZE),
+    }
+    read, predict = count_unknown("drawn", [text], vocabularies)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert read.tokens == predict.tokens == len(ids) == len(normalize(text))
+    assert read.unknown_tokens == sum(i == tokenizer.unk_token_id for i in ids)
+    assert predict.unknown_tokens == sum(i == tokenizer.unk_token_id or i >= VOCABULARY_SIZE for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_bytes("天\n".encode("utf-16")), "not UTF-8 at byte 0"),
+        (lambda path: path.write_text("[PAD]\n天\n", encoding="utf-8"), r"no line \[UNK\]"),
+        (lambda path: path.write_bytes(bytes(1 << 25)), "larger than 16 MiB"),
+    ],
+)
+def test_files_that_are_no_vocabulary_are_refused(
+    tmp_path: Path, make: Callable[[Path], object], complaint: str
+) -> None:
+    path = tmp_path / "vocab.txt"
+    make(path)
+    with pytest.raises(UserError, match=f"vocab.txt: .*{complaint}") as caught:
+        unknown_to_bert(path)
+    assert "\n" not in str(caught.value)
