@@ -46,7 +46,8 @@ def report(summary: Summary) -> str:
     lines += ["", "test, mean ± standard deviation over the seeds:"]
     lines += [f"  {name:<10} {spread}" for name, spread in summary.test.items()]
     if summary.test_unseen is not None:
-        lines.append("without test texts that also stand in train:")
+        seen = summary.sizes["test"] - summary.sizes["test_unseen"]
+        lines.append(f"without the {seen:,} of {summary.sizes['test']:,} test texts that also stand in train:")
         lines += [f"  {name:<10} {spread}" for name, spread in summary.test_unseen.items()]
     lines += [f"note: {note}" for note in summary.notes]
     kept = f"   model: {summary.kept_model}" if summary.kept_model else ""

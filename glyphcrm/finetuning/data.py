@@ -26,8 +26,10 @@ class RunData:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Return how many examples each part has."""
-        return {"train": len(self.splits.train), "dev": len(self.splits.dev), "test": len(self.splits.test)}
+        """Return how many examples each part has, and "test_unseen" where test texts stand in train."""
+        parts = {"train": self.splits.train, "dev": self.splits.dev, "test": self.splits.test}
+        unseen = {} if self.unseen is None else {"test_unseen": len(self.unseen)}
+        return {**{name: len(part) for name, part in parts.items()}, **unseen}
 
     def unseen_test(self) -> list[Example]:
         """Return the test examples that do not stand in train."""

@@ -107,7 +107,7 @@ class Summary:
         task: its name.
         model: the directory it started from.
         metric: the name of the score that models are selected by, a key of `dev` and `test`.
-        sizes: examples in "train", "dev" and "test".
+        sizes: examples in "train", "dev" and "test"; in "test_unseen" if there are such scores.
         dev: each score's spread over the seeds.
         test: likewise.
         test_unseen: likewise, without the test texts that also stand in train; None if there are none such.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.data.tasks import Kind, Splits, Task, TextExample
+from glyphcrm.errors import UserError
 from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, Spread, load_predictions
 from glyphcrm.glyphs.files import write_atomically
@@ -47,7 +48,11 @@ def held_out(
         text = Text(PretrainOptions(data=list(options.text)))
         counts = count_characters(paragraph for document in text.documents() for paragraph in document)
         texts = [example.text for example in splits.test if isinstance(example, TextExample)]
-        write_atomically(characters, "".join(sorted(choose_excluded(texts, counts, HELD_OUT, SEED))).encode())
+        try:
+            chosen = choose_excluded(texts, counts, HELD_OUT, SEED)
+        except UserError as error:
+            raise UserError(f"{error}; or leave this part out with --without held_out") from error
+        write_atomically(characters, "".join(sorted(chosen)).encode())
     result: dict[str, Any] = {"task": task.name, "characters": characters.read_text(encoding="utf-8"), "accuracy": {}}
     for arch in ARCHITECTURES:
         run = directory / "pretraining" / arch

@@ -12,7 +12,7 @@ from glyphcrm.data.demo_corpus import corpus_path, split_articles
 from glyphcrm.data.sentences import split_sentences
 from glyphcrm.data.tasks.examples import Splits, TaggedExample, TextExample
 from glyphcrm.data.tasks.splits import deduplicated, split, tag_labels
-from glyphcrm.data.text_files import _lines as read_lines
+from glyphcrm.data.text_files import read_lines
 
 Parts = tuple[tuple[TaggedExample, ...], tuple[TaggedExample, ...], tuple[TaggedExample, ...]]
 
