@@ -159,7 +159,8 @@ class _Report:
             "![Validation loss of both models by step and by time](pretraining.png)\n\n"
             f"After {self.plan.pretraining_steps:,} steps, on documents held out from training; before the first "
             f"step the "
-            f"loss is {first['eval_mlm_loss']:.3f}. The paper's Figure 7.\n\n" + _table(columns, rows)
+            f"loss is {first['eval_mlm_loss']:.3f}. Minutes are those of this machine. The paper's Figure 7.\n\n"
+            + _table(columns, rows)
         )
 
     def study(self) -> str:
