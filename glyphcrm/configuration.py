@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from glyphcrm.registration import register_auto_models
 
 POSITION_MAPS = ("paper", "release")
-POSITION_INITIALIZERS = ("sinusoidal", "normal")
+POSITION_INITIALIZERS = ("normal", "sinusoidal")
 KERNEL_BACKENDS = ("auto", "triton", "reference")  # as in glyphcrm_kernels, whose import costs more
 
 
@@ -30,8 +30,8 @@ class GlyphCRMConfig(PreTrainedConfig):
             environment variable GLYPHCRM_KERNEL_BACKEND overrides it.
         glyph_initializer_spread: standard deviation, over characters and before the tanh, that each glyph
             projection starts with.
-        position_initializer: what position embeddings start from: "sinusoidal" waves with a root mean square of
-            `position_initializer_scale`, or "normal", BERT's, with a standard deviation of `initializer_range`.
+        position_initializer: what position embeddings start from: "normal", BERT's, with a standard deviation of
+            `initializer_range`, or "sinusoidal" waves with a root mean square of `position_initializer_scale`.
         glyph_fonts: names of what drew the atlas rows; each row's entry is in the model's buffer.
         tokens_sha256, bitmaps_sha256: digests that tie config, weights, and tokenizer together
             (empty in a configuration without an atlas).
@@ -55,7 +55,7 @@ class GlyphCRMConfig(PreTrainedConfig):
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     glyph_initializer_spread: float = 0.5
-    position_initializer: str = "sinusoidal"
+    position_initializer: str = "normal"
     position_initializer_scale: float = 0.15
     layer_norm_eps: float = 1e-12
     stem_channels: int = 64

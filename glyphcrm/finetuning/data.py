@@ -72,6 +72,8 @@ def load_data(options: FinetuneOptions) -> RunData:
     # Seen is what stands in the whole train set, so that all sample sizes are scored on the same texts.
     seen = seen_in_train(replace(whole, test=parts["test"]))
     unseen = [i for i in range(len(parts["test"])) if i not in seen] if seen else None
+    if unseen == []:
+        notes.append("every test text also stands in train: these scores say nothing about other texts")
     return RunData(Splits(**parts, labels=whole.labels, notes=tuple(notes)), unseen or None)
 
 

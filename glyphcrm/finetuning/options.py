@@ -131,7 +131,8 @@ class FinetuneOptions:
         """Return the settings that decide the result of a seed; those of a run that continues must be the same."""
         # Where things lie and how many seeds there are changes no seed; contents are told by their fingerprints.
         irrelevant = {"task", "model", "data", "output_dir", "seeds", "workers"}
-        settings = {**asdict(self), **asdict(self.recipe)}
+        task = {"kind": self.definition.kind, "metric": self.definition.metric}
+        settings = {**task, **asdict(self), **asdict(self.recipe)}
         return {name: value for name, value in settings.items() if name not in irrelevant}
 
     def micro_batch(self, processes: int) -> int:

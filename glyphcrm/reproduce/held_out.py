@@ -15,7 +15,7 @@ from glyphcrm.normalization import normalize
 from glyphcrm.reproduce.held_out_characters import choose_excluded
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import Plan
-from glyphcrm.reproduce.stages import ARCHITECTURES, finetune, pretrain
+from glyphcrm.reproduce.stages import ARCHITECTURES, Choice, finetune, pretrain
 from glyphcrm.training.corpus import Text
 from glyphcrm.training.options import PretrainOptions
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
@@ -33,13 +33,13 @@ def task_for_held_out(tasks: Iterable[Task]) -> Task | None:
 
 
 def held_out(
-    options: ReproduceOptions, plan: Plan, task: Task, splits: Splits, settings: Mapping[str, Sequence[str]]
+    options: ReproduceOptions, plan: Plan, task: Task, splits: Splits, choices: Mapping[str, Choice]
 ) -> dict[str, Any]:
     """Pre-train both models without a hundred characters, fine-tune them on texts with these, and compare.
 
     Returns:
-        The characters, and for each architecture the spread of its accuracy over the seeds, on the test
-        texts with and without such a character.
+        The characters (or why there are none), and for each architecture the spread of its accuracy over the seeds, on
+        the test texts with and without such a character.
     """
     directory = options.output_dir / DIRECTORY
     characters = directory / CHARACTERS_FILE
@@ -50,14 +50,14 @@ def held_out(
         texts = [example.text for example in splits.test if isinstance(example, TextExample)]
         try:
             chosen = choose_excluded(texts, counts, HELD_OUT, SEED)
-        except UserError as error:
-            raise UserError(f"{error}; or leave this part out with --without held_out") from error
+        except UserError as error:  # a small task has too few; no reason to lose the rest
+            return {"task": task.name, "not_possible": str(error)}
         write_atomically(characters, "".join(sorted(chosen)).encode())
     result: dict[str, Any] = {"task": task.name, "characters": characters.read_text(encoding="utf-8"), "accuracy": {}}
     for arch in ARCHITECTURES:
         run = directory / "pretraining" / arch
         excluding = ("--exclude-characters", str(characters))
-        pretrain(options, run, arch, plan.held_out_steps, (*settings[arch], *excluding), text=f"{DIRECTORY}/text")
+        pretrain(options, run, arch, plan.held_out_steps, (*choices[arch].arguments, *excluding), f"{DIRECTORY}/text")
         tuned = directory / "finetuning" / arch
         finetune(options, plan, task, run / MODEL_DIRECTORY, tuned)
         result["accuracy"][arch] = _by_presence(tuned, frozenset(result["characters"]), options.seeds, splits.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,16 @@ def save_json(path: Path, content: Any) -> None:
     """Write JSON for people, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def is_made_from(path: Path, inputs: Any) -> bool:
+    """Whether `path` holds what was made from these inputs, which it keeps under "inputs"."""
+    return path.exists() and load_json(path).get("inputs") == json.loads(json.dumps(inputs))
+
+
+def digest(path: Path | None) -> str | None:
+    """Return the SHA-256 of a file; None for none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
 
 
 def load_json(path: Path) -> Any:

@@ -41,7 +41,7 @@ class ReproduceOptions:
         return {name: value for name, value in settings.items() if name not in (*reported, "paper_scores", "tasks")}
 
 
-STAGES = ("pretraining", "study", "finetuning", "held_out", "robustness", "unknown")
+STAGES = ("study", "finetuning", "held_out", "robustness", "unknown")
 
 
 def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

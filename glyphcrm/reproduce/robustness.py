@@ -48,19 +48,23 @@ def robustness(options: ReproduceOptions, task: Task, tuned: dict[str, dict[str,
     Returns:
         experiment -> architecture -> condition -> score.
     """
-    result: dict[str, Any] = {"metric": task.metric, "look_alikes": {}, "script": {}, "pictures": {}}
-    look_alikes: dict[str, str] | None = read_look_alikes(options.look_alikes) if options.look_alikes else None
+    result: dict[str, Any] = {
+        "metric": task.metric,
+        "look_alikes_from": "SIGHAN's look-alikes" if options.look_alikes else "the five nearest pictures",
+        "look_alikes": {},
+        "script": {},
+        "pictures": {},
+    }
+    look_alikes: dict[str, str] | None = None
     traditional = read_traditional(options.traditional) if options.traditional else None
-    # GlyphCRM comes first: its atlas gives the look-alikes when no file does.
+    # GlyphCRM comes first: it says which characters both models know, and its atlas has the pictures.
     for arch in sorted(tuned, reverse=True):
         directory = Path(tuned[arch]["kept_model"])
         model, tokenizer = load_finetuned(directory)
         examples = scored_examples(directory.parent, task.kind)
         scorer = _Scorer(task, model, tokenizer, examples)
         if look_alikes is None:
-            atlas = _atlas_of(model, tokenizer)
-            han = [char for char in atlas.tokens if len(char) == 1 and is_han(ord(char))]
-            look_alikes = look_alikes_from_atlas(atlas, han, DRAWN_LOOK_ALIKES)
+            look_alikes = _known_look_alikes(options, model, tokenizer)
         result["look_alikes"][arch] = {
             f"{share:g}": scorer.score(_substituting(look_alikes, share)) for share in SHARES
         }
@@ -97,6 +101,19 @@ class _Scorer:
         kind = self.task.kind
         guesses = predict(self.model, tokenizer or self.tokenizer, examples, kind, self.labels, length)
         return score(kind, self.examples, guesses, self.labels)[self.task.metric]
+
+
+def _known_look_alikes(
+    options: ReproduceOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
+    """Return look-alikes that the BERT knows, too: what is unknown to it is measured elsewhere."""
+    atlas = _atlas_of(model, tokenizer)
+    known = [char for char in atlas.tokens[: model.config.vocab_size] if len(char) == 1 and is_han(ord(char))]
+    if options.look_alikes is None:
+        return look_alikes_from_atlas(atlas, known, min(DRAWN_LOOK_ALIKES, len(known) - 1))
+    published = read_look_alikes(options.look_alikes)
+    kept = {char: "".join(filter(set(known).__contains__, others)) for char, others in published.items()}
+    return {char: others for char, others in kept.items() if others}
 
 
 def _substituting(look_alikes: dict[str, str], share: float) -> Rewrite:
@@ -157,7 +174,9 @@ def _frequent_han(examples: Sequence[Example], count: int) -> list[str]:
     """Return the Han characters that stand in the most examples."""
     documents: Counter[str] = Counter()
     for example in examples:
-        text = "".join(example.characters) if isinstance(example, TaggedExample) else example.text
+        text = (
+            "".join(example.characters) if isinstance(example, TaggedExample) else example.text + (example.pair or "")
+        )
         documents.update({char for char in text if is_han(ord(char))})
     return sorted(documents, key=lambda char: (-documents[char], char))[:count]
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glyphcrm.data.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.errors import UserError
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import PROBE_STEPS, Plan, Speed, measured_speed
-from glyphcrm.reproduce.study import VARIANTS, Variant
+from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PROBE_STEPS, Plan, Speed, evaluate_every, measured_speed
+from glyphcrm.reproduce.study import Variant, variants
 from glyphcrm.reproduce.trainings import run_finetune, run_pretrain
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
+from glyphcrm.training.options import RECIPES
+from glyphcrm.training.resumable_trainer import TrainingDiverged
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
 
 ARCHITECTURES = ("glyphcrm", "bert")
-EVALUATIONS = 10  # of a long pre-training run
-SHORT_EVALUATIONS = 2
+STUDY = "study"
 VALIDATION_SAMPLES = 512
 # The paper's rates are those of a base model; smaller ones, trained for less long, need larger steps.
 FINETUNING_RATES = {"base": None, "small": 1e-4, "tiny": 3e-4, "nano": 1e-3}
@@ -51,26 +54,48 @@ def probe(options: ReproduceOptions) -> dict[str, Speed]:
     return speed
 
 
-def study(options: ReproduceOptions, plan: Plan) -> dict[Variant, Path]:
-    """Run every variant of the study; return the directories."""
-    directories = {variant: options.output_dir / "study" / variant.name for variant in VARIANTS}
-    for variant, directory in directories.items():
-        pretrain(options, directory, variant.arch, plan.study_steps, variant.arguments)
-    return directories
+@dataclass(frozen=True)
+class Choice:
+    """The settings that a model is pre-trained with.
+
+    Attributes:
+        directory: of its run, relative to that of the reproduction.
+        arguments: for pretrain.py.
+    """
+
+    directory: str
+    arguments: tuple[str, ...]
 
 
-def best_variant(runs: dict[Variant, Path], arch: str) -> Variant:
-    """Return the variant of an architecture with the lowest validation MLM loss at its end."""
-    own = {variant: last_validation(path)["eval_mlm_loss"] for variant, path in runs.items() if variant.arch == arch}
-    return min(own, key=lambda variant: own[variant])
+def study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
+    """Run the beginning of every variant; return the best of each architecture, by validation MLM loss."""
+    losses: dict[Variant, float] = {}
+    for variant in variants(options.preset):
+        directory = variant_directory(options, variant)
+        stop = ("--stop-after", str(plan.study_steps))
+        try:
+            pretrain(options, directory, variant.arch, plan.pretraining_steps, (*variant.arguments, *stop))
+        except TrainingDiverged as error:
+            print(f"{variant.name} is out: {error}", flush=True)
+            losses[variant] = math.inf
+        else:
+            losses[variant] = validations(directory, plan.study_steps)[-1]["eval_mlm_loss"]
+    best = {
+        arch: min((variant for variant in losses if variant.arch == arch), key=lambda variant: losses[variant])
+        for arch in ARCHITECTURES
+    }
+    return {arch: Choice(f"{STUDY}/{variant.name}", variant.arguments) for arch, variant in best.items()}
 
 
-def pretraining(options: ReproduceOptions, plan: Plan, settings: dict[str, Sequence[str]]) -> dict[str, Path]:
-    """Pre-train both models, each with its settings; return the directories of the runs."""
-    directories = {arch: options.output_dir / "pretraining" / arch for arch in ARCHITECTURES}
-    for arch, directory in directories.items():
-        pretrain(options, directory, arch, plan.pretraining_steps, settings[arch], evaluations=EVALUATIONS)
-    return directories
+def variant_directory(options: ReproduceOptions, variant: Variant) -> Path:
+    """Return where a variant's run is."""
+    return options.output_dir / STUDY / variant.name
+
+
+def pretraining(options: ReproduceOptions, plan: Plan, choices: dict[str, Choice]) -> None:
+    """Pre-train both models to the end, from where the study left the chosen ones."""
+    for arch, choice in choices.items():
+        pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
 
 
 def finetuning(options: ReproduceOptions, plan: Plan, models: dict[str, Path], tasks: Sequence[Task]) -> None:
@@ -86,17 +111,16 @@ def pretrain(
     arch: str,
     steps: int,
     settings: Sequence[str],
-    *,
-    evaluations: int = SHORT_EVALUATIONS,
     text: str = "text",
 ) -> None:
     """Run pretrain.py in `directory`; runs with the same `text` share what is made of the text."""
     if (directory / MODEL_DIRECTORY).exists():
         return
     files = ("--data", *options.text) if options.text else ()
-    every = max(1, steps // evaluations)
+    every = evaluate_every(steps)
+    micro = math.gcd(options.batch_size, RECIPES[options.preset].micro_batch_size)
     defaults = {
-        "--warmup-steps": max(1, steps // 10),
+        "--warmup-steps": every,
         "--eval-samples": VALIDATION_SAMPLES,
         "--log-every": 1,
     }
@@ -105,7 +129,7 @@ def pretrain(
             *("--arch", arch, "--preset", options.preset, *files),
             *("--output-dir", directory, "--data-dir", options.output_dir / text),
             *("--vocabulary-size", options.vocabulary_size, "--max-length", options.max_length),
-            *("--batch-size", options.batch_size, "--micro-batch-size", options.batch_size),
+            *("--batch-size", options.batch_size, "--micro-batch-size", micro),
             *("--steps", steps, "--eval-every", every, "--save-every", every),
             *(word for name, value in defaults.items() if name not in settings for word in (name, value)),
             *settings,
@@ -119,6 +143,7 @@ def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, dir
         return
     data = ("--data", options.data) if options.data and task.folder else ()
     cap, rate = plan.train_samples, FINETUNING_RATES[options.preset]
+    scored = max(cap, FEWEST_TEST_SAMPLES)
     # A task of one's own has the name of its file.
     named = next((given for given in options.tasks if Path(given).stem == task.name), task.name)
     own_rate = ("--learning-rate", rate) if rate else ()
@@ -126,14 +151,15 @@ def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, dir
         [
             *("--task", named, "--model", model, *data, "--output-dir", directory),
             *("--seeds", options.seeds, *own_rate),
-            *("--train-samples", cap, "--dev-samples", cap, "--test-samples", cap, "--keep-model", "best"),
+            *("--train-samples", cap, "--dev-samples", cap, "--test-samples", scored, "--keep-model", "best"),
         ],
     )
 
 
-def last_validation(directory: Path) -> dict[str, Any]:
-    """Return the last validation of a pre-training run."""
-    return [entry for entry in read_metrics(directory / METRICS_FILE) if "eval_mlm_loss" in entry][-1]
+def validations(directory: Path, until: int) -> list[dict[str, float]]:
+    """Return the validations of a pre-training run up to a step, the first one before step 1."""
+    entries = read_metrics(directory / METRICS_FILE)
+    return [entry for entry in entries if "eval_mlm_loss" in entry and entry["step"] <= until]
 
 
 def summaries(output_dir: Path) -> Iterator[tuple[str, str, dict[str, Any], Path]]:

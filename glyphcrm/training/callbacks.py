@@ -152,6 +152,22 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
+class StopAfter(TrainerCallback):
+    """Saves and stops after a number of steps, of a schedule that may be longer."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint and the end once the step is reached."""
+        if state.global_step >= self.steps:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the entries of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

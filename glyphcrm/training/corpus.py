@@ -49,8 +49,8 @@ class Text:
         yield from without(documents, self._excluded) if self._excluded else documents
 
     def fingerprint(self) -> str:
-        """Return what changes when the text does: names, sizes, both ends of every file; excluded characters."""
-        digest = hashlib.sha256("".join(sorted(self._excluded)).encode())
+        """Return what changes when the text does: names, sizes, both ends of every file, column, exclusions."""
+        digest = hashlib.sha256(f"{self._column} {''.join(sorted(self._excluded))}".encode())
         for file in self._files or []:
             size = file.stat().st_size
             with open(file, "rb") as stream:

@@ -88,7 +88,7 @@ class PretrainOptions:
         },
     )
     position_initializer: str = field(
-        default="sinusoidal",
+        default="normal",
         metadata={
             "help": "what the position embeddings of a new model, of either architecture, start from",
             "choices": list(POSITION_INITIALIZERS),
@@ -106,6 +106,10 @@ class PretrainOptions:
         metadata={"help": "add atlas rows for the Han characters that the text lacks: read, though not predicted"},
     )
     steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
+    stop_after: int | None = field(
+        default=None,
+        metadata={"help": "stop here, with a checkpoint and the schedule of --steps; a repeated command goes further"},
+    )
     batch_size: int | None = field(default=None, metadata={"help": "sequences a step, over all processes"})
     micro_batch_size: int | None = field(
         default=None, metadata={"help": "sequences a process computes at once; the rest is accumulated"}
@@ -149,6 +153,7 @@ class PretrainOptions:
             if isinstance(value, int) and name != "warmup_steps" and value < 1:
                 raise UserError(f"{name} is {value}; give 1 or more")
         for name, value, low, high in (
+            ("stop_after", recipe.steps if self.stop_after is None else self.stop_after, 1, recipe.steps),
             ("keep_checkpoints", self.keep_checkpoints, 2, 1e6),  # the older one is deleted before the newer is whole
             ("warmup_steps", recipe.warmup_steps, 0, math.inf),
             ("max_length", recipe.max_length, 8, math.inf),
@@ -182,6 +187,7 @@ class PretrainOptions:
             "data",
             "exclude_characters",
             "data_dir",
+            "stop_after",
             "workers",
             "keep_checkpoints",
             "save_every",

@@ -25,7 +25,7 @@ from glyphcrm.modeling.bert_baseline import BertBaseline
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training import corpus as corpora
-from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopOnSignal, read_metrics
+from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopAfter, StopOnSignal, read_metrics
 from glyphcrm.training.fill_mask import print_fill_mask
 from glyphcrm.training.loss_chart import draw_loss_chart
 from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
@@ -38,6 +38,7 @@ from glyphcrm.training.run_directory import (
     claim,
     forget,
     last_checkpoint,
+    step_of,
 )
 from glyphcrm.training.trainer import PretrainingTrainer
 
@@ -87,6 +88,9 @@ def pretrain(options: PretrainOptions) -> int:
     arguments.eval_on_start = resume is None
     if is_main:
         announce(options, corpus, model, resume)
+    end = options.stop_after or options.recipe.steps
+    if resume is not None and step_of(resume) >= end < options.recipe.steps:
+        return 0
     if not (options.run_dir / MODEL_DIRECTORY).exists():
         trainer = PretrainingTrainer(
             model=model,
@@ -96,7 +100,7 @@ def pretrain(options: PretrainOptions) -> int:
             data_collator=PretrainingCollator(corpus.tokenizer.pad_token_id),
             processing_class=corpus.tokenizer,
             glyph_learning_rate=options.recipe.glyph_learning_rate,
-            callbacks=[bar, MetricsFile(options.run_dir / METRICS_FILE), stop],
+            callbacks=[bar, MetricsFile(options.run_dir / METRICS_FILE), stop, StopAfter(end)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         try:
@@ -111,6 +115,8 @@ def pretrain(options: PretrainOptions) -> int:
             last = last_checkpoint(options.run_dir)
             print(f"\nstopped, saved up to {last}; the same command continues", file=sys.stderr)
             return INTERRUPTED_EXIT_CODE
+        if end < options.recipe.steps:
+            return 0
         if is_main:
             save_model(model, corpus, options.run_dir)
     if is_main:

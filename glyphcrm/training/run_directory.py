@@ -85,6 +85,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def last_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest whole checkpoint, and remove those that an interruption left half-written."""
     whole = None

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from glyphcrm.cli import main
+from glyphcrm.configuration import PRESETS
 from glyphcrm.reproduce import stages, study
 from glyphcrm.reproduce.held_out_characters import choose_excluded
 from glyphcrm.reproduce.options import ReproduceOptions
@@ -49,9 +50,9 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(
     text_file: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "VALIDATION_SAMPLES", 8)
-    few = tuple(v for v in study.VARIANTS if v.name.endswith(("rate-1e-3", "rate-2e-3")))
-    monkeypatch.setattr(stages, "VARIANTS", few)
-    monkeypatch.setattr("glyphcrm.reproduce.report.VARIANTS", few)
+    few = tuple(v for v in study.variants("nano") if v.name.endswith(("-rate", "one-rate")))
+    monkeypatch.setattr(stages, "variants", lambda preset: few)
+    monkeypatch.setattr("glyphcrm.reproduce.report.variants", lambda preset: few)
     choose = functools.partial(choose_excluded, kept_most_frequent=5, most_share=0.9)
     monkeypatch.setattr("glyphcrm.reproduce.held_out.choose_excluded", choose)
     monkeypatch.setattr("glyphcrm.reproduce.held_out.HELD_OUT", 5)
@@ -87,10 +88,12 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(
     assert main(command) == 0
 
 
-def test_both_models_get_the_same_number_of_short_runs() -> None:
-    runs = study.runs_of_each()
-    assert runs["glyphcrm"] == runs["bert"] == len(study.VARIANTS) / 2
-    assert len({variant.name for variant in study.VARIANTS}) == len(study.VARIANTS)
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_both_models_get_the_same_number_of_trials(preset: str) -> None:
+    variants = study.variants(preset)
+    for arch in ("glyphcrm", "bert"):
+        assert sum(variant.arch == arch for variant in variants) == study.TRIALS
+    assert len({variant.name for variant in variants}) == len({variant.arguments for variant in variants}) + 4
 
 
 @pytest.mark.parametrize("hours", [0.5, 2.0, 8.0])
@@ -102,9 +105,9 @@ def test_a_plan_fits_into_its_time(hours: float, task_file: Path) -> None:
     )  # fmt: skip
     tasks = stages.available_tasks(options)
     speed = {"glyphcrm": Speed(step=2.5, token=1e-3), "bert": Speed(step=0.6, token=2e-4)}
-    plan = make_plan(options, speed, tasks, {"glyphcrm": 5, "bert": 5})
+    plan = make_plan(options, speed, tasks, trials=5)
     both = 2.5 + 0.6
-    pretraining = both * (plan.pretraining_steps + plan.held_out_steps + 5 * plan.study_steps)
+    pretraining = both * (plan.pretraining_steps + plan.held_out_steps + 4 * plan.study_steps)
     assert 0.5 * hours * 3600 < pretraining < 0.75 * hours * 3600
     assert plan.train_samples >= FEWEST_SAMPLES
 

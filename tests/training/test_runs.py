@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,25 @@ def test_a_run_can_start_from_a_finished_model(
         return [entry["eval_mlm_loss"] for entry in map(json.loads, lines) if "eval_mlm_loss" in entry]
 
     assert validation(run)[0] == pytest.approx(validation(finished)[-1], abs=1e-5)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread, as in the processes that the tests start: sums come out the same, bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_can_stop_early_on_its_schedule_and_go_on(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "part"
+    for steps in (5, 5, 9):  # the second call has nothing to do
+        assert main(command(text_file, run, "--stop-after", str(steps))) == 0
+        assert max(losses(run)) == steps and not (run / "model").exists()
+    assert main(command(text_file, run)) == 0
+    assert same_weights(run, finished) and losses(run) == losses(finished)
 
 
 def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: Path, tmp_path: Path) -> None:
