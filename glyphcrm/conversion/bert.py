@@ -15,6 +15,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import Font
 from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling.bert_baseline import ENCODER_FIELDS
 from glyphcrm.normalization import normalize
 from glyphcrm.vocabulary import SPECIAL_TOKENS, input_only_tokens
 
@@ -119,18 +120,5 @@ def _our_name(name: str) -> str | None:
 
 
 def _configuration(bert: BertConfig, vocabulary_size: int) -> GlyphCRMConfig:
-    same = (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "max_position_embeddings",
-        "type_vocab_size",
-        "layer_norm_eps",
-    )
-    return GlyphCRMConfig(
-        vocab_size=vocabulary_size, num_glyphs=vocabulary_size, **{name: getattr(bert, name) for name in same}
-    )
+    same = {name: getattr(bert, name) for name in ENCODER_FIELDS}
+    return GlyphCRMConfig(vocab_size=vocabulary_size, num_glyphs=vocabulary_size, **same)

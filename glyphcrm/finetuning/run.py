@@ -106,7 +106,7 @@ def summarise(options: FinetuneOptions, data: RunData, results: Sequence[SeedRes
         seconds=sum(result.seconds for result in results),
         notes=tuple(winner.notes),
         run_dir=str(options.run_dir),
-        kept_model=str(kept) if options.keep_model == "best" else None,
+        kept_model=str(kept) if options.keep_model == "best" and kept.exists() else None,
     )
 
 

@@ -13,8 +13,8 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.heads import GlyphCRMForPreTrainingOutput, log_frequencies
 from glyphcrm.modeling.positions import sinusoidal_positions
 
-SHARED_SIZES = (
-    "vocab_size",
+# The fields of both configurations that shape the encoder.
+ENCODER_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -24,19 +24,15 @@ SHARED_SIZES = (
     "attention_probs_dropout_prob",
     "max_position_embeddings",
     "type_vocab_size",
-    "initializer_range",
     "layer_norm_eps",
-    "pad_token_id",
-    "unk_token_id",
-    "cls_token_id",
-    "sep_token_id",
-    "mask_token_id",
 )
+SPECIAL_IDS = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 
 
 def bert_config(config: GlyphCRMConfig, **overrides: Any) -> BertConfig:
     """Return the BERT of the same depth, width and vocabulary; its embedding table has no read-only rows."""
-    return BertConfig(**{name: getattr(config, name) for name in SHARED_SIZES}, **overrides)
+    same = ("vocab_size", "initializer_range", *ENCODER_FIELDS, *SPECIAL_IDS)
+    return BertConfig(**{name: getattr(config, name) for name in same}, **overrides)
 
 
 class BertBaseline(BertForPreTraining):
