@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 COLOURS = {"glyphcrm": "#c8452d", "bert": "#1f4e8c"}
+MOST_COLUMNS = 3  # of panels
 NAMES = {"glyphcrm": "GlyphCRM", "bert": "BERT"}
 
 
@@ -53,7 +54,7 @@ def draw_scores(rows: Sequence[tuple[str, Mapping[str, tuple[float, float]]]], p
     axes.set_yticks(range(len(rows)), [title for title, _ in rows], fontsize=9)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy, or entity F1 for NER (%)", xlim=(0, 100))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     figure.savefig(path, dpi=130)
 
 
@@ -79,9 +80,14 @@ def _figure(panels: int, height: float = 3.8) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * max(panels, 1.5), height), layout="constrained")
+    columns = min(panels, MOST_COLUMNS)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(5 * max(columns, 1.5), height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[panels:]:
+        unused.remove()
+    axes = axes[:panels]
     for one in axes:
         one.grid(alpha=0.25)
         one.spines[["top", "right"]].set_visible(False)
