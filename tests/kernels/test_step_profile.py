@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.step_profile import H100, operations
+from bench.operations import H100, operations
 from glyphcrm.configuration import preset
 from glyphcrm.modeling import GlyphCRMForPreTraining
 
