@@ -27,7 +27,7 @@ from bench.operations import (
 )
 from glyphcrm.configuration import GlyphCRMConfig
 
-# Distinct characters in so many tokens of news text, measured on the People's Daily of January 1998.
+# Distinct characters in so many tokens of real news text, measured when the project was designed.
 DISTINCT = ((1_024, 450), (4_096, 970), (16_384, 1_700), (131_072, 2_990))
 GPUS_PER_NODE = 8
 # DDP sums gradients in buckets of 25 MiB (`bucket_cap_mb`); the last one is ready when the backward pass is over.
