@@ -34,6 +34,7 @@ from torch import Tensor
 from glyphcrm_kernels import launch
 from glyphcrm_kernels._triton import tl, triton
 from glyphcrm_kernels.backend import autocast_dtype, use_triton
+from glyphcrm_kernels.fourier_conv import fourier_conv, fourier_pays
 from glyphcrm_kernels.launch import Launch, Target, target_of
 
 CHANNELS = (4, 8, 16, 32, 64, 128)
@@ -639,7 +640,8 @@ def glyph_conv(
         relu: whether to clamp at zero.
         pool: whether to max-pool 2x2 with stride 2; the kernels need even H' and W'.
         padding: zeros around `x`, in pixels, less than k.
-        backend: "auto", "triton", or "reference".
+        backend: "auto" (the Triton kernels on a GPU that they are built for; on a CPU the Fourier domain for float32
+            and large filters, see fourier_conv.py; else PyTorch), "triton", or "reference" (PyTorch).
 
     Returns:
         ``(U, K, H', W')`` with ``H' = H + 2 padding - k + 1``, halved by `pool`, in the dtype of x and
@@ -667,6 +669,9 @@ def glyph_conv(
         triton_runs = False
     if triton_runs:
         return _glyph_conv(x, weight, bias, residual, relu, pool, padding)[0]
+    if backend == "auto" and fourier_pays(x, weight, bias, residual, padding):
+        y = fourier_conv(x, weight, bias, residual, relu)
+        return F.max_pool2d(y, 2) if pool else y
     return glyph_conv_reference(x, weight, bias.to(x.dtype), residual, relu, pool, padding)
 
 

@@ -1,0 +1,56 @@
+"""The C functions for the CPU, built by setup.py where there is a compiler and called through ctypes.
+
+ctypes releases the interpreter's lock, and needs no headers of PyTorch or Python at build time. The library's OpenMP
+is the one that PyTorch has loaded, so both share one pool of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+from pathlib import Path
+
+from torch import Tensor
+
+LANES = (16, 8, 4)  # floats in a vector of AVX-512, AVX2, and SSE2 or NEON
+NAME = "_cpu"
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """Return the library, or None where setup.py could not build it."""
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(NAME + suffix)
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    return None
+
+
+@functools.cache
+def lanes(*channels: int) -> int:
+    """Return the longest vectors that this processor has and that divide all numbers of channels, or 0."""
+    library = load()
+    if library is None:
+        return 0
+    fitting = (n for n in LANES if not any(c % n for c in channels) and library.glyphcrm_has_lanes(n))
+    return next(fitting, 0)
+
+
+def call(name: str, *arguments: int | Tensor | None) -> None:
+    """Call ``glyphcrm_NAME`` with int arguments as they are and the addresses of tensors, which must be contiguous.
+
+    Raises:
+        MemoryError: the function could not get the memory that it needs in between.
+    """
+    library = load()
+    assert library is not None
+    if getattr(library, f"glyphcrm_{name}")(*map(_argument, arguments)):
+        raise MemoryError(f"{name}: no memory for the buffers; take fewer images at once")
+
+
+def _argument(value: int | Tensor | None) -> ctypes.c_int | ctypes.c_void_p | None:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    return None if value is None else ctypes.c_int(value)
