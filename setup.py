@@ -4,18 +4,20 @@
 `kernels`, which transformers imports. Its content is imported as `glyphcrm_kernels`.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, find_packages, setup
 
 FLAGS = ["-O3", "-std=gnu11", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-CSRC = "kernels/glyphcrm_kernels/csrc"
+CSRC = Path("kernels/glyphcrm_kernels/csrc")
 
 setup(
-    # A library that ctypes loads, not a module. Without a C compiler the large filters are PyTorch's on a CPU, too.
+    # A library that ctypes loads, not a module. Without a C compiler a CPU runs PyTorch's operations in its place.
     ext_modules=[
         Extension(
             "glyphcrm_kernels._cpu",
-            [f"{CSRC}/fourier.c", f"{CSRC}/processor.c"],
-            depends=[f"{CSRC}/fourier_kernels.h", f"{CSRC}/each_instruction_set.h"],
+            sorted(map(str, CSRC.glob("*.c"))),
+            depends=sorted(map(str, CSRC.glob("*.h"))),
             extra_compile_args=FLAGS,
             extra_link_args=["-fopenmp"],
             libraries=["m"],

@@ -28,6 +28,7 @@ from torch import Tensor
 from glyphcrm_kernels import launch
 from glyphcrm_kernels._triton import tl, triton
 from glyphcrm_kernels.backend import autocast_dtype, check_index, use_triton
+from glyphcrm_kernels.glyph_stem_cpu import glyph_stem_cpu, stem_fits_cpu
 from glyphcrm_kernels.launch import Launch, Target, target_of
 
 IMAGE_SIZE = 48
@@ -375,8 +376,9 @@ def glyph_stem(
         weight: ``(C, 3, 3, 3)``, input channels image, x, y.
         bias: ``(C,)``, in the dtype of `weight`.
         position_map: ``(2, 48, 48)``, the position channels x and y.
-        backend: "auto", "triton" or "reference", see `backend.use_triton`; with "auto" the reference
-            also runs where no kernel covers C.
+        backend: "auto" (the Triton kernels on a GPU that they are built for; on a CPU, for float32, a look-up, see
+            glyph_stem_cpu.py; else PyTorch), "triton" or "reference" (PyTorch), see `backend.use_triton`; with "auto"
+            PyTorch also runs where no kernel covers C.
 
     Returns:
         The activation ``(U, C, 48, 48)`` and the max-pooled shortcut ``(U, C, 24, 24)``, both in
@@ -395,11 +397,16 @@ def glyph_stem(
             f"glyph_stem: weight has {channels} output channels; the Triton kernels take "
             f"{', '.join(map(str, CHANNELS))}"
         )
-    if not triton_runs or channels not in CHANNELS:
+    triton_runs = triton_runs and channels in CHANNELS
+    dtype = _result_dtype(weight)
+    c_runs = backend == "auto" and dtype == torch.float32 and stem_fits_cpu(rows, weight)
+    if not triton_runs and not c_runs:
         return glyph_stem_reference(rows, bitmaps, weight, bias, position_map)
     constant = _constant_map(weight, bias, position_map)
     ink_weight = weight[:, 0].flatten(1).T.to(constant.dtype).contiguous()
-    return _glyph_stem(rows.contiguous(), bitmaps.contiguous(), ink_weight, constant, _result_dtype(weight))
+    if c_runs:
+        return glyph_stem_cpu(rows, bitmaps, ink_weight, constant)
+    return _glyph_stem(rows.contiguous(), bitmaps.contiguous(), ink_weight, constant, dtype)
 
 
 def _result_dtype(weight: Tensor) -> torch.dtype:
