@@ -198,7 +198,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             token_type_ids: ``(B, L)``, 0 or 1; default 0.
             position_ids: ``(B, L)``; default 0, 1, 2, ...
             first_token_only: the last block computes no more than the state of each sequence's first token, which
-                is returned as ``(B, 1, d)``; but ``(B, L, d)`` if states or attentions are recorded, or the caller packed.
+                is returned as ``(B, 1, d)``; but ``(B, L, d)`` if states are recorded or the caller packed the batch.
 
         Raises:
             ValueError: none or several of the three forms, an empty batch, nothing but padding, more
