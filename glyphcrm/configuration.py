@@ -28,6 +28,7 @@ class GlyphCRMConfig(PreTrainedConfig):
         kernel_backend: what runs the fused operations: "auto" (the Triton kernels on a GPU that they are
             built for, else PyTorch), "triton", or "reference" (PyTorch). It changes no weights; the
             environment variable GLYPHCRM_KERNEL_BACKEND overrides it.
+        glyph_cache: whether glyph vectors are kept at inference, so that each character is encoded once.
         glyph_initializer_spread: standard deviation, over characters and before the tanh, that each glyph
             projection starts with.
         position_initializer: what position embeddings start from: "normal", BERT's, with a standard deviation of
@@ -62,6 +63,7 @@ class GlyphCRMConfig(PreTrainedConfig):
     glyph_channels: int = 128
     position_map: str = "paper"
     kernel_backend: str = "auto"
+    glyph_cache: bool = True
     glyph_fonts: list[str] | None = None
     tokens_sha256: str = ""
     bitmaps_sha256: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from glyphcrm.checkpoint import load_atlas, load_checkpoint, save_checkpoint
 from glyphcrm.errors import UserError
@@ -33,13 +34,13 @@ ARCHITECTURES: dict[str, type[GlyphCRMPreTrainedModel]] = {
 }
 
 
-def load_as_saved(directory: Path) -> tuple[GlyphCRMPreTrainedModel, GlyphAtlas]:
-    """Load a checkpoint with the heads that it was saved with, and its atlas.
+def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedModel, GlyphAtlas]:
+    """Load a checkpoint with the heads that it was saved with, `settings` changed in its configuration, and its atlas.
 
     Raises:
         UserError: no GlyphCRM checkpoint, a damaged one, or one of a class that is not in `glyphcrm.modeling`.
     """
-    model, _ = load_checkpoint(directory, _saved_class(directory))
+    model, _ = load_checkpoint(directory, _saved_class(directory), **settings)
     return model, load_atlas(directory)
 
 

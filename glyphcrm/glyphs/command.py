@@ -1,4 +1,4 @@
-"""The command `glyphcrm atlas`: draw an atlas, look at one, and add characters to a model's."""
+"""The command `glyphcrm atlas`: draw an atlas, look at one, add characters to a model's, and encode it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _CODE_POINT = re.compile("[Uu]\\+([0-9A-Fa-f]{4,6})")
 
 
 def add_atlas_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `atlas build`, `show` and `add` to a command line; each sets `run` to a function of its arguments.
+    """Add `atlas build`, `show`, `add` and `encode` to a command line; each sets `run` to a function of its arguments.
 
     Those functions return an exit code and raise `UserError`.
     """
     atlas = subparsers.add_parser("atlas", help="draw the pictures of characters, look at them, or add some to a model")
-    commands = atlas.add_subparsers(required=True, metavar="build|show|add")
+    commands = atlas.add_subparsers(required=True, metavar="build|show|add|encode")
 
     build = commands.add_parser("build", help="draw an atlas from fonts")
     build.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
@@ -115,6 +115,13 @@ def add_atlas_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     )
     add.set_defaults(run=add_characters)
 
+    encode = commands.add_parser("encode", help="keep the vectors of all characters beside a model, for inference")
+    encode.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
+    encode.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of the vectors (default: %(default)s)"
+    )
+    encode.set_defaults(run=encode_characters)
+
 
 def build_atlas(args: argparse.Namespace) -> int:
     """Run `glyphcrm atlas build`; print how many rows each font drew."""
@@ -187,6 +194,23 @@ def add_characters(args: argparse.Namespace) -> int:
     print(f"{args.out}: {len(extended):,} rows = {len(atlas):,} of {args.model} + {len(extended) - len(atlas):,} new")
     for row in range(len(atlas), len(extended)):
         print(f"{_named(extended.tokens[row])} row {row:<6} {extended.fonts[extended.sources[row]]}")
+    return 0
+
+
+def encode_characters(args: argparse.Namespace) -> int:
+    """Run `glyphcrm atlas encode`; print what was written."""
+    import torch  # with transformers, it takes seconds
+
+    from glyphcrm.extension import load_as_saved
+    from glyphcrm.modeling.glyph_vectors_file import DTYPES, VECTORS_FILE, save_vectors
+
+    # Without the cache, as a file that is there is about to be replaced.
+    model, atlas = load_as_saved(args.model, glyph_cache=False, dtype=torch.float32)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    base = model.glyph_model.to(device)  # type: ignore[arg-type]
+    path = args.model / VECTORS_FILE
+    save_vectors(path, base.hanglyph, base.glyph_table.bitmaps, DTYPES[args.dtype])
+    print(f"{path}: {len(atlas):,} rows, {args.dtype}, {path.stat().st_size / 1e6:,.0f} MB")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from glyphcrm_kernels import AddNorm
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.packing import packed_sdpa_attention
 
 
 def eager_attention(
@@ -48,25 +51,37 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: object
+        self, hidden_states: Tensor, attention_mask: Tensor | None, queries: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output ``(B, L, d)`` and, from the eager implementation, the attention probabilities."""
-        heads = (*hidden_states.shape[:-1], -1, self.head_size)
-        query, key, value = (
-            projection(hidden_states).view(heads).transpose(1, 2) for projection in (self.query, self.key, self.value)
-        )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        """Return the output ``(B, Q, d)`` and, from the eager implementation, the attention probabilities.
+
+        Args:
+            hidden_states: ``(B, L, d)``, which give keys and values.
+            attention_mask: in the attention implementation's form.
+            queries: ``(B, Q, d)``; default `hidden_states`.
+            kwargs: of transformers' attention interface. With `cu_seq_lens_q` and `cu_seq_lens_k` the batch is one
+                row in which each sequence attends to itself.
+        """
+        queries = hidden_states if queries is None else queries
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and "cu_seq_lens_q" in kwargs:
+            attend = packed_sdpa_attention
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         context, probabilities = attend(
             self,
-            query,
-            key,
-            value,
+            self._heads(self.query(queries)),
+            self._heads(self.key(hidden_states)),
+            self._heads(self.value(hidden_states)),
             attention_mask,
             scaling=self.scaling,
             dropout=self.p if self.training else 0.0,
             **kwargs,
         )
-        return self.output(context.reshape(*hidden_states.shape[:-1], -1)), probabilities
+        return self.output(context.reshape(queries.shape)), probabilities
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], -1, self.head_size).transpose(1, 2)
 
 
 class EncoderBlock(GradientCheckpointingLayer):
@@ -88,18 +103,25 @@ class EncoderBlock(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         skip: Tensor | None = None,
         skip_index: Tensor | None = None,
-        **kwargs: object,
+        positions: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """Return the block's output ``(B, L, d)``.
+        """Return the block's output ``(B, L, d)``, or ``(B, Q, d)`` at `positions` alone.
 
         Args:
             hidden_states: ``(B, L, d)``.
-            attention_mask: what transformers' `create_bidirectional_mask` gives.
+            attention_mask: what transformers' `create_bidirectional_mask` gives; with `positions`, that of them.
             skip: ``(U, d)``, the glyph skip of each distinct character, or None.
             skip_index: ``(B, L)`` int64, each token's row in `skip`.
+            positions: ``(B, Q)`` int64, the tokens whose output is wanted; the others are but attended to.
+            kwargs: as in `SelfAttention.forward`.
         """
         backend = kernel_backend(self.config)
-        attention, _ = self.attention(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.attention_norm(attention, hidden_states, backend=backend)
+        wanted = hidden_states
+        if positions is not None:
+            wanted = hidden_states.take_along_dim(positions.unsqueeze(2), 1)
+            skip_index = None if skip_index is None else skip_index.take_along_dim(positions, 1)
+        attention, _ = self.attention(hidden_states, attention_mask, wanted, **kwargs)
+        hidden_states = self.attention_norm(attention, wanted, backend=backend)
         feed_forward = self.output(self.activation(self.intermediate(hidden_states)))
         return self.output_norm(feed_forward, hidden_states, skip, skip_index, backend)

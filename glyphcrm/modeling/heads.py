@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.packing import first_states
 
 IGNORED_LABEL = -100
 
@@ -53,9 +54,9 @@ class NextSentenceHead(nn.Module):
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, 2)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map ``(B, L, d)`` to logits ``(B, 2)``."""
-        return self.classifier(torch.tanh(self.pooler(hidden_states[:, 0])))
+    def forward(self, cls_states: Tensor) -> Tensor:
+        """Map the states of [CLS] ``(B, d)`` to logits ``(B, 2)``."""
+        return self.classifier(torch.tanh(self.pooler(cls_states)))
 
 
 class MaskedLMMixin:
@@ -187,7 +188,7 @@ class GlyphCRMForPreTraining(GlyphCRMPreTrainedModel, MaskedLMMixin):
             **kwargs,
         )
         logits, mlm_loss = self.masked_lm(outputs.last_hidden_state, labels, label_index)
-        nsp_logits = self.nsp(outputs.last_hidden_state)
+        nsp_logits = self.nsp(first_states(outputs.last_hidden_state, attention_mask))
         nsp_loss = None
         if next_sentence_label is not None:
             nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label.view(-1))
@@ -281,9 +282,10 @@ class GlyphCRMForNextSentencePrediction(GlyphCRMPreTrainedModel):
             inputs_embeds,
             glyph_ids,
             glyph_index,
+            first_token_only=True,
             **kwargs,
         )
-        logits = self.nsp(outputs.last_hidden_state)
+        logits = self.nsp(first_states(outputs.last_hidden_state, attention_mask))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -336,9 +338,10 @@ class GlyphCRMForSequenceClassification(GlyphCRMPreTrainedModel):
             inputs_embeds,
             glyph_ids,
             glyph_index,
+            first_token_only=True,
             **kwargs,
         )
-        logits = self.classifier(outputs.last_hidden_state[:, 0])
+        logits = self.classifier(first_states(outputs.last_hidden_state, attention_mask))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)

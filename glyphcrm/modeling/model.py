@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -18,7 +20,10 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
 from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
+from glyphcrm.modeling.glyph_cache import GlyphCache
+from glyphcrm.modeling.glyph_vectors_file import VECTORS_FILE
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
+from glyphcrm.modeling.packing import find_packing, first_positions
 from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
 
 # Glyphs over which the projections are whitened; the most frequent characters stand first in an atlas.
@@ -97,17 +102,28 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         self.config.tokens_sha256 = atlas.tokens_digest()
         self.config.bitmaps_sha256 = atlas.bitmaps_digest()
 
+    def clear_glyph_cache(self) -> None:
+        """Forget the vectors of characters met at inference; needed after weights were written to through ``.data``."""
+        self.glyph_model.glyph_cache.clear()
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; also checks the atlas against the digest in the configuration."""
+        """As in transformers; also checks the atlas against the digest in the configuration.
+
+        The vectors that `glyphcrm atlas encode` has written to a directory are used if they fit the weights.
+        """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         bitmaps, expected = model.glyph_model.glyph_table.bitmaps, model.config.bitmaps_sha256
         if expected and not bitmaps.is_meta and bitmaps_digest(bitmaps.cpu().numpy()) != expected:
             raise UserError(
-                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')}: the glyph bitmaps do not "
+                f"{where}: the glyph bitmaps do not "
                 "match the digest in config.json; the checkpoint is damaged, copy it again"
             )
+        path = Path(str(where), kwargs.get("subfolder") or "", VECTORS_FILE)
+        if model.config.glyph_cache and not bitmaps.is_meta and path.is_file():
+            model.glyph_model.load_glyph_vectors(path)
         return loaded
 
     def get_input_embeddings(self) -> nn.Module:
@@ -128,7 +144,26 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        self.glyph_cache = GlyphCache()
         self.post_init()
+
+    def load_glyph_vectors(self, path: Path) -> None:
+        """Use the vectors of a file of `glyphcrm atlas encode` at inference; warn if it doesn't fit the weights."""
+        try:
+            self.glyph_cache.load(path, self.hanglyph, self.glyph_table.bitmaps)
+        except ValueError as error:
+            warnings.warn(f"{path} is not used: {error}; `glyphcrm atlas encode` makes it anew", stacklevel=3)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in PyTorch; training needs the memory of the glyph cache, and is about to make it wrong."""
+        if mode:
+            self.glyph_cache.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        # What `.to()`, `.half()`, `.cuda()` come down to: the old memory is to be freed.
+        self.glyph_cache.clear()
+        return super()._apply(*args, **kwargs)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -141,6 +176,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         glyph_ids: Tensor | None = None,
         glyph_index: Tensor | None = None,
+        first_token_only: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Return the last hidden states ``(B, L, d)``.
@@ -153,43 +189,97 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
           ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait.
         * `inputs_embeds` ``(B, L, d)`` in place of the glyph vectors; then no glyph skips are added.
 
+        In evaluation mode and without gradients, glyph vectors are kept for later batches (see `GlyphCache`), unless
+        `config.glyph_cache` is False. Padding costs no work where `find_packing` finds that it can be left out; its
+        states are then 0, else they are arbitrary.
+
         Args:
             attention_mask: ``(B, L)``, 1 for tokens and 0 for padding; default all 1.
             token_type_ids: ``(B, L)``, 0 or 1; default 0.
             position_ids: ``(B, L)``; default 0, 1, 2, ...
+            first_token_only: the last block computes no more than the state of each sequence's first token, which
+                is returned as ``(B, 1, d)``; but ``(B, L, d)`` if states are recorded or the caller packed the batch.
 
         Raises:
             ValueError: none or several of the three forms, an empty batch, nothing but padding, more
                 than `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the
-                values can tell is checked on the CPU, and where `input_ids` are given.)
+                values can tell is checked on the CPU, and where the distinct `input_ids` are found.)
         """
         if sum(x is not None for x in (input_ids, glyph_ids, inputs_embeds)) != 1:
             raise ValueError("give exactly one of input_ids, glyph_ids (with glyph_index), inputs_embeds")
         glyphs: GlyphVectors | None = None
         if inputs_embeds is None:
-            if input_ids is not None:
-                self._check_shape(input_ids.shape)
-                glyph_ids, glyph_index = torch.unique(input_ids, return_inverse=True)
-            if glyph_ids is None or glyph_index is None:
-                raise ValueError("glyph_ids and glyph_index go together: give both")
-            self._check_shape(glyph_index.shape)
-            self._check_ids(glyph_ids, on_any_device=input_ids is not None)
-            glyphs = self.hanglyph(glyph_ids, self.glyph_table.bitmaps)
-            # Dropout comes after the gather, so that each token draws its own.
-            inputs_embeds = self.dropout(F.embedding(glyph_index, glyphs.vector))
+            glyphs, glyph_index = self._glyphs(input_ids, glyph_ids, glyph_index)
         else:
             self._check_shape(inputs_embeds.shape[:-1])
         on_cpu = attention_mask is not None and attention_mask.device.type == "cpu"
         if attention_mask is not None and on_cpu and not _compiling() and not attention_mask.any():
             raise ValueError("attention_mask is all 0: the batch holds nothing but padding")
 
+        tokens = cast(Tensor, glyph_index if inputs_embeds is None else inputs_embeds)
+        # Recorded states have all positions; and a caller may have packed the batch.
+        as_given = "cu_seq_lens_q" in kwargs or any(
+            kwargs.get(name, getattr(self.config, name, False))
+            for name in ("output_hidden_states", "output_attentions")
+        )
+        packing = None if as_given else find_packing(attention_mask, tokens, self.config)
+        if packing is not None:
+            position_ids = packing.positions() if position_ids is None else packing.pack(position_ids)
+            token_type_ids = None if token_type_ids is None else packing.pack(token_type_ids)
+            glyph_index = None if glyph_index is None else packing.pack(glyph_index)
+            inputs_embeds = None if inputs_embeds is None else packing.pack(inputs_embeds)
+            kwargs |= packing.attention_arguments(packing)
+        if glyphs is not None and glyph_index is not None:
+            # Dropout comes after the gather, so that each token draws its own.
+            inputs_embeds = self.dropout(F.embedding(glyph_index, glyphs.vector))
+        assert inputs_embeds is not None
         hidden_states = self._embed(inputs_embeds, token_type_ids, position_ids)
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+        mask = None
+        if packing is None:
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+            )
+
         skips = (glyphs.skip1, glyphs.skip2) if glyphs is not None else ()
+        positions = None
         for block, skip in zip(self.blocks, (*skips, *[None] * len(self.blocks)), strict=False):
+            if block is self.blocks[-1] and first_token_only and not as_given:
+                if packing is not None:
+                    positions, firsts = packing.first_tokens()
+                    kwargs |= packing.attention_arguments(queries=firsts)
+                    packing = firsts
+                elif mask is None or isinstance(mask, Tensor):
+                    positions = first_positions(attention_mask, hidden_states)
+                    # All tokens have the same padding, and the mask of a caller is that of position 0.
+                    mask = mask[:, :, :1] if mask is not None and mask.dim() == 4 else mask
             index = None if skip is None else glyph_index
-            hidden_states = block(hidden_states, mask, skip, index, **kwargs)
+            hidden_states = block(hidden_states, mask, skip, index, positions, **kwargs)
+        if packing is not None:
+            hidden_states = packing.unpack(hidden_states)
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def _glyphs(
+        self, input_ids: Tensor | None, glyph_ids: Tensor | None, glyph_index: Tensor | None
+    ) -> tuple[GlyphVectors, Tensor]:
+        """Return glyph vectors and skips, and for each token its row in them, ``(B, L)`` int64."""
+        if input_ids is not None:
+            self._check_shape(input_ids.shape)
+        elif glyph_ids is None or glyph_index is None:
+            raise ValueError("glyph_ids and glyph_index go together: give both")
+        else:
+            self._check_shape(glyph_index.shape)
+        bitmaps = self.glyph_table.bitmaps
+        if self.config.glyph_cache and not self.training and not torch.is_grad_enabled() and not _compiling():
+            rows = cast(Tensor, glyph_ids if input_ids is None else input_ids)
+            self._check_ids(rows, on_any_device=input_ids is not None and not self.glyph_cache.is_complete())
+            kept = self.glyph_cache.vectors(self.hanglyph, bitmaps, rows)
+            if kept is not None:
+                return kept, rows if input_ids is not None else rows[cast(Tensor, glyph_index)]
+        if input_ids is not None:
+            glyph_ids, glyph_index = torch.unique(input_ids, return_inverse=True)
+        assert glyph_ids is not None and glyph_index is not None
+        self._check_ids(glyph_ids, on_any_device=input_ids is not None)
+        return self.hanglyph(glyph_ids, bitmaps), glyph_index
 
     def _embed(self, inputs_embeds: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         length = inputs_embeds.shape[1]

@@ -1,0 +1,194 @@
+"""Each character encoded once, ever, at inference: a table of HanGlyph's vectors, emptied when weights change."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.modeling.glyph_vectors_file import load_vectors, vectors_digest
+from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
+from glyphcrm.modeling.kernel_backend import kernel_backend
+
+CHUNK = 256  # characters at once, which bounds the memory
+# An adapter or a quantised layer inside HanGlyph may change what it says without changing a parameter.
+PLAIN_MODULES = (HanGlyph, nn.Conv2d, nn.Linear, nn.ModuleList)
+PLAIN_TENSORS = (Tensor, nn.Parameter)
+
+
+@dataclass
+class _Table:
+    """Vectors by atlas row.
+
+    Attributes:
+        origin: of `_origin`: what the vectors were computed from.
+        sources: the tensors that were computed from, held so that no other tensor gets their address.
+        parameters: `id` of each parameter, for optimisers.
+        known: ``(N,)`` bool: which rows are filled.
+        vectors: ``(N, d)`` each; None as long as no row is.
+        complete: all rows are.
+    """
+
+    origin: tuple[Any, ...]
+    sources: list[Tensor]
+    parameters: frozenset[int]
+    known: Tensor
+    vectors: GlyphVectors | None = None
+    complete: bool = False
+
+
+class _Stored(NamedTuple):
+    vectors: GlyphVectors
+    digest: str
+
+
+class GlyphCache:
+    """The vectors of the characters that a model has met while its weights stood still.
+
+    Several threads may ask at once.
+
+    The tables are allocated whole: a row is written once and never moves, so that threads read without a lock, and an
+    atlas row is its own index. A CPU gives memory to rows when they are written, so it grows with the characters
+    met, to 3 N d values: 258 MB for `base` in float32; a GPU gives all of it at once.
+
+    They are emptied when a parameter, a buffer or the pictures are another tensor or another version, by the step of
+    an optimiser that holds a parameter (fused ones leave the version as it is), under another autocast type or kernel
+    backend, and by `clear`. Writing through ``.data`` is not seen, nor is writing to tensors made in inference mode,
+    which have no version: call `clear` after it. Vectors from a file are then held against the weights again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._table: _Table | None = None
+        self._stored: _Stored | None = None
+
+    def __reduce__(self) -> tuple[type[GlyphCache], tuple[()]]:
+        """Copies of a model, and pickled ones, start with an empty cache."""
+        return GlyphCache, ()
+
+    def clear(self) -> None:
+        """Forget the vectors and free their memory."""
+        self._table = None
+
+    def load(self, path: Path, hanglyph: HanGlyph, bitmaps: Tensor) -> None:
+        """Take over the vectors of a file of `glyphcrm atlas encode`.
+
+        Raises:
+            ValueError: it is damaged, of other sizes, or of other weights or pictures.
+        """
+        stored = _Stored(*load_vectors(path))
+        expected = (len(bitmaps), hanglyph.vector.out_features)
+        if tuple(stored.vectors.vector.shape) != expected:
+            raise ValueError(f"it has vectors of shape {tuple(stored.vectors.vector.shape)}, not {expected}")
+        if stored.digest != vectors_digest(hanglyph, bitmaps):
+            raise ValueError("it is of other weights or pictures, or the weights were rounded to a smaller dtype")
+        self._stored = stored
+        self.clear()
+
+    def vectors(self, hanglyph: HanGlyph, bitmaps: Tensor, rows: Tensor) -> GlyphVectors | None:
+        """Return tables ``(N, d)`` in which at least `rows` are filled; None where nothing can be kept.
+
+        Until all rows are filled, a GPU is waited for, to learn which of them are missing.
+
+        Args:
+            hanglyph: in evaluation mode; no gradient flows to it.
+            bitmaps: ``(N, 288)`` uint8.
+            rows: int64 of any shape, in ``[0, N)``.
+        """
+        sources = [*hanglyph.parameters(), *hanglyph.buffers(), bitmaps]
+        origin = _origin(hanglyph, sources)
+        if origin is None:
+            return None
+        # Tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            table = self._table
+            if table is None or table.origin != origin:
+                with self._lock:
+                    table = self._table
+                    if table is None or table.origin != origin:
+                        table = self._table = self._start(origin, sources, hanglyph, bitmaps)
+            if not table.complete and not table.known[rows].all():
+                with self._lock:
+                    _fill(table, hanglyph, bitmaps, rows)
+        return table.vectors
+
+    def is_complete(self) -> bool:
+        """Whether all characters of the atlas were met, or loaded."""
+        table = self._table
+        return table is not None and table.complete
+
+    def is_of(self, parameters: set[int]) -> bool:
+        """Whether vectors were computed from a parameter with one of these `id`."""
+        table = self._table
+        return table is not None and not table.parameters.isdisjoint(parameters)
+
+    def _start(self, origin: tuple[Any, ...], sources: list[Tensor], hanglyph: HanGlyph, bitmaps: Tensor) -> _Table:
+        known = torch.zeros(len(bitmaps), dtype=torch.bool, device=bitmaps.device)
+        parameters = frozenset(id(parameter) for parameter in hanglyph.parameters())
+        table = _Table(origin, [source.detach() for source in sources], parameters, known)
+        if self._stored is not None:
+            if self._stored.digest == vectors_digest(hanglyph, bitmaps):
+                dtype = _autocast_dtype(bitmaps.device) or hanglyph.vector.weight.dtype
+                table.vectors = GlyphVectors(*(part.to(bitmaps.device, dtype) for part in self._stored.vectors))
+                table.complete = True
+            else:
+                self._stored = None
+        _watch_optimizers()
+        _caches.add(self)
+        return table
+
+
+def _fill(table: _Table, hanglyph: HanGlyph, bitmaps: Tensor, rows: Tensor) -> None:
+    for chunk in rows[~table.known[rows]].unique().split(CHUNK):
+        computed = hanglyph(chunk, bitmaps)
+        if table.vectors is None:
+            table.vectors = GlyphVectors(*(part.new_empty(len(bitmaps), part.shape[1]) for part in computed))
+        for whole, part in zip(table.vectors, computed, strict=True):
+            whole[chunk] = part
+        if chunk.is_cuda:
+            torch.cuda.current_stream(chunk.device).synchronize()  # other threads read on streams of their own
+        table.known[chunk] = True
+    table.complete = bool(table.known.all())
+
+
+def _origin(hanglyph: HanGlyph, sources: list[Tensor]) -> tuple[Any, ...] | None:
+    """Return what the vectors depend on, cheap and comparable; None if they may depend on more."""
+    if not all(type(module) in PLAIN_MODULES for module in hanglyph.modules()):
+        return None
+    # Sharded parameters are tensors of other types, or have no memory of their own.
+    if not all(type(source) in PLAIN_TENSORS and source.data_ptr() for source in sources):
+        return None
+    config = hanglyph.config
+    assert isinstance(config, GlyphCRMConfig)
+    versions = (
+        (source.data_ptr(), source.dtype, source.device, None if source.is_inference() else source._version)
+        for source in sources
+    )
+    return (_autocast_dtype(sources[0].device), kernel_backend(config), *versions)
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+_caches: weakref.WeakSet[GlyphCache] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_post_hook(_clear_after_step)
+
+
+def _clear_after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for cache in list(_caches):
+        if cache.is_of(stepped):
+            cache.clear()
