@@ -11,6 +11,7 @@ import functools
 import importlib.machinery
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 LANES = (16, 8, 4)  # floats in a vector of AVX-512, AVX2, and SSE2 or NEON
@@ -27,7 +28,7 @@ def load() -> ctypes.CDLL | None:
     return None
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def lanes(*channels: int) -> int:
     """Return the longest vectors that this processor has and that divide all numbers of channels, or 0."""
     library = load()

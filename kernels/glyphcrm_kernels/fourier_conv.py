@@ -21,14 +21,13 @@ backward's time, as keeping it would double the memory. No sum depends on the nu
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from glyphcrm_kernels import cpu_library
+from glyphcrm_kernels import cpu_library, launch
 
 SMALLEST_FILTER = 5  # from here on the transforms cost less than they save
 FEWEST_IMAGES = 2  # one image is not worth transforming the filters
@@ -37,7 +36,6 @@ BLOCK_BYTES = 48 << 20  # of a block's spectrum
 LONGEST_BLOCK = 64
 
 
-@functools.cache
 def _has_fast_transform(n: int) -> bool:
     for radix in RADICES:
         while n % radix == 0:
@@ -77,10 +75,10 @@ def _block(images: int, n: int, channels: int) -> int:
 
 @torch.library.custom_op("glyphcrm::fourier_conv", mutates_args=())
 def fourier_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """Return ``conv(x) + bias + residual``, with `relu` clamped at 0; arguments as in `glyph_conv`, see `fourier_pays`."""
+    """Return ``conv(x) + bias + residual``, with `relu` clamped at 0; see `glyph_conv` and `fourier_pays`."""
     images, inputs, n, _ = x.shape
     outputs, _, size, _ = weight.shape
-    y = x.new_empty(images, n - size + 1, n - size + 1, outputs)
+    y = launch.empty(images, n - size + 1, n - size + 1, outputs, like=x)
     block = _block(images, n, max(inputs, outputs))
     filters = weight.permute(1, 2, 3, 0).contiguous()
     sizes = (cpu_library.lanes(inputs, outputs), torch.get_num_threads(), block, images, n, inputs, outputs, size)
@@ -105,9 +103,9 @@ def _fourier_conv_backward(
     images, inputs, n, _ = x.shape
     outputs, _, size, _ = weight.shape
     block = _block(images, n, max(inputs, outputs))
-    dx = x.new_empty((images, n, n, inputs) if need_x else 0)
-    dweight = x.new_empty((inputs, size, size, outputs) if need_weight else 0)
-    dbias = x.new_empty(outputs)
+    dx = launch.empty(*((images, n, n, inputs) if need_x else (0,)), like=x)
+    dweight = launch.empty(*((inputs, size, size, outputs) if need_weight else (0,)), like=x)
+    dbias = launch.empty(outputs, like=x)
     sizes = (cpu_library.lanes(inputs, outputs), torch.get_num_threads(), block, images, n, inputs, outputs, size)
     read = (_nhwc(dy), _nhwc(gate), _nhwc(x), _nhwc(weight))
     written = (dx if need_x else None, dweight if need_weight else None, dbias)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from glyphcrm_kernels import cpu_library
+from glyphcrm_kernels import cpu_library, launch
 
 SIDE = 48
 TAPS = 9
@@ -46,8 +46,8 @@ def glyph_stem_cpu(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: 
         constant: ``(48, 48, C)`` float32, what the position channels and the bias add.
     """
     images, channels = len(rows), constant.shape[2]
-    activation = constant.new_empty(images, SIDE, SIDE, channels)
-    pooled = constant.new_empty(images, SIDE // 2, SIDE // 2, channels)
+    activation = launch.empty(images, SIDE, SIDE, channels, like=constant)
+    pooled = launch.empty(images, SIDE // 2, SIDE // 2, channels, like=constant)
     cpu_library.call(
         "stem_forward",
         *(cpu_library.lanes(channels), torch.get_num_threads(), images, channels),
@@ -72,8 +72,8 @@ def _glyph_stem_cpu_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `ink_weight` and `constant`."""
     images, channels = activation.shape[:2]
-    dtable = activation.new_empty(SIDE // 2, PATTERNS, channels)
-    dconstant = activation.new_empty(SIDE, SIDE, channels)
+    dtable = launch.empty(SIDE // 2, PATTERNS, channels, like=activation)
+    dconstant = launch.empty(SIDE, SIDE, channels, like=activation)
     cpu_library.call(
         "stem_backward",
         *(cpu_library.lanes(channels), torch.get_num_threads(), images, channels),
