@@ -26,7 +26,7 @@ from glyphcrm.reproduce.stages import (
     study,
     summaries,
 )
-from glyphcrm.reproduce.study import TRIALS
+from glyphcrm.reproduce.study import TRIALS, variants
 from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional
 from glyphcrm.reproduce.trainings import Interrupted
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
@@ -99,9 +99,14 @@ def _plan(options: ReproduceOptions, tasks: dict[Task, Splits]) -> Plan:
 
 
 def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
-    """Return each architecture's best settings of the study, kept once they are known; without it, the defaults."""
+    """Return each architecture's best settings of the study, kept once they are known; without it, the middle ones.
+
+    (The recipe of a preset is for a short run, and its rate too high for a long one.)
+    """
     if "study" in options.without:
-        return {arch: Choice(f"pretraining/{arch}", ()) for arch in ARCHITECTURES}
+        names = {f"{arch}-rate" for arch in ARCHITECTURES}
+        middle = [variant for variant in variants(options.preset) if variant.name in names]
+        return {variant.arch: Choice(f"pretraining/{variant.arch}", variant.arguments) for variant in middle}
     path = options.output_dir / CHOICES_FILE
     if not path.exists():
         save_json(path, {arch: asdict(choice) for arch, choice in study(options, plan).items()})
