@@ -299,6 +299,8 @@ def test_the_table_says_what_was_reached_and_what_was_before() -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["a step", "BERT", "0.90 ± 0.01", "≥ 0.85", "reached", "2.00 s", "1.90 s", "3", "0.70 ± 0.01"]
     assert "missed" in table(example("2026-01-02", 0.8))[2]
+    (line,) = table(example("2026-01-02", 0.8, rows=[]))
+    assert "a processor, threads: 2" in line
 
 
 def test_labels_of_the_chart_keep_apart() -> None:

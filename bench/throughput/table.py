@@ -11,7 +11,9 @@ LEFT = 2  # columns of text; numbers are aligned to the right
 
 
 def table(run: Run, before: Run | None = None) -> list[str]:
-    """Return the lines; `before` is an earlier run, whose ratios get a column."""
+    """Return the lines; `before` is an earlier run, whose ratios get a column. No rows: the environment alone."""
+    if not run.rows:
+        return [_environment(run)]
     earlier = {row.what: row for row in before.rows} if before is not None else {}
     header = ["what", "peer", "ratio ± spread", "target", "", "GlyphCRM", "peer's", "rounds"]
     rows = [
