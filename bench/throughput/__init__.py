@@ -1,0 +1,1 @@
+"""What `pytest bench/ --benchmark -k throughput` is made of: GlyphCRM beside its peers."""
