@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-MODEL ?= runs/tiny/model
+MODEL ?= checkpoints/glyphcrm-tiny
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -1,0 +1,71 @@
+"""The model that comes with the repository: `checkpoints/glyphcrm-tiny`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+import glyphcrm  # noqa: F401  (registers the model)
+from glyphcrm.checkpoint import load_checkpoint
+from glyphcrm.modeling import GlyphCRMForMaskedLM
+
+DIRECTORY = Path(__file__).parents[1] / "checkpoints" / "glyphcrm-tiny"
+MOST_BYTES = 25_000_000
+# Written for this test, of words that it has learnt. One character is masked in each; its neighbours decide it.
+SENTENCES = [
+    ("这个问▢很重要", "题"),
+    ("什▢时候", "么"),
+    ("今▢天气很好", "天"),
+    ("我▢认为，", "们"),
+    ("因▢他不来", "为"),
+]
+
+
+def test_it_is_small_and_holds_what_a_checkpoint_needs() -> None:
+    files = {path.name for path in DIRECTORY.iterdir()}
+    assert files == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "pretraining.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+    assert sum(path.stat().st_size for path in DIRECTORY.iterdir()) < MOST_BYTES
+    model, _ = load_checkpoint(DIRECTORY, GlyphCRMForMaskedLM)  # checks atlas, tokenizer and digests
+    assert model.dtype == torch.float32
+
+
+@pytest.fixture(scope="module")
+def fill():  # noqa: ANN201
+    return pipeline("fill-mask", str(DIRECTORY))
+
+
+@pytest.mark.parametrize(("sentence", "answer"), SENTENCES)
+def test_it_fills_in_what_the_neighbours_decide(fill, sentence: str, answer: str) -> None:  # noqa: ANN001
+    guesses = fill(sentence.replace("▢", fill.tokenizer.mask_token), top_k=5)
+    assert answer in [guess["token_str"] for guess in guesses]
+
+
+def test_it_reads_characters_that_it_cannot_predict(fill) -> None:  # noqa: ANN001
+    """A rare character is a token of its own at the input, with a picture and hidden states of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
+    model = AutoModelForMaskedLM.from_pretrained(DIRECTORY).eval()
+    ids = tokenizer("龘䶮").input_ids
+    assert tokenizer.unk_token_id not in ids and min(ids[1:-1]) >= model.config.vocab_size
+    with torch.no_grad():
+        states = model.glyphcrm(torch.tensor([ids])).last_hidden_state[0]
+    assert (states[1] - states[2]).abs().max() > 0.1
+
+
+def test_the_cards_figures_are_those_of_the_runs() -> None:
+    card = (DIRECTORY / "README.md").read_text(encoding="utf-8")
+    runs = json.loads((DIRECTORY / "pretraining.json").read_text(encoding="utf-8"))
+    for run in runs["runs"]:
+        first, *_, last = run["validation"]
+        assert f"{first['mlm_loss']:.3f}" in card and f"{last['mlm_loss']:.3f}" in card
+        assert f"{last['mlm_accuracy']:.1%}" in card and f"{run['steps']:,}" in card
