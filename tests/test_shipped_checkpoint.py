@@ -41,17 +41,17 @@ def test_it_is_small_and_holds_what_a_checkpoint_needs() -> None:
 
 
 @pytest.fixture(scope="module")
-def fill():  # noqa: ANN201
+def fill():
     return pipeline("fill-mask", str(DIRECTORY))
 
 
 @pytest.mark.parametrize(("sentence", "answer"), SENTENCES)
-def test_it_fills_in_what_the_neighbours_decide(fill, sentence: str, answer: str) -> None:  # noqa: ANN001
+def test_it_fills_in_what_the_neighbours_decide(fill, sentence: str, answer: str) -> None:
     guesses = fill(sentence.replace("▢", fill.tokenizer.mask_token), top_k=5)
     assert answer in [guess["token_str"] for guess in guesses]
 
 
-def test_it_reads_characters_that_it_cannot_predict(fill) -> None:  # noqa: ANN001
+def test_it_reads_characters_that_it_cannot_predict(fill) -> None:
     """A rare character is a token of its own at the input, with a picture and hidden states of its own."""
     tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
     model = AutoModelForMaskedLM.from_pretrained(DIRECTORY).eval()
