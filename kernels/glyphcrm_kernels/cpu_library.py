@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LANES = (16, 8, 4)  # floats in a vector of AVX-512, AVX2, and SSE2 or NEON
 NAME = "_cpu"
@@ -36,6 +37,11 @@ def lanes(*channels: int) -> int:
         return 0
     fitting = (n for n in LANES if not any(c % n for c in channels) and library.glyphcrm_has_lanes(n))
     return next(fitting, 0)
+
+
+def differentiable_here() -> bool:
+    """Say whether backward gradients are enough: forward mode and torch.func need rules that there are none of."""
+    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
 
 def call(name: str, *arguments: int | Tensor | None) -> None:

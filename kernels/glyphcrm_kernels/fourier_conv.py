@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from glyphcrm_kernels import cpu_library, launch
 
@@ -49,15 +48,13 @@ def fourier_pays(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | Non
         return False
     images, inputs, height, width = x.shape
     outputs, _, size, _ = weight.shape
-    # There is no rule for forward-mode differentiation and for torch.func.
-    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     return (
         padding == 0
         and size >= SMALLEST_FILTER
         and height == width
         and images >= FEWEST_IMAGES
         and _has_fast_transform(height)
-        and not transformed
+        and cpu_library.differentiable_here()
         and cpu_library.lanes(inputs, outputs) > 0
     )
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from glyphcrm_kernels import cpu_library, launch
 
@@ -24,10 +23,8 @@ PATTERNS = 1 << TAPS
 
 def stem_fits_cpu(rows: Tensor, weight: Tensor) -> bool:
     """Say whether `glyph_stem_cpu` can take these arguments of `glyph_stem`."""
-    # There is no rule for forward-mode differentiation and for torch.func.
-    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     on_cpu = rows.device.type == "cpu" and weight.dtype == torch.float32
-    return on_cpu and not transformed and cpu_library.lanes(weight.shape[0]) > 0
+    return on_cpu and cpu_library.differentiable_here() and cpu_library.lanes(weight.shape[0]) > 0
 
 
 def _patterns(like: Tensor) -> Tensor:

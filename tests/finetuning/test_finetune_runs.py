@@ -114,22 +114,23 @@ def same_end(run: Path, other: Path) -> bool:
 
 
 def test_a_run_learns_and_leaves_scores_predictions_chart_and_model(
-    undisturbed: Path,
     sentiment: Path,
     directories: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    run = tmp_path / "run"
+    # Dropout keeps about every third seed of so small a model at chance.
+    one = command(sentiment, directories["glyphcrm"], run, "--dropout", "0", "--keep-model", "best")
+    assert main(one) == 0
     before = content(run)
-    two = command(sentiment, directories["glyphcrm"], run, "--seeds", "2", "--keep-model", "best")
+    two = [*one, "--seeds", "2"]
     assert main(two) == 0  # trains the second seed alone
     assert all(content(run).get(path) == was for path, was in before.items() if "model" not in path.parts)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["sizes"] == {"train": 96, "dev": 24, "test": 24}
     values = [result(run, seed)["test"]["accuracy"] for seed in (0, 1)]  # type: ignore[index]
-    # Dropout keeps about every third seed of so small a model at chance.
-    assert summary["test"]["accuracy"]["values"] == values and max(values) > 0.7
+    assert summary["test"]["accuracy"]["values"] == values and min(values) > 0.7
     assert summary["test"]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
     assert summary["test"]["accuracy"]["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     rows = predictions(run)
