@@ -55,9 +55,9 @@ class GlyphCRMConfig(PreTrainedConfig):
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     initializer_range: float = 0.02
-    glyph_initializer_spread: float = 0.5
+    glyph_initializer_spread: float = 0.05
     position_initializer: str = "normal"
-    position_initializer_scale: float = 0.15
+    position_initializer_scale: float = 0.02
     layer_norm_eps: float = 1e-12
     stem_channels: int = 64
     glyph_channels: int = 128

@@ -70,8 +70,9 @@ class SentencePairs:
                 f"next-sentence prediction needs two documents or more, here is {len(self._documents)}; "
                 "add text, or put a blank line between documents"
             )
-        first = np.where(self._documents > 0, store.document_ends[self._documents - 1], 0)
-        end = store.document_ends[self._documents]
+        # First sentence and end of each document.
+        self._first = first = np.where(self._documents > 0, store.document_ends[self._documents - 1], 0)
+        self._end = end = store.document_ends[self._documents]
         self.spans, self._span_owner, left_out = _pack(store.sentence_ends, first, end, self.limit)
         alone = end - first == 1
         self.one_sentence_documents = int(alone.sum())
@@ -105,12 +106,11 @@ class SentencePairs:
 
     def _wrong_continuation(self, rng: np.random.Generator, index: int, wanted: int, room: int) -> Ids:
         """Of some random runs in other documents, take the one that comes nearest to `wanted` tokens."""
-        sentence_ends, document_ends = self.store.sentence_ends, self.store.document_ends
+        sentence_ends = self.store.sentence_ends
         other = rng.integers(len(self._documents) - 1, size=CANDIDATES)
         other += other >= self._span_owner[index]
-        document = self._documents[other]
-        stop = document_ends[document]
-        first = rng.integers(np.where(document > 0, document_ends[document - 1], 0), stop)
+        stop = self._end[other]
+        first = rng.integers(self._first[other], stop)
         start = np.where(first > 0, sentence_ends[first - 1], 0)
         # The last sentence of a run: the one that reaches `wanted`, or the one before.
         long = np.minimum(np.searchsorted(sentence_ends, start + wanted), stop - 1)

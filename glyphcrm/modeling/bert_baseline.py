@@ -94,7 +94,9 @@ class BertBaseline(BertForPreTraining):
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
         """As `GlyphCRMForPreTraining.start_from_frequencies`."""
-        self.cls.predictions.bias.copy_(log_frequencies(counts))
+        start = log_frequencies(counts)
+        self.cls.predictions.bias.copy_(start)
+        self.cls.predictions.decoder.bias.copy_(start)  # another parameter where the decoder is not tied
 
     def plain(self) -> BertForPreTraining:
         """Return the same weights as the class that transformers' users know."""

@@ -15,7 +15,7 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.raster import IMAGE_SIZE
 from glyphcrm.modeling.kernel_backend import kernel_backend
 
-WHITENING_CHUNK = 256  # glyphs at once, which bounds the memory
+CHUNK = 256  # glyphs at once
 SMALLEST_VARIANCE = 1e-6  # of the largest; directions below are noise
 PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
 
@@ -96,6 +96,13 @@ class HanGlyph(GradientCheckpointingLayer):
         )
 
     @torch.no_grad()
+    def all_features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
+        """As `features`, without gradients and some glyphs at a time, which bounds the memory."""
+        chunks = [self.features(chunk, bitmaps) for chunk in rows.split(CHUNK)]
+        block1, block2 = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return block1, block2
+
+    @torch.no_grad()
     def whiten_projections(self, rows: Tensor, bitmaps: Tensor, spread: float) -> None:
         """Let the three vectors of the given glyphs start out centred, of one scale, and uncorrelated.
 
@@ -109,8 +116,7 @@ class HanGlyph(GradientCheckpointingLayer):
             bitmaps: ``(N, 288)`` uint8.
             spread: standard deviation of each output over the sample, before the tanh.
         """
-        chunks = [self.features(chunk, bitmaps) for chunk in rows.split(WHITENING_CHUNK)]
-        block1, block2 = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        block1, block2 = self.all_features(rows, bitmaps)
         for projection, features in ((self.vector, block2), (self.skip1, block1), (self.skip2, block2)):
             _whiten(projection, features.double(), spread)
 

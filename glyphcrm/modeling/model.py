@@ -26,7 +26,7 @@ from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_st
 from glyphcrm.modeling.packing import find_packing, first_positions
 from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
 
-# Glyphs over which the projections are whitened; the most frequent characters stand first in an atlas.
+# Glyphs over which features are whitened; the most frequent characters stand first in an atlas.
 WHITENING_SAMPLE = 1536
 
 
@@ -81,9 +81,9 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         model = cls(config)
         model.set_atlas(atlas)
         base = model.glyph_model
-        # Row 0 is the blank [PAD]; the rows after the specials are the most frequent characters.
-        rows = torch.arange(1, min(len(atlas), WHITENING_SAMPLE))
-        base.hanglyph.whiten_projections(rows, base.glyph_table.bitmaps, config.glyph_initializer_spread)
+        base.hanglyph.whiten_projections(
+            base.frequent_rows(), base.glyph_table.bitmaps, config.glyph_initializer_spread
+        )
         return model
 
     def set_atlas(self, atlas: GlyphAtlas) -> None:
@@ -146,6 +146,12 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         self.gradient_checkpointing = False
         self.glyph_cache = GlyphCache()
         self.post_init()
+
+    def frequent_rows(self) -> Tensor:
+        """Return the atlas rows over which features are whitened, int64."""
+        # Row 0 is the blank [PAD]; the rows after the specials are the most frequent characters.
+        bitmaps = self.glyph_table.bitmaps
+        return torch.arange(1, min(len(bitmaps), WHITENING_SAMPLE), device=bitmaps.device)
 
     def load_glyph_vectors(self, path: Path) -> None:
         """Use the vectors of a file of `glyphcrm atlas encode` at inference; warn if it doesn't fit the weights."""

@@ -61,8 +61,8 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
     add("--output-dir", type=Path, default=Path("runs/reproduce"))
     add("--hours", type=float, default=8.0, help="time to plan for, on this machine; steps and samples follow from it")
     add("--seeds", type=int, default=3, help="fine-tuning runs of each model on each task")
-    add("--max-length", type=int, default=128, help="tokens a sequence of pre-training")
-    add("--batch-size", type=int, default=32, help="sequences a step of pre-training")
+    add("--max-length", type=int, help="tokens a sequence of pre-training; default: the size's own")
+    add("--batch-size", type=int, help="sequences a step of pre-training; default: the size's own")
     add("--vocabulary-size", type=int, default=18_612, help="at most this many characters can be predicted")
     add("--pretraining-steps", type=int, help="instead of what the time allows")
     add("--train-samples", type=int, help="of each task at most, instead of what the time allows")
@@ -80,6 +80,7 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
 def run_reproduce(arguments: argparse.Namespace) -> int:
     """Check the settings and reproduce; return the exit code."""
     from glyphcrm.reproduce.reproduce import reproduce
+    from glyphcrm.training.options import RECIPES
 
     for name, low in (
         ("hours", 0.01),
@@ -93,6 +94,9 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < low:
             raise UserError(f"--{name.replace('_', '-')} is {value}; give {low} or more")
+    recipe = RECIPES[arguments.preset]
+    arguments.max_length = arguments.max_length or recipe.max_length
+    arguments.batch_size = arguments.batch_size or recipe.batch_size
     settings = {name: getattr(arguments, name) for name in ReproduceOptions.__dataclass_fields__}
     for name in ("text", "tasks", "without"):
         settings[name] = tuple(settings[name])

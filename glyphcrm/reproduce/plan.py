@@ -69,18 +69,18 @@ def evaluate_every(steps: int) -> int:
     return max(1, steps // EVALUATIONS)
 
 
-def make_plan(options: ReproduceOptions, speed: dict[str, Speed], tasks: dict[Task, Splits], trials: int) -> Plan:
+def make_plan(options: ReproduceOptions, speed: dict[str, Speed], tasks: dict[Task, Splits], studied: int) -> Plan:
     """Fit steps and samples into `options.hours`.
 
     Args:
         speed: of each architecture.
         tasks: those to fine-tune on.
-        trials: how many variants of each architecture the study has.
+        studied: how many variants of each architecture the study has, ablations among them.
     """
     time = options.hours * 3600
     both = sum(s.step for s in speed.values())
     # The best variant of each goes on to the end; the others stop where the study ends.
-    a_step = both * (1 + STUDIED * (trials - 1))
+    a_step = both * (1 + STUDIED * (studied - 1))
     seconds_per_token = sum(s.token for s in speed.values()) * options.seeds
 
     def seconds(samples: int) -> float:

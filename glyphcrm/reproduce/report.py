@@ -188,9 +188,10 @@ class _Report:
             rows.append((NAMES[variant.arch], variant.what, *losses))
         return (
             "## What the paper leaves open\n\n"
-            f"Five settings of each model, one seed: the first {self.plan.study_steps:,} of the "
-            f"{self.plan.pretraining_steps:,} steps. The best by MLM loss went on to the end.\n\n"
-            + _table(("", "settings", "MLM loss before", "MLM loss at the end", "NSP loss at the end"), rows)
+            f"The same settings of both models, one seed: the first {self.plan.study_steps:,} of the "
+            f"{self.plan.pretraining_steps:,} steps. The best of each by MLM loss went on to the end. Then the "
+            "ablations, in which one part of a model is another; they show what that part does, and none of them went "
+            "on.\n\n" + _table(("", "settings", "MLM loss before", "MLM loss at the end", "NSP loss at the end"), rows)
         )
 
     def finetuning(self) -> str:
@@ -372,11 +373,15 @@ class _Report:
         return "## What differs from the paper\n\n" + "\n".join(f"* {fact}" for fact in facts)
 
     def _keep(self, path: Path) -> str:
-        """Copy a file of a run into the report; return its path there."""
+        """Copy a file of a run into the report, but of its metrics the validations alone; return its path there."""
         relative = Path(RUNS) / path.relative_to(self.output_dir)
         target = self.directory / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
+        if path.name == METRICS_FILE:
+            lines = [json.dumps(entry) for entry in read_metrics(path) if "eval_mlm_loss" in entry]
+            target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        else:
+            shutil.copy(path, target)
         return relative.as_posix()
 
     def _number(self, name: str, path: Path, value: Any) -> None:

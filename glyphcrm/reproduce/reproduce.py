@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ from glyphcrm.reproduce.stages import (
     study,
     summaries,
 )
-from glyphcrm.reproduce.study import TRIALS, variants
+from glyphcrm.reproduce.study import variants
 from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional
 from glyphcrm.reproduce.trainings import Interrupted
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
@@ -94,7 +95,8 @@ def _check_files(options: ReproduceOptions) -> None:
 
 def _plan(options: ReproduceOptions, tasks: dict[Task, Splits]) -> Plan:
     if not (options.output_dir / PLAN_FILE).exists():
-        make_plan(options, probe(options), tasks, TRIALS).save(options.output_dir)
+        runs_of_each = math.ceil(len(variants(options.preset)) / len(ARCHITECTURES))
+        make_plan(options, probe(options), tasks, runs_of_each).save(options.output_dir)
     return Plan.load(options.output_dir)
 
 

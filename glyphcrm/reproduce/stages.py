@@ -68,7 +68,7 @@ class Choice:
 
 
 def study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
-    """Run the beginning of every variant; return the best of each architecture, by validation MLM loss."""
+    """Run the beginning of every variant; return the best of each architecture's trials, by validation MLM loss."""
     losses: dict[Variant, float] = {}
     for variant in variants(options.preset):
         directory = variant_directory(options, variant)
@@ -81,7 +81,7 @@ def study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
         else:
             losses[variant] = validations(directory, plan.study_steps)[-1]["eval_mlm_loss"]
     best = {
-        arch: min((variant for variant in losses if variant.arch == arch), key=lambda variant: losses[variant])
+        arch: min((v for v in losses if v.arch == arch and not v.is_ablation), key=lambda v: losses[v])
         for arch in ARCHITECTURES
     }
     return {arch: Choice(f"{STUDY}/{variant.name}", variant.arguments) for arch, variant in best.items()}
@@ -118,7 +118,9 @@ def pretrain(
         return
     files = ("--data", *options.text) if options.text else ()
     every = evaluate_every(steps)
-    micro = math.gcd(options.batch_size, RECIPES[options.preset].micro_batch_size)
+    recipe = RECIPES[options.preset]
+    fits = recipe.micro_batch_size * recipe.max_length // options.max_length  # as many characters at once
+    micro = math.gcd(options.batch_size, 1 << max(fits, 1).bit_length() - 1)
     defaults = {
         "--warmup-steps": every,
         "--eval-samples": VALIDATION_SAMPLES,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Of long runs; the recipe of tiny is for the five minutes of the demo, and rises higher.
+from glyphcrm.training.ablations import ABLATIONS, FREE, PLAIN, UNTIED
+
 STUDIED_RATES = {"base": 1e-4, "small": 3e-4, "tiny": 1e-3, "nano": 1e-3}
-TRIALS = 5  # of each model
-SINUSOIDAL = (", positions start sinusoidal", "--position-initializer", "sinusoidal")
 
 
 @dataclass(frozen=True)
@@ -19,33 +18,43 @@ class Variant:
         arch: "glyphcrm" or "bert".
         what: its settings in words, for the table.
         arguments: the same for pretrain.py.
+        is_ablation: it shows what a part does, and is not to be trained to the end.
     """
 
     name: str
     arch: str
     what: str
     arguments: tuple[str, ...]
+    is_ablation: bool = False
 
 
 def variants(preset: str) -> tuple[Variant, ...]:
-    """Return five variants of each model, with rates around the preset's own.
-
-    What is varied for both is varied alike; HanGlyph's rate has no twin, so BERT has one more of its own.
-    """
+    """Return the same variants of both models, with rates around the preset's own, and then the ablations."""
     rate = STUDIED_RATES[preset]
-    return (
-        _variant("glyphcrm", "half-rate", rate / 2),
-        _variant("glyphcrm", "rate", rate),
-        _variant("glyphcrm", "double-rate", 2 * rate),
-        _variant("glyphcrm", "sinusoidal-positions", rate, *SINUSOIDAL),
-        _variant("glyphcrm", "one-rate", rate, ", HanGlyph's too", "--glyph-learning-rate", f"{rate:g}"),
-        _variant("bert", "quarter-rate", rate / 4),
-        _variant("bert", "half-rate", rate / 2),
-        _variant("bert", "rate", rate),
-        _variant("bert", "double-rate", 2 * rate),
-        _variant("bert", "sinusoidal-positions", rate, *SINUSOIDAL),
-    )
-
-
-def _variant(arch: str, name: str, rate: float, more: str = "", *arguments: str) -> Variant:
-    return Variant(f"{arch}-{name}", arch, f"rate {rate:g}{more}", ("--learning-rate", f"{rate:g}", *arguments))
+    sinusoidal = ("--position-initializer", "sinusoidal")
+    trials = [
+        Variant(f"{arch}-{name}", arch, f"rate {value:g}{more}", ("--learning-rate", f"{value:g}", *arguments))
+        for arch in ("glyphcrm", "bert")
+        for name, value, more, arguments in (
+            ("half-rate", rate / 2, "", ()),
+            ("rate", rate, "", ()),
+            ("double-rate", 2 * rate, "", ()),
+            ("sinusoidal-positions", rate, ", positions start sinusoidal", sinusoidal),
+        )
+    ]
+    what = {
+        PLAIN: "HanGlyph's projections trained as its other weights are",
+        FREE: "vectors free to learn, one for each character, in HanGlyph's place",
+        UNTIED: "decoder not tied to the embedding table",
+    }
+    ablations = [
+        Variant(
+            f"{arch}-{name}",
+            arch,
+            f"rate {rate:g}, positions start sinusoidal; {what[name]}",
+            ("--learning-rate", f"{rate:g}", *sinusoidal, "--ablation", name),
+            is_ablation=True,
+        )
+        for name, arch in ABLATIONS.items()
+    ]
+    return (*trials, *ablations)

@@ -25,6 +25,7 @@ from glyphcrm.modeling.bert_baseline import BertBaseline
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training import corpus as corpora
+from glyphcrm.training.ablations import FREE, PLAIN, UNTIED, free_glyphs
 from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopAfter, StopOnSignal, read_metrics
 from glyphcrm.training.fill_mask import print_fill_mask
 from glyphcrm.training.loss_chart import draw_loss_chart
@@ -89,7 +90,8 @@ def pretrain(options: PretrainOptions) -> int:
     if is_main:
         announce(options, corpus, model, resume)
     end = options.stop_after or options.recipe.steps
-    if resume is not None and step_of(resume) >= end < options.recipe.steps:
+    has_no_model = end < options.recipe.steps or options.ablation is not None
+    if resume is not None and step_of(resume) >= end and has_no_model:
         return 0
     if not (options.run_dir / MODEL_DIRECTORY).exists():
         trainer = PretrainingTrainer(
@@ -100,6 +102,7 @@ def pretrain(options: PretrainOptions) -> int:
             data_collator=PretrainingCollator(corpus.tokenizer.pad_token_id),
             processing_class=corpus.tokenizer,
             glyph_learning_rate=options.recipe.glyph_learning_rate,
+            projection_learning_rate=None if options.ablation == PLAIN else options.projection_learning_rate,
             callbacks=[bar, MetricsFile(options.run_dir / METRICS_FILE), stop, StopAfter(end)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -115,7 +118,7 @@ def pretrain(options: PretrainOptions) -> int:
             last = last_checkpoint(options.run_dir)
             print(f"\nstopped, saved up to {last}; the same command continues", file=sys.stderr)
             return INTERRUPTED_EXIT_CODE
-        if end < options.recipe.steps:
+        if has_no_model:
             return 0
         if is_main:
             save_model(model, corpus, options.run_dir)
@@ -189,8 +192,12 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
     check_length(options, config.max_position_embeddings)
     set_seed(options.seed)
     if options.arch == "bert":
-        return BertBaseline.for_config(config, attn_implementation=options.attention)
-    return GlyphCRMForPreTraining.from_atlas(config, atlas)
+        tied = options.ablation != UNTIED
+        return BertBaseline.for_config(config, attn_implementation=options.attention, tie_word_embeddings=tied)
+    model = GlyphCRMForPreTraining.from_atlas(config, atlas)
+    if options.ablation == FREE:
+        free_glyphs(model)
+    return model
 
 
 def load_initial(origin: Path, options: PretrainOptions) -> tuple[GlyphCRMForPreTraining, GlyphCRMTokenizer]:
