@@ -42,9 +42,14 @@ class FinetuneOptions:
         default=None, metadata={"help": "where the run lives; default runs/finetune/TASK/NAME-OF-MODEL"}
     )
     seeds: int = field(default=3, metadata={"help": "runs; seeds 0, 1, 2, ..."})
-    epochs: int | None = field(default=None, metadata={"help": "default: the task's, as for the next three"})
+    epochs: int | None = field(
+        default=None, metadata={"help": "default: the task's, as for batch size, rate and length"}
+    )
     batch_size: int | None = field(default=None, metadata={"help": "sequences a step, over all processes"})
     learning_rate: float | None = field(default=None, metadata={"help": "peak, reached after the warm-up"})
+    glyph_learning_rate: float | None = field(
+        default=None, metadata={"help": "the same for HanGlyph's parameters; default: --learning-rate"}
+    )
     max_length: int | None = field(
         default=None,
         metadata={"help": "tokens a sequence: longer texts are truncated, longer sentences to tag are cut up"},
@@ -97,12 +102,13 @@ class FinetuneOptions:
             learning_rate=task.learning_rate if self.learning_rate is None else self.learning_rate,
             max_length=task.max_length if self.max_length is None else self.max_length,
         )
-        unset = {"micro_batch_size", "train_samples", "dev_samples", "test_samples", "dropout"}
+        unset = {"glyph_learning_rate", "micro_batch_size", "train_samples", "dev_samples", "test_samples", "dropout"}
         for name, value, low, high in (
             ("seeds", self.seeds, 1, 10_000),
             ("epochs", self.recipe.epochs, 1, math.inf),
             ("batch_size", self.recipe.batch_size, 1, math.inf),
             ("learning_rate", self.recipe.learning_rate, 0, math.inf),
+            ("glyph_learning_rate", self.glyph_learning_rate, 0, math.inf),
             ("max_length", self.recipe.max_length, 8, math.inf),
             ("micro_batch_size", self.micro_batch_size, 1, math.inf),
             ("train_samples", self.train_samples, 2, math.inf),

@@ -1,4 +1,4 @@
-"""What both kinds of training change in transformers' `Trainer`: interruptions, full disks, divergence, clipping."""
+"""transformers' `Trainer`, as far as an interruption, a full disk or a diverging loss may concern it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Trainer
 
 from glyphcrm.errors import UserError
-from glyphcrm.modeling.hanglyph import HanGlyph
+from glyphcrm.training.partwise_trainer import PartwiseTrainer
 from glyphcrm.training.run_directory import mark_complete
 
 # How torch.save says that a file could not be written.
 TORCH_WRITE_FAILURES = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
-def hanglyph_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Return the parameters of a model's HanGlyph, in order; none of a BERT's."""
-    return [p for module in model.modules() if isinstance(module, HanGlyph) for p in module.parameters()]
-
-
 class TrainingDiverged(UserError):
     """The loss or a gradient is no longer a finite number."""
 
 
-class ResumableTrainer(Trainer):
-    """A `Trainer` that can be interrupted at any moment and continued.
+class ResumableTrainer(PartwiseTrainer):
+    """A trainer that can be interrupted at any moment and continued.
 
     * A checkpoint counts once it is whole.
     * A loss that is not finite stops the run before it is saved.
-    * HanGlyph's gradients are clipped apart from all others.
     * Training logs carry the seconds of training so far, without validations and checkpoints, over all
       continuations.
     """
@@ -61,17 +54,6 @@ class ResumableTrainer(Trainer):
         """Return the seconds of training until `now`, as `time.perf_counter` counts."""
         logged = (entry["seconds"] for entry in reversed(self.state.log_history) if "loss" in entry)
         return next(logged, 0.0) + now - self._since
-
-    def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
-        # HanGlyph's gradients grow to many times the encoder's. Clipped as one, they would scale the encoder's down
-        # from step to step, and Adam, which remembers a thousand steps, would hardly move it any more.
-        of_hanglyph = hanglyph_parameters(model)
-        apart = set(of_hanglyph)
-        others = [parameter for parameter in model.parameters() if parameter not in apart]
-        norms = [
-            self.accelerator.clip_grad_norm_(part, self.args.max_grad_norm) for part in (of_hanglyph, others) if part
-        ]
-        return torch.linalg.vector_norm(torch.stack(norms))
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         control = self.control

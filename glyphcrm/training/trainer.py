@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm.modeling.model import GlyphCRMModel
 from glyphcrm.training.measures import Measures
-from glyphcrm.training.resumable_trainer import ResumableTrainer, hanglyph_parameters
-from glyphcrm.training.whitened_projections import WhitenedProjections
+from glyphcrm.training.resumable_trainer import ResumableTrainer
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -19,56 +17,14 @@ class PretrainingTrainer(ResumableTrainer):
 
     * The MLM loss is the mean over all labels of an optimiser step, over all its micro-batches and
       processes; the NSP loss likewise over its pairs. How a step is cut up does not change it.
-    * HanGlyph has a learning rate of its own, and so have its projections, for steps in whitened coordinates
-      (`WhitenedProjections`); without the latter they are trained as the rest of HanGlyph is.
     * Logs carry MLM and NSP loss and accuracy, real tokens per second, and distinct characters per batch.
     """
 
-    def __init__(
-        self, *args: Any, glyph_learning_rate: float, projection_learning_rate: float | None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.glyph_learning_rate = glyph_learning_rate
-        self.projection_learning_rate = projection_learning_rate
         self.model_accepts_loss_kwargs = True  # so that Trainer counts the labels of a whole step
         self.loss_is_scaled_for_ga = True
         self._measures = Measures(self.args.device)
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser: each part's learning rate, no weight decay on biases and norms."""
-        trained = model or self.model
-        assert trained is not None
-        of_hanglyph = set(hanglyph_parameters(trained))
-        whitened = None
-        if of_hanglyph and self.projection_learning_rate is not None:
-            base = trained.base_model
-            assert isinstance(base, GlyphCRMModel)
-            whitened = WhitenedProjections(base.hanglyph, base.frequent_rows(), base.glyph_table.bitmaps)
-        decayed = set(self.get_decay_parameter_names(trained))
-        # The encoder's groups come first: it is their learning rate that the logs show.
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {
-            (is_glyph, is_decayed): [] for is_glyph in (False, True) for is_decayed in (True, False)
-        }
-        for name, parameter in trained.named_parameters():
-            if whitened is None or parameter not in whitened.weights:
-                groups[parameter in of_hanglyph, name in decayed].append(parameter)
-        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
-        self.optimizer = optimizer_class(
-            [
-                {
-                    "params": parameters,
-                    "lr": self.glyph_learning_rate if is_glyph else self.args.learning_rate,
-                    "weight_decay": self.args.weight_decay if is_decayed else 0.0,
-                }
-                for (is_glyph, is_decayed), parameters in groups.items()
-                if parameters
-            ]
-            + (whitened.groups(lr=self.projection_learning_rate) if whitened else []),
-            **settings,
-        )
-        if whitened:
-            whitened.attach(self.optimizer)
-        return self.optimizer
 
     def compute_loss(
         self,
