@@ -53,6 +53,8 @@ class BertBaseline(BertForPreTraining):
         Sinusoidal ones get the scale of BERT's token embeddings, `initializer_range`.
         """
         model = cls(bert_config(config, **overrides))
+        # Where the decoder is not tied, transformers leaves a second bias that nothing reads.
+        model.cls.predictions.bias = model.cls.predictions.decoder.bias
         if config.position_initializer == "sinusoidal":
             positions = model.bert.embeddings.position_embeddings
             waves = sinusoidal_positions(positions.num_embeddings, positions.embedding_dim, config.initializer_range)
@@ -94,9 +96,7 @@ class BertBaseline(BertForPreTraining):
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
         """As `GlyphCRMForPreTraining.start_from_frequencies`."""
-        start = log_frequencies(counts)
-        self.cls.predictions.bias.copy_(start)
-        self.cls.predictions.decoder.bias.copy_(start)  # another parameter where the decoder is not tied
+        self.cls.predictions.bias.copy_(log_frequencies(counts))
 
     def plain(self) -> BertForPreTraining:
         """Return the same weights as the class that transformers' users know."""

@@ -14,9 +14,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.raster import IMAGE_SIZE
 from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.whitening import whitening_basis
 
 CHUNK = 256  # glyphs at once
-SMALLEST_VARIANCE = 1e-6  # of the largest; directions below are noise
 PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
 
 
@@ -118,20 +118,14 @@ class HanGlyph(GradientCheckpointingLayer):
         """
         block1, block2 = self.all_features(rows, bitmaps)
         for projection, features in ((self.vector, block2), (self.skip1, block1), (self.skip2, block2)):
-            _whiten(projection, features.double(), spread)
+            _whiten(projection, features, spread)
 
 
 def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:
     """Set weights and bias so that the outputs for `features` ``(U, f)`` are white, see `whiten_projections`."""
-    mean = features.mean(0)
-    centred = features - mean
-    variances, directions = torch.linalg.eigh(centred @ centred.T)  # rising; U - 1 at most are not 0
-    noise = int((variances <= SMALLEST_VARIANCE * variances[-1]).sum())
-    first = max(noise, len(features) - len(projection.weight))
-    variances, directions = variances[first:], directions[:, first:]
-    whiten = math.sqrt(len(features)) * (directions / variances).T @ centred
-    rotation = nn.init.orthogonal_(features.new_empty(len(projection.weight), len(whiten)))
-    weight = spread * nn.functional.normalize(rotation, dim=1) @ whiten
+    mean, directions = whitening_basis(features, len(projection.weight))
+    rotation = nn.init.orthogonal_(directions.new_empty(len(projection.weight), directions.shape[1]))
+    weight = spread * nn.functional.normalize(rotation, dim=1) @ directions.T
     projection.weight.copy_(weight)
     assert projection.bias is not None
     projection.bias.copy_(-weight @ mean)

@@ -59,7 +59,7 @@ def draw_scores(rows: Sequence[tuple[str, Mapping[str, tuple[float, float]]]], p
 
 
 def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> None:
-    """Draw the score against the share of characters that look-alikes replaced, a panel for each task.
+    """Draw the score against the share of the characters with look-alikes that these replaced, a panel for each task.
 
     Args:
         curves: task title -> architecture -> (share, score), both within [0, 1].
@@ -69,7 +69,7 @@ def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[tuple[float, floa
     for axes, (title, of_arch) in zip(panels, curves.items(), strict=True):
         for arch, points in of_arch.items():
             axes.plot(*_columns([(100 * x, 100 * y) for x, y in points]), "o-", color=COLOURS[arch], label=NAMES[arch])
-        axes.set(xlabel="characters replaced by look-alikes (%)", ylabel="score (%)")
+        axes.set(xlabel="replaced, of characters with look-alikes (%)", ylabel="score (%)")
         axes.set_title(title, fontsize=10, loc="left")
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

@@ -79,6 +79,7 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
     """Check the settings and reproduce; return the exit code."""
+    from glyphcrm.reproduce.plan import FEWEST_STEPS
     from glyphcrm.reproduce.reproduce import reproduce
     from glyphcrm.training.options import RECIPES
 
@@ -88,7 +89,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
         ("max_length", 16),
         ("batch_size", 1),
         ("vocabulary_size", 10),
-        ("pretraining_steps", 1),
+        ("pretraining_steps", FEWEST_STEPS),
         ("train_samples", 8),
     ):
         value = getattr(arguments, name)

@@ -17,10 +17,11 @@ from glyphcrm.glyphs.files import write_atomically
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
 from glyphcrm.reproduce.json_files import load_json, save_json
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import PLAN_FILE, Plan
+from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PLAN_FILE, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
 from glyphcrm.reproduce.study import variants
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
+from glyphcrm.training.options import RECIPES
 from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE
 
 REPORT = "report"
@@ -56,10 +57,13 @@ def write_report(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits
         report.robustness(),
         report.differences(),
     ]
-    path = report.directory / "RESULTS.md"
-    write_atomically(path, "\n\n".join(section for section in sections if section).encode() + b"\n")
+    text = "\n\n".join(section for section in sections if section) + "\n"
+    write_atomically(report.directory / "RESULTS.md", text.encode())
     save_json(report.directory / "results.json", report.numbers)
-    return path
+    directory = options.output_dir / REPORT
+    shutil.rmtree(directory, ignore_errors=True)
+    report.directory.rename(directory)
+    return directory / "RESULTS.md"
 
 
 class _Report:
@@ -70,7 +74,7 @@ class _Report:
     ) -> None:
         self.options, self.plan, self.tasks, self.choices = options, plan, tasks, choices
         self.output_dir = options.output_dir
-        self.directory = options.output_dir / REPORT
+        self.directory = options.output_dir / f"{REPORT}.new"  # the old one stays until this one is whole
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
         self.numbers: dict[str, Any] = {}
@@ -97,7 +101,11 @@ class _Report:
                         f"characters at "
                         "most, both models",
                     ),
-                    ("fine-tuning", f"at most {plan.train_samples:,} examples of each part, {options.seeds} seeds"),
+                    (
+                        "fine-tuning",
+                        f"at most {plan.train_samples:,} examples of train and of dev and "
+                        f"{max(plan.train_samples, FEWEST_TEST_SAMPLES):,} of test, {options.seeds} seeds",
+                    ),
                     ("machine", f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"),
                     ("written on", date.today().isoformat()),
                 ],
@@ -179,19 +187,23 @@ class _Report:
         rows = []
         for variant in variants(self.options.preset):
             run = variant_directory(self.options, variant)
-            *_, middle, end = validations(run, self.plan.study_steps)
-            if end["step"] < self.plan.study_steps:
-                rows.append((NAMES[variant.arch], variant.what, "", f"diverged after step {end['step']:.0f}", ""))
+            found = validations(run, self.plan.study_steps)
+            if found[-1]["step"] < self.plan.study_steps:
+                rows.append((NAMES[variant.arch], variant.what, "", f"diverged after step {found[-1]['step']:.0f}", ""))
                 continue
+            middle, end = found[-2:]
             self._number(f"study {variant.name}", run / METRICS_FILE, end)
             losses = (f"{middle['eval_mlm_loss']:.3f}", f"{end['eval_mlm_loss']:.3f}", f"{end['eval_nsp_loss']:.3f}")
             rows.append((NAMES[variant.arch], variant.what, *losses))
+        before = self.plan.study_steps - evaluate_every(self.plan.pretraining_steps)
+        columns = ("", "settings", f"MLM loss, step {before:,}", f"step {self.plan.study_steps:,}", "NSP loss")
         return (
             "## What the paper leaves open\n\n"
             f"The same settings of both models, one seed: the first {self.plan.study_steps:,} of the "
             f"{self.plan.pretraining_steps:,} steps. The best of each by MLM loss went on to the end. Then the "
-            "ablations, in which one part of a model is another; they show what that part does, and none of them went "
-            "on.\n\n" + _table(("", "settings", "MLM loss before", "MLM loss at the end", "NSP loss at the end"), rows)
+            "ablations, models with another part, to see what that part does; none of them went on. (HanGlyph's own "
+            "rates, initialisation and clipping are GlyphCRM's alone and were tuned before, on `tiny`: "
+            "docs/convergence.md of the project.)\n\n" + _table(columns, rows)
         )
 
     def finetuning(self) -> str:
@@ -209,11 +221,10 @@ class _Report:
         draw_scores(chart_rows, self.directory / "scores.png")
         parts = [
             "## Fine-tuning\n\n![Test scores of both models](scores.png)\n\n"
-            "Scores on test in per cent, mean ± standard deviation over the seeds; the model of a seed is the best one "
-            "on dev. One linear layer on [CLS], or on each character. The paper's Tables 2 to 9. All seeds are "
-            "scored on the "
-            "same n test examples, whose choice adds a standard error of √(p(1-p)/n): 1.3 points at p = 80 %, n = "
-            "1,000."
+            "Scores on test in per cent, mean ± standard deviation over the seeds of fine-tuning, all from one "
+            "pre-trained model each; the model of a seed is the best one on dev. One linear layer on [CLS], or on each "
+            "character. The paper's Tables 2 to 9. All are scored on the same n test examples; their choice gives an "
+            "accuracy p a standard error of √(p(1-p)/n): 1.3 points at p = 80 %, n = 1,000."
         ]
         for family, names in FAMILIES:
             there = [name for name in names if name in found]
@@ -342,8 +353,9 @@ class _Report:
         ]
         source = next(iter(results.values()))["look_alikes_from"]
         return (
-            f"### Look-alikes\n\nA share of the characters is replaced, each by one of {source}; the same for both "
-            f"models.\n\n" + _table(("set", "", *(f"{float(share):.0%} replaced" for share in shares)), rows)
+            "### Look-alikes\n\nOf the characters that have look-alikes, a share is replaced, each by one of "
+            f"{source}; the same for both models.\n\n"
+            + _table(("set", "", *(f"{float(share):.0%} of them" for share in shares)), rows)
         )
 
     def differences(self) -> str:
@@ -353,16 +365,27 @@ class _Report:
             for arch, choice in self.choices.items()
         }
         rate = FINETUNING_RATES[options.preset]
+        recipe = RECIPES[options.preset]
+        longest = max((task.max_length for task in self.tasks), default=0)
         facts = [
             f"Size: `{options.preset}`, {parameters['glyphcrm']:,} parameters without heads; the paper's model has "
             f"{PAPER_PARAMETERS:,}.",
             f"Pre-training: {self.plan.pretraining_steps:,} steps of {options.batch_size} sequences of at most "
             f"{options.max_length} characters; the paper has batches of 256 sequences of at most 512.",
+            "Rates of pre-training: those of the table above, warm-up over "
+            f"{evaluate_every(self.plan.pretraining_steps)} steps, dropout {recipe.dropout:g}; the paper has a rate of "
+            f"1e-4. GlyphCRM's HanGlyph has a rate of its own, {recipe.glyph_learning_rate:g}, and its gradients are "
+            "clipped apart.",
             "The sets of fine-tuning are samples where the notes say so.",
             "BERT here is not bert-base-chinese: it is trained from scratch on the same text, and reads the "
             "characters that "
             "GlyphCRM predicts.",
         ]
+        if longest > options.max_length:
+            facts.append(
+                f"Fine-tuning reads up to {longest} tokens, pre-training had {options.max_length}: the embeddings of "
+                "later positions, sinusoidal at the start in both models, had not been trained."
+            )
         if rate is not None:
             facts.insert(2, f"Fine-tuning: both models learn at {rate:g}, not at the paper's 2e-5 and 3e-5.")
         if not self.paper:

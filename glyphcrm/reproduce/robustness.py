@@ -133,7 +133,7 @@ def _pictures(
     """
     assert isinstance(tokenizer, GlyphCRMTokenizer)
     atlas = _atlas_of(model, tokenizer)
-    lost = _frequent_han(scorer.examples, LOST_CHARACTERS)
+    lost = [char for char in _frequent_han(scorer.examples, LOST_CHARACTERS) if char in atlas.rows]
     unknown = atlas.rows["[UNK]"]
     scores: dict[str, Any] = {"as it is": untouched, "lost characters": len(lost)}
     scores["lost"] = _scored_with(scorer, model, _with_rows(atlas, dict.fromkeys(lost, atlas.bitmaps[unknown])))

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glyphcrm.training.ablations import ABLATIONS, FREE, PLAIN, UNTIED
+from glyphcrm.training.options import RECIPES
 
 STUDIED_RATES = {"base": 1e-4, "small": 3e-4, "tiny": 1e-3, "nano": 1e-3}
+
+
+WHAT = {
+    PLAIN: "HanGlyph's projections trained and decayed as its other weights are",
+    FREE: "in HanGlyph's place a vector for each character, free to learn at the encoder's rate",
+    UNTIED: "decoder not tied to the embedding table",
+}
 
 
 @dataclass(frozen=True)
@@ -29,32 +37,30 @@ class Variant:
 
 
 def variants(preset: str) -> tuple[Variant, ...]:
-    """Return the same variants of both models, with rates around the preset's own, and then the ablations."""
+    """Return the same variants of both models, with rates around the preset's own, and then the ablations.
+
+    Positions start sinusoidal in all of them: fine-tuning reads longer texts than pre-training, and those of a random
+    start would stay as they are.
+    """
     rate = STUDIED_RATES[preset]
-    sinusoidal = ("--position-initializer", "sinusoidal")
     trials = [
-        Variant(f"{arch}-{name}", arch, f"rate {value:g}{more}", ("--learning-rate", f"{value:g}", *arguments))
+        Variant(f"{arch}-{name}", arch, f"rate {value:g}", _settings(value))
         for arch in ("glyphcrm", "bert")
-        for name, value, more, arguments in (
-            ("half-rate", rate / 2, "", ()),
-            ("rate", rate, "", ()),
-            ("double-rate", 2 * rate, "", ()),
-            ("sinusoidal-positions", rate, ", positions start sinusoidal", sinusoidal),
-        )
+        for name, value in (("half-rate", rate / 2), ("rate", rate), ("double-rate", 2 * rate))
     ]
-    what = {
-        PLAIN: "HanGlyph's projections trained as its other weights are",
-        FREE: "vectors free to learn, one for each character, in HanGlyph's place",
-        UNTIED: "decoder not tied to the embedding table",
-    }
     ablations = [
         Variant(
             f"{arch}-{name}",
             arch,
-            f"rate {rate:g}, positions start sinusoidal; {what[name]}",
-            ("--learning-rate", f"{rate:g}", *sinusoidal, "--ablation", name),
+            f"rate {rate:g}; {WHAT[name]}",
+            (*_settings(rate), "--ablation", name),
             is_ablation=True,
         )
         for name, arch in ABLATIONS.items()
+        if name != PLAIN or RECIPES[preset].projection_learning_rate is not None
     ]
     return (*trials, *ablations)
+
+
+def _settings(rate: float) -> tuple[str, ...]:
+    return ("--learning-rate", f"{rate:g}", "--position-initializer", "sinusoidal")

@@ -1,4 +1,4 @@
-"""Models that differ from GlyphCRM or BERT in one part, to find out what that part does to learning."""
+"""GlyphCRM or BERT with another part, to find out what that part does to learning."""
 
 from __future__ import annotations
 

@@ -15,18 +15,14 @@ from glyphcrm.errors import UserError
 from glyphcrm.training.ablations import ABLATIONS, FREE, PLAIN, UNTIED
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
-# A step in K whitened coordinates moves an output by some sqrt(K) times the rate, so this lets a character's vector
-# move about as fast as a row of an embedding table would; the best of 0.01, 0.03, 0.1, 0.3 and 1 on `tiny`.
-PROJECTION_SHARE = 0.03
-
 
 @dataclass(frozen=True)
 class Recipe:
     """How a preset is trained unless told otherwise; batch sizes are in sequences.
 
     HanGlyph has a rate of its own: with the encoder's 1e-3 the validation loss of `tiny` does not fall in
-    50 steps, with 1e-4 it does (README, Initialisation). At the paper's 1e-4 one rate serves both. Its projections
-    have another, of steps in whitened coordinates: `PROJECTION_SHARE` of the encoder's.
+    50 steps, with 1e-4 it does. At the paper's 1e-4 one rate serves both. `projection_learning_rate` is of steps in
+    whitened coordinates, measured on `tiny` (docs/convergence.md); None trains projections as the rest of HanGlyph.
     """
 
     steps: int
@@ -35,6 +31,7 @@ class Recipe:
     max_length: int
     learning_rate: float
     glyph_learning_rate: float
+    projection_learning_rate: float | None
     warmup_steps: int
     dropout: float
     eval_every: int
@@ -44,12 +41,12 @@ class Recipe:
 
 RECIPES = {
     # The paper's recipe. It names no number of steps; a million is BERT's (arXiv:1810.04805, A.2).
-    "base": Recipe(1_000_000, 256, 32, 512, 1e-4, 1e-4, 10_000, 0.1, 5_000, 1_000, 50),
-    "small": Recipe(100_000, 128, 32, 256, 3e-4, 1e-4, 4_000, 0.1, 1_000, 500, 20),
+    "base": Recipe(1_000_000, 256, 32, 512, 1e-4, 1e-4, None, 10_000, 0.1, 5_000, 1_000, 50),
+    "small": Recipe(100_000, 128, 32, 256, 3e-4, 1e-4, None, 4_000, 0.1, 1_000, 500, 20),
     # About five minutes on two CPU cores with the demo corpus, of which it sees a third: no dropout. Sequences are
     # short, which teaches a small model several times faster than as many characters in long ones (README).
-    "tiny": Recipe(180, 128, 128, 32, 1e-3, 1e-4, 20, 0.0, 36, 36, 1),
-    "nano": Recipe(20, 8, 8, 64, 1e-3, 1e-4, 2, 0.1, 10, 10, 1),
+    "tiny": Recipe(180, 128, 128, 32, 1e-3, 1e-4, 3e-5, 20, 0.0, 36, 36, 1),
+    "nano": Recipe(20, 8, 8, 64, 1e-3, 1e-4, 3e-5, 2, 0.1, 10, 10, 1),
 }
 
 
@@ -136,12 +133,14 @@ class PretrainOptions:
     projection_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "the same for HanGlyph's projections, of steps in whitened coordinates; "
-            f"default: {PROJECTION_SHARE} of --learning-rate"
+            "help": "the same for HanGlyph's projections, of steps in whitened coordinates; without one they are "
+            "trained as the rest of HanGlyph"
         },
     )
     warmup_steps: int | None = field(default=None, metadata={"help": "steps of linear warm-up before the decay"})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's, not on biases and norms"})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "AdamW's, not on biases, norms, and projections with a rate of their own"}
+    )
     dropout: float | None = field(default=None, metadata={"help": "everywhere, attention too"})
     mask_probability: float = field(default=0.15, metadata={"help": "share of the characters to predict"})
     held_out: float = field(default=0.02, metadata={"help": "share of the documents kept for validation"})
@@ -167,6 +166,8 @@ class PretrainOptions:
             self.output_dir = str(Path("runs") / (self.preset if self.arch == "glyphcrm" else f"{self.preset}-bert"))
         if self.init is not None and self.arch != "glyphcrm":
             raise UserError("--init continues a GlyphCRM; a --arch bert starts from scratch, leave it out")
+        if self.ablation is not None and self.init is not None:
+            raise UserError("--ablation starts from scratch; leave --init out")
         if self.ablation is not None and self.arch != ABLATIONS[self.ablation]:
             raise UserError(f"--ablation {self.ablation} is of --arch {ABLATIONS[self.ablation]}")
         chosen = {f.name: getattr(self, f.name) for f in fields(Recipe)}
@@ -174,8 +175,6 @@ class PretrainOptions:
             RECIPES[self.preset], **{name: value for name, value in chosen.items() if value is not None}
         )
         recipe = self.recipe
-        if self.projection_learning_rate is None:
-            self.projection_learning_rate = PROJECTION_SHARE * recipe.learning_rate
         for name, value in {**asdict(recipe), "eval_samples": self.eval_samples}.items():
             if isinstance(value, int) and name != "warmup_steps" and value < 1:
                 raise UserError(f"{name} is {value}; give 1 or more")
@@ -188,7 +187,7 @@ class PretrainOptions:
             ("seed", self.seed, 0, 2**32 - 1),
             ("learning_rate", recipe.learning_rate, 0, math.inf),
             ("glyph_learning_rate", recipe.glyph_learning_rate, 0, math.inf),
-            ("projection_learning_rate", self.projection_learning_rate, 0, math.inf),
+            ("projection_learning_rate", recipe.projection_learning_rate or 0, 0, math.inf),
             ("weight_decay", self.weight_decay, 0, 1),
             ("dropout", recipe.dropout, 0, 0.99),
             ("mask_probability", self.mask_probability, 0.001, 1),

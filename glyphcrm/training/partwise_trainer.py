@@ -42,7 +42,7 @@ class PartwiseTrainer(Trainer):
         self.projection_learning_rate = projection_learning_rate
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser: each part's learning rate, no weight decay on biases and norms."""
+        """Make the optimiser: each part's learning rate, no weight decay on biases, norms, and whitened projections."""
         trained = model or self.model
         assert trained is not None
         of_hanglyph = set(hanglyph_parameters(trained))

@@ -102,7 +102,7 @@ def pretrain(options: PretrainOptions) -> int:
             data_collator=PretrainingCollator(corpus.tokenizer.pad_token_id),
             processing_class=corpus.tokenizer,
             glyph_learning_rate=options.recipe.glyph_learning_rate,
-            projection_learning_rate=None if options.ablation == PLAIN else options.projection_learning_rate,
+            projection_learning_rate=None if options.ablation == PLAIN else options.recipe.projection_learning_rate,
             callbacks=[bar, MetricsFile(options.run_dir / METRICS_FILE), stop, StopAfter(end)],
         )
         trainer.remove_callback(transformers.PrinterCallback)

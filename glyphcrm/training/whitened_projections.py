@@ -8,49 +8,30 @@ preconditioner is); model, weights, and checkpoints are what they are without it
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
 
 from glyphcrm.modeling.hanglyph import HanGlyph
+from glyphcrm.modeling.whitening import Basis, whitening_basis
 
 DIRECTIONS = 1024  # of the largest variance; those of a sample's smallest variances are noise
-SMALLEST_VARIANCE = 1e-6  # of the largest
-
-
-class Basis(NamedTuple):
-    """Whitened features are ``(f - mean) @ directions``: ``mean (F,)``, ``directions (F, K)``."""
-
-    mean: Tensor
-    directions: Tensor
-
-
-def whitening_basis(features: Tensor) -> Basis:
-    """Return the basis in which `features` ``(U, F)`` have mean 0 and covariance 1, along `DIRECTIONS` at most."""
-    features = features.double()
-    mean = features.mean(0)
-    centred = features - mean
-    if len(features) < features.shape[1]:  # the covariance has at most U directions; find them where it is cheaper
-        variances, samples = torch.linalg.eigh(centred @ centred.T / len(features))
-        axes = centred.T @ samples / (len(features) * variances.clamp_min(1e-300)).sqrt()
-    else:
-        variances, axes = torch.linalg.eigh(centred.T @ centred / len(features))
-    first = max(int((variances <= SMALLEST_VARIANCE * variances[-1]).sum()), len(variances) - DIRECTIONS)
-    return Basis(mean.float(), (axes[:, first:] / variances[first:].sqrt()).float())
 
 
 class WhitenedProjections:
-    """Optimiser groups for `projections`, and the two hooks that carry gradients in and steps out.
+    """Optimiser groups for the three projections, and the hooks that carry gradients in and steps out.
 
     A group holds one tensor ``(d, K)`` of steps. Before the optimiser's step it is 0 and its gradient is that of the
     weights in whitened coordinates; afterwards it is added to the weights, and to the bias what keeps the mean
-    character where it was. The basis travels in the group, and with it in the optimiser's state.
+    character where it was. The basis travels in the group, and so in the optimiser's state: a run that continues has
+    that of its start, whatever the convolutions have learnt since. All processes have that of the first one.
     """
 
     def __init__(self, hanglyph: HanGlyph, rows: Tensor, bitmaps: Tensor) -> None:
         block1, block2 = hanglyph.all_features(rows, bitmaps)
-        first, second = whitening_basis(block1), whitening_basis(block2)
+        first, second = _shared_basis(block1), _shared_basis(block2)
         self.projections = {hanglyph.vector: second, hanglyph.skip1: first, hanglyph.skip2: second}
 
     @property
@@ -95,3 +76,18 @@ class WhitenedProjections:
             group["basis"] = tuple(part.to(projection.weight.device) for part in group["basis"])
             pairs.append(((group["params"][0], Basis(*group["basis"])), projection))
         return pairs
+
+
+def _shared_basis(features: Tensor) -> Basis:
+    """Return the first process's whitening basis, in float32.
+
+    The number of directions must not hang on the weights, as a run that continues has others: it follows from the
+    shape, and directions without variance are 0, so that nothing moves along them.
+    """
+    count = min(DIRECTIONS, features.shape[1], len(features) - 1)
+    mean, directions = whitening_basis(features, count)
+    basis = Basis(mean.float(), F.pad(directions.float(), (count - directions.shape[1], 0)).contiguous())
+    if distributed.is_available() and distributed.is_initialized():
+        for part in basis:
+            distributed.broadcast(part, 0)
+    return basis

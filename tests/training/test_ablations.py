@@ -46,6 +46,7 @@ def test_an_untied_decoder_starts_from_the_same_frequencies() -> None:
     for bert, is_tied in ((tied, True), (untied, False)):
         bert.start_from_frequencies(torch.arange(40))
         decoder = bert.cls.predictions.decoder
+        assert bert.cls.predictions.bias is decoder.bias  # else it would have no gradient
         assert (decoder.weight is bert.bert.embeddings.word_embeddings.weight) is is_tied
         states = torch.zeros(1, config.hidden_size)
         torch.testing.assert_close(decoder(states).softmax(1)[0], (torch.arange(40) + 1.0) / sum(range(41)))
@@ -59,9 +60,16 @@ def test_an_ablation_of_the_other_model_is_refused(ablation: str, arch: str) -> 
         parse_options(["--ablation", ablation, "--arch", arch])
 
 
+def test_an_ablation_of_a_finished_model_is_refused() -> None:
+    with pytest.raises(UserError, match="--ablation starts from scratch"):
+        parse_options(["--ablation", "free-glyphs", "--init", "somewhere"])
+
+
 def test_a_run_leaves_curves_and_no_model(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:
     run = tmp_path / "run"
-    for _ in range(2):  # the second time nothing is left to do
-        assert pretrain(*command(text_file, run, "--ablation", "free-glyphs")).returncode == 0
+    assert pretrain(*command(text_file, run, "--ablation", "free-glyphs")).returncode == 0
     assert (run / "metrics.jsonl").read_text().count("eval_mlm_loss") == 3
     assert not (run / "model").exists()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    assert pretrain(*command(text_file, run, "--ablation", "free-glyphs")).returncode == 0
+    assert before and before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
