@@ -156,6 +156,7 @@ class _Report:
                     NAMES[arch],
                     f"{parameters['model']:,} ({parameters['without_heads']:,})",
                     f"{config['learning_rate']:g}",
+                    config["position_initializer"],
                     f"{start['eval_mlm_loss']:.3f}",
                     f"{end['eval_mlm_loss']:.3f}",
                     f"{end['eval_mlm_accuracy']:.1%}",
@@ -167,6 +168,7 @@ class _Report:
             "",
             "parameters (without heads)",
             "rate",
+            "positions at the start",
             "MLM loss before",
             "after",
             "MLM accuracy",
@@ -384,7 +386,7 @@ class _Report:
         if longest > options.max_length:
             facts.append(
                 f"Fine-tuning reads up to {longest} tokens, pre-training had {options.max_length}: the embeddings of "
-                "later positions, sinusoidal at the start in both models, had not been trained."
+                "later positions had not been trained."
             )
         if rate is not None:
             facts.insert(2, f"Fine-tuning: both models learn at {rate:g}, not at the paper's 2e-5 and 3e-5.")

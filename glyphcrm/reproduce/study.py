@@ -37,30 +37,28 @@ class Variant:
 
 
 def variants(preset: str) -> tuple[Variant, ...]:
-    """Return the same variants of both models, with rates around the preset's own, and then the ablations.
-
-    Positions start sinusoidal in all of them: fine-tuning reads longer texts than pre-training, and those of a random
-    start would stay as they are.
-    """
+    """Return the same variants of both models, with rates around the preset's own, and then the ablations."""
     rate = STUDIED_RATES[preset]
+    sinusoidal = ("--position-initializer", "sinusoidal")
     trials = [
-        Variant(f"{arch}-{name}", arch, f"rate {value:g}", _settings(value))
+        Variant(f"{arch}-{name}", arch, f"rate {value:g}{more}", ("--learning-rate", f"{value:g}", *arguments))
         for arch in ("glyphcrm", "bert")
-        for name, value in (("half-rate", rate / 2), ("rate", rate), ("double-rate", 2 * rate))
+        for name, value, more, arguments in (
+            ("half-rate", rate / 2, "", ()),
+            ("rate", rate, "", ()),
+            ("double-rate", 2 * rate, "", ()),
+            ("sinusoidal-positions", rate, ", positions start sinusoidal", sinusoidal),
+        )
     ]
     ablations = [
         Variant(
             f"{arch}-{name}",
             arch,
             f"rate {rate:g}; {WHAT[name]}",
-            (*_settings(rate), "--ablation", name),
+            ("--learning-rate", f"{rate:g}", "--ablation", name),
             is_ablation=True,
         )
         for name, arch in ABLATIONS.items()
         if name != PLAIN or RECIPES[preset].projection_learning_rate is not None
     ]
     return (*trials, *ablations)
-
-
-def _settings(rate: float) -> tuple[str, ...]:
-    return ("--learning-rate", f"{rate:g}", "--position-initializer", "sinusoidal")
