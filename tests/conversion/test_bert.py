@@ -153,7 +153,7 @@ def test_it_reads_text_with_a_new_hanglyph(converted: Converted) -> None:
     # The characters look different from the start: see "Initialisation matters" in the design.
     vectors = model.glyphcrm.hanglyph(inputs["input_ids"].unique(), model.glyphcrm.glyph_table.bitmaps)
     for vector in vectors:
-        assert vector.std(dim=0).mean() > 0.2
+        assert vector.std(dim=0).mean() > 0.4 * model.config.glyph_initializer_spread
         assert vector.mean().abs() < 0.2
 
 
