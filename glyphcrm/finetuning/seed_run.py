@@ -110,7 +110,7 @@ class SeedRun:
             args=self.arguments,
             train_dataset=order,
             data_collator=collator_for(model),
-            glyph_learning_rate=options.glyph_learning_rate,
+            **options.hanglyph_rates(),
             dev=dev,
             score_dev=partial(self._score_dev, dev),
             callbacks=[plan, bar, stop],

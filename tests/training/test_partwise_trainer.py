@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from glyphcrm.configuration import preset
+from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert_baseline import BertBaseline
 from glyphcrm.training.partwise_trainer import PartwiseTrainer, hanglyph_parameters
@@ -78,3 +79,10 @@ def test_without_a_rate_of_its_own_hanglyph_learns_at_that_of_the_rest(tmp_path:
     model = GlyphCRMForPreTraining(preset("nano", vocab_size=40, num_glyphs=40))
     trainer = PartwiseTrainer(model, TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=0.1))
     assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {0.1}
+
+
+def test_fine_tuning_trains_hanglyph_more_slowly_unless_told_otherwise() -> None:
+    options = FinetuneOptions(task="demo_sentiment", model="somewhere", learning_rate=1e-3)
+    assert options.hanglyph_rates() == pytest.approx({"glyph_learning_rate": 1e-5, "projection_learning_rate": 3e-5})
+    options = FinetuneOptions(task="demo_sentiment", model="somewhere", learning_rate=1e-3, one_rate=True)
+    assert options.hanglyph_rates() == {"glyph_learning_rate": 1e-3, "projection_learning_rate": None}
