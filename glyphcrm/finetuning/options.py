@@ -19,8 +19,8 @@ MICRO_BATCH_TOKENS = 8192  # as many as a base model trains on in some 10 GB
 
 
 # Of the learning rate. At the full rate a few hundred examples undo what pre-training has taught HanGlyph: `tiny` on
-# 500 titles of TouTiao, one seed, has an accuracy of 0.12 at the full rate, 0.20 at 0.07 of it, 0.24 at these shares,
-# and 0.24 with HanGlyph fixed.
+# 500 titles of TouTiao has an accuracy of 0.12 at the full rate, 0.20 at 0.07 of it, 0.24 at these shares, and 0.24
+# with HanGlyph fixed (docs/convergence.md).
 GLYPH_SHARE = 0.01
 PROJECTION_SHARE = 0.03  # in whitened coordinates, as in pre-training
 
