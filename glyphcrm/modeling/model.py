@@ -183,16 +183,19 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         glyph_ids: Tensor | None = None,
         glyph_index: Tensor | None = None,
         first_token_only: bool = False,
+        glyph_vectors: GlyphVectors | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Return the last hidden states ``(B, L, d)``.
 
-        The characters come in one of three forms:
+        The characters come in one of four forms:
 
         * `input_ids` ``(B, L)`` int64. Their distinct values are found here (on a GPU this waits for
           the device once).
         * `glyph_ids` ``(U,)`` and `glyph_index` ``(B, L)`` int64 with
           ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait.
+        * `glyph_vectors`, each ``(U, d)``, that HanGlyph made before (for several batches, see `SharedGlyphs`), and
+          `glyph_index`, each token's row in them.
         * `inputs_embeds` ``(B, L, d)`` in place of the glyph vectors; then no glyph skips are added.
 
         In evaluation mode and without gradients, glyph vectors are kept for later batches (see `GlyphCache`), unless
@@ -207,15 +210,18 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
                 is returned as ``(B, 1, d)``; but ``(B, L, d)`` if states are recorded or the caller packed the batch.
 
         Raises:
-            ValueError: none or several of the three forms, an empty batch, nothing but padding, more
+            ValueError: none or several of the four forms, an empty batch, nothing but padding, more
                 than `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the
                 values can tell is checked on the CPU, and where the distinct `input_ids` are found.)
         """
-        if sum(x is not None for x in (input_ids, glyph_ids, inputs_embeds)) != 1:
-            raise ValueError("give exactly one of input_ids, glyph_ids (with glyph_index), inputs_embeds")
-        glyphs: GlyphVectors | None = None
+        if sum(x is not None for x in (input_ids, glyph_ids, glyph_vectors, inputs_embeds)) != 1:
+            raise ValueError(
+                "give exactly one of input_ids, glyph_ids (with glyph_index), glyph_vectors (with glyph_index), "
+                "inputs_embeds"
+            )
+        glyphs = glyph_vectors
         if inputs_embeds is None:
-            glyphs, glyph_index = self._glyphs(input_ids, glyph_ids, glyph_index)
+            glyphs, glyph_index = self._glyphs(input_ids, glyph_ids, glyph_index, glyph_vectors)
         else:
             self._check_shape(inputs_embeds.shape[:-1])
         on_cpu = attention_mask is not None and attention_mask.device.type == "cpu"
@@ -265,15 +271,22 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def _glyphs(
-        self, input_ids: Tensor | None, glyph_ids: Tensor | None, glyph_index: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        glyph_ids: Tensor | None,
+        glyph_index: Tensor | None,
+        glyph_vectors: GlyphVectors | None,
     ) -> tuple[GlyphVectors, Tensor]:
         """Return glyph vectors and skips, and for each token its row in them, ``(B, L)`` int64."""
         if input_ids is not None:
             self._check_shape(input_ids.shape)
-        elif glyph_ids is None or glyph_index is None:
-            raise ValueError("glyph_ids and glyph_index go together: give both")
+        elif glyph_index is None or (glyph_ids is None and glyph_vectors is None):
+            raise ValueError("glyph_ids (or glyph_vectors) and glyph_index go together: give both")
         else:
             self._check_shape(glyph_index.shape)
+        if glyph_vectors is not None:
+            assert glyph_index is not None
+            return glyph_vectors, glyph_index
         bitmaps = self.glyph_table.bitmaps
         if self.config.glyph_cache and not self.training and not torch.is_grad_enabled() and not _compiling():
             rows = cast(Tensor, glyph_ids if input_ids is None else input_ids)

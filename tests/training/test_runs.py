@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
 
+from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
 from glyphcrm.training.options import parse_options
 from glyphcrm.training.pretrain import main, prepare
 from glyphcrm.training.run_directory import is_complete
@@ -35,9 +36,13 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def losses(run: Path) -> dict[int, float]:
+def measures(run: Path, name: str) -> dict[int, float]:
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {entry["step"]: entry["mlm_loss"] for entry in entries if "mlm_loss" in entry}
+    return {entry["step"]: entry[name] for entry in entries if "mlm_loss" in entry}
+
+
+def losses(run: Path) -> dict[int, float]:
+    return measures(run, "mlm_loss")
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -161,17 +166,42 @@ def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: 
 
 
 def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:
-    """One process, one process in micro-batches, and two torchrun processes: the same losses after 20 steps."""
-    last = {}
+    """One process, one process in micro-batches, two torchrun processes, and these in micro-batches.
+
+    The same losses after 20 steps, and the same norm of the first gradient, HanGlyph's among them.
+    """
+    last, first_norm = {}, {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, micro, launcher in (("one", "4", None), ("micro", "1", None), ("two", "2", torchrun)):
+    for name, micro, launcher in (
+        ("one", "4", None),
+        ("micro", "1", None),
+        ("two", "2", torchrun),
+        ("two, micro", "1", torchrun),
+    ):
         run = tmp_path / name
-        more = ("--dropout", "0", "--steps", "20", "--micro-batch-size", micro, "--save-every", "20")
+        more = ("--dropout", "0", "--steps", "20", "--micro-batch-size", micro, "--save-every", "20", "--log-every", "1")
         result = pretrain(*command(text_file, run, *more), launcher=launcher)
         assert result.returncode == 0, result.stderr
-        last[name] = losses(run)[20]
-    assert last["two"] == pytest.approx(last["one"], abs=1e-4)
-    assert last["micro"] == pytest.approx(last["one"], abs=1e-4)
+        last[name], first_norm[name] = losses(run)[20], measures(run, "grad_norm")[1]
+    for name in ("micro", "two", "two, micro"):
+        assert last[name] == pytest.approx(last["one"], abs=1e-4), name
+        assert first_norm[name] == pytest.approx(first_norm["one"], rel=1e-4), name
+
+
+def test_hanglyph_runs_once_a_step(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of micro-batches."""
+    calls: list[int] = []
+    forward = HanGlyph.forward
+
+    def counted(self: HanGlyph, rows: torch.Tensor, bitmaps: torch.Tensor) -> GlyphVectors:
+        if torch.is_grad_enabled():
+            calls.append(len(rows))
+        return forward(self, rows, bitmaps)
+
+    monkeypatch.setattr(HanGlyph, "forward", counted)
+    more = ("--steps", "3", "--batch-size", "6", "--micro-batch-size", "2", "--save-every", "3", "--workers", "0")
+    assert main(command(text_file, tmp_path / "run", *more)) == 0
+    assert len(calls) == 3
 
 
 def test_a_bert_reads_the_same_batches_and_becomes_a_transformers_bert(text_file: Path, tmp_path: Path) -> None:
