@@ -247,7 +247,7 @@ def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -
 
 def _step_with(idea: ideas.Idea, models: Models, step: list[Batch]) -> None:
     with idea.switched_on():
-        models.glyphcrm_step([idea.arguments(batch) for batch in step])
+        models.glyphcrm_step([idea.arguments(batch) for batch in step], idea.once_a_step)
 
 
 def _mib(size: int) -> str:

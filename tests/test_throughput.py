@@ -133,7 +133,7 @@ def test_every_row_is_printed(first_run: tuple[str, Run]) -> None:
 def test_the_chart_has_every_idea(first_run: tuple[str, Run], files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, run = first_run
     assert [curve.name for curve in run.curves] == [*(idea.name for idea in IDEAS), "BERT"]
-    assert [curve.batch_sizes for curve in run.curves] == [[1], *[[1, 2]] * 5]
+    assert [curve.batch_sizes for curve in run.curves] == [[1], *[[1, 2]] * len(IDEAS)]
     assert [curve.extrapolated for curve in run.curves] == [True, *[False] * 5]
     assert all(value > 0 for curve in run.curves for value in curve.milliseconds)
     png = files / "chart.png"
@@ -193,7 +193,10 @@ def test_bert_reads_the_same_batch_and_makes_logits_everywhere(material: Materia
     assert bert(**arguments).prediction_logits.shape == (*batch["labels"].shape, material.vocabulary)
 
 
-def test_a_step_is_that_of_all_its_micro_batches(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
+@pytest.mark.parametrize("share", [False, True])
+def test_a_step_is_that_of_all_its_micro_batches(
+    material: Material, glyphcrm: GlyphCRMForPreTraining, share: bool
+) -> None:
     """Two equal halves have the loss and the update of one of them."""
     batch = next(material.full_batches(4))
     before = {name: p.clone() for name, p in glyphcrm.named_parameters()}
@@ -201,7 +204,7 @@ def test_a_step_is_that_of_all_its_micro_batches(material: Material, glyphcrm: G
     updates, losses = [], []
     for batches in ([batch], [batch, batch]):
         glyphcrm.load_state_dict(before, strict=False)
-        losses.append(TrainingStep(glyphcrm, glyphcrm_arguments)(batches))
+        losses.append(TrainingStep(glyphcrm, glyphcrm_arguments)(batches, share))
         updates.append(glyphcrm.glyphcrm.blocks[0].output.weight.detach().clone())
         assert all(p.grad is None for p in glyphcrm.parameters())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -226,10 +229,10 @@ def test_ideas_change_the_work_and_not_the_loss(material: Material, glyphcrm: Gl
             assert packing.called
         losses.append(float(out.loss.detach()))
     assert losses == pytest.approx([losses[0]] * len(IDEAS), abs=1e-4)
-    assert [rows for rows, *_ in seen] == [tokens, *[len(batch["glyph_ids"])] * 4]
-    assert [logits for _, logits, *_ in seen] == [tokens, tokens, *[len(batch["label_index"])] * 3]
-    assert [found is not None for *_, found, _ in seen] == [False, False, False, True, True]
-    assert [backend for *_, backend in seen] == [*["reference"] * 4, "auto"]
+    assert [rows for rows, *_ in seen] == [tokens, *[len(batch["glyph_ids"])] * 5]
+    assert [logits for _, logits, *_ in seen] == [tokens, tokens, *[len(batch["label_index"])] * 4]
+    assert [found is not None for *_, found, _ in seen] == [False, False, False, True, True, True]
+    assert [backend for *_, backend in seen] == [*["reference"] * 4, "auto", "auto"]
     assert IDEAS[0] is EVERY_TOKEN
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import torch
@@ -25,6 +25,7 @@ class Idea:
         masked_only: logits at the positions to predict alone.
         packed: padding is left out of the encoder.
         fast_glyphs: the convolution in the Fourier domain, and the stem by look-up.
+        once_a_step: the distinct characters are those of all micro-batches.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Idea:
     masked_only: bool = True
     packed: bool = True
     fast_glyphs: bool = True
+    once_a_step: bool = True
 
     def arguments(self, batch: Batch) -> Batch:
         """Return what the model is given."""
@@ -58,12 +60,20 @@ def _no_packing(*_: object) -> None:
     return None
 
 
-EVERY_TOKEN = Idea("every token through HanGlyph", shared=False, masked_only=False, packed=False, fast_glyphs=False)
+EVERY_TOKEN = Idea(
+    "every token through HanGlyph",
+    shared=False,
+    masked_only=False,
+    packed=False,
+    fast_glyphs=False,
+    once_a_step=False,
+)
 IDEAS = (
     EVERY_TOKEN,
-    Idea("distinct characters shared", masked_only=False, packed=False, fast_glyphs=False),
-    Idea("+ logits at masked positions only", packed=False, fast_glyphs=False),
-    Idea("+ packed rows", fast_glyphs=False),
-    Idea("+ Fourier convolution, stem by look-up"),
+    replace(EVERY_TOKEN, name="distinct characters shared", shared=True),
+    Idea("+ logits at masked positions only", packed=False, fast_glyphs=False, once_a_step=False),
+    Idea("+ packed rows", fast_glyphs=False, once_a_step=False),
+    Idea("+ Fourier convolution, stem by look-up", once_a_step=False),
+    Idea("+ HanGlyph once for all micro-batches"),
 )
 ALL_IDEAS = IDEAS[-1]

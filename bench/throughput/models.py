@@ -13,6 +13,7 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert_baseline import bert_config
+from glyphcrm.training.shared_glyphs import SharedGlyphs
 
 LEARNING_RATE = 1e-4  # the paper's
 
@@ -49,13 +50,21 @@ class TrainingStep:
         self.model, self.arguments = model, arguments
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
 
-    def __call__(self, micro_batches: Sequence[Batch]) -> float:
-        """Take the step and return the loss."""
+    def __call__(self, micro_batches: Sequence[Batch], share_glyphs: bool = True) -> float:
+        """Take the step and return the loss.
+
+        With `share_glyphs` a GlyphCRM's HanGlyph runs once for several micro-batches, as in pre-training.
+        """
         total = 0.0
-        for batch in micro_batches:
-            loss: Tensor = self.model(**self.arguments(batch)).loss / len(micro_batches)
+        batches = [self.arguments(batch) for batch in micro_batches]
+        shares = share_glyphs and len(batches) > 1 and isinstance(self.model, GlyphCRMForPreTraining)
+        glyphs = SharedGlyphs(self.model.glyphcrm, batches) if shares else None
+        for batch in batches:
+            loss: Tensor = self.model(**(glyphs.arguments(batch) if glyphs else batch)).loss / len(batches)
             loss.backward()
             total += loss.item()
+        if glyphs:
+            glyphs.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return total

@@ -175,6 +175,11 @@ class PretrainOptions:
             RECIPES[self.preset], **{name: value for name, value in chosen.items() if value is not None}
         )
         recipe = self.recipe
+        if self.ablation == PLAIN and recipe.projection_learning_rate is None:
+            raise UserError(
+                f"--ablation {PLAIN} changes nothing at --preset {self.preset}, whose projections are trained as its "
+                "other weights are; leave it out"
+            )
         for name, value in {**asdict(recipe), "eval_samples": self.eval_samples}.items():
             if isinstance(value, int) and name != "warmup_steps" and value < 1:
                 raise UserError(f"{name} is {value}; give 1 or more")

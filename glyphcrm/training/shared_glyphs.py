@@ -15,17 +15,17 @@ from glyphcrm.modeling.model import GlyphCRMModel
 class SharedGlyphs:
     """The vectors of all distinct characters of some batches; each batch's backward stops at them.
 
-    Half of a batch's distinct characters stand in the next one, too: 4,096 tokens of news hold 970 of them, four
-    times as many tokens 1,700, and the 131,072 tokens of the paper's step 2,990. So it pays to find them for the whole step:
+    Half of a batch's distinct characters stand in the next one, too: 4,096 tokens of news hold 970 of them, four times
+    as many tokens 1,700, and the 131,072 tokens of the paper's step 2,990. So it pays to look at the whole step:
 
         glyphs = SharedGlyphs(model, batches)
         for batch in batches:
             model(**glyphs.arguments(batch)).loss.backward()
         glyphs.backward()
 
-    What HanGlyph keeps for its backward stays in memory for the whole step: at base size some 1.5 MB a character in
-    float32, half of it in bfloat16. Gradients are those of separate batches, but for rounding. The sum over the batches is
-    kept in float32. On a GPU the host waits for the device once.
+    Gradients are those of separate batches, but for rounding; they are summed over the batches in float32. What
+    HanGlyph keeps for its backward stays in memory for the whole step, at base size some 1.6 MB a character in float32
+    and half of it in bfloat16. On a GPU the host waits for the device once.
 
     Args:
         model: in training mode.

@@ -40,7 +40,7 @@ class PretrainingTrainer(ResumableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Return the micro-batches of an optimiser step, and how many labels they have; and look at their characters."""
+        """Return the micro-batches of an optimiser step, which may share glyphs, and their number of labels."""
         batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         model = self.accelerator.unwrap_model(self.model)
         shares = isinstance(model, GlyphCRMPreTrainedModel) and self.accelerator.distributed_type in PLAIN_OR_DDP

@@ -60,6 +60,12 @@ def test_an_ablation_of_the_other_model_is_refused(ablation: str, arch: str) -> 
         parse_options(["--ablation", ablation, "--arch", arch])
 
 
+def test_an_ablation_that_changes_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="changes nothing at --preset base"):
+        parse_options(["--ablation", "plain-projections", "--preset", "base"])
+    parse_options(["--ablation", "plain-projections", "--preset", "base", "--projection-learning-rate", "1e-5"])
+
+
 def test_an_ablation_of_a_finished_model_is_refused() -> None:
     with pytest.raises(UserError, match="--ablation starts from scratch"):
         parse_options(["--ablation", "free-glyphs", "--init", "somewhere"])

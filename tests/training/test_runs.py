@@ -179,7 +179,8 @@ def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_
         ("two, micro", "1", torchrun),
     ):
         run = tmp_path / name
-        more = ("--dropout", "0", "--steps", "20", "--micro-batch-size", micro, "--save-every", "20", "--log-every", "1")
+        steps = ("--steps", "20", "--save-every", "20", "--log-every", "1")
+        more = ("--dropout", "0", "--micro-batch-size", micro, *steps)
         result = pretrain(*command(text_file, run, *more), launcher=launcher)
         assert result.returncode == 0, result.stderr
         last[name], first_norm[name] = losses(run)[20], measures(run, "grad_norm")[1]
