@@ -156,6 +156,10 @@ class PretrainOptions:
         default="sdpa",
         metadata={"help": "attention implementation", "choices": ["sdpa", "eager", "flash_attention_2"]},
     )
+    reuse_memory: bool = field(
+        default=True,
+        metadata={"help": "on a CPU: keep freed memory for the next step. Faster, but needs more at the peak"},
+    )
     bf16: str = field(
         default="auto",
         metadata={"help": "bfloat16 autocast; auto: on a GPU that has it", "choices": ["auto", "on", "off"]},
@@ -224,6 +228,7 @@ class PretrainOptions:
             "keep_checkpoints",
             "save_every",
             "log_every",
+            "reuse_memory",
         }
         settings = {**asdict(self), **asdict(self.recipe)}
         return {name: value for name, value in settings.items() if name not in irrelevant}

@@ -28,6 +28,7 @@ from glyphcrm.training import corpus as corpora
 from glyphcrm.training.ablations import FREE, PLAIN, UNTIED, free_glyphs
 from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopAfter, StopOnSignal, read_metrics
 from glyphcrm.training.fill_mask import print_fill_mask
+from glyphcrm.training.freed_memory import keep_freed_memory
 from glyphcrm.training.loss_chart import draw_loss_chart
 from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
 from glyphcrm.training.options import PretrainOptions, parse_options
@@ -73,6 +74,8 @@ def pretrain(options: PretrainOptions) -> int:
     """
     arguments = training_arguments(options)
     check_kernel_backend(preset(options.preset), arguments.device)
+    if options.reuse_memory and arguments.device.type == "cpu":
+        keep_freed_memory()
     is_main = arguments.process_index == 0
     is_new = not (options.run_dir / RUN_FILE).exists()
     with arguments.main_process_first(local=False, desc="preparing the text"):
