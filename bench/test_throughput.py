@@ -36,6 +36,7 @@ from bench.throughput.options import MEASURED, Measured, Options, options
 from bench.throughput.rows import RATE, Row, row
 from bench.throughput.texts import documents, limited, reviews
 from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.training.freed_memory import keep_freed_memory
 
 BERT_TRAINING = "BertForPreTraining, SDPA, padded, logits everywhere"
 WARM_UP = 4  # sequences
@@ -74,7 +75,8 @@ def material(asked: Options, tmp_path_factory: pytest.TempPathFactory) -> Materi
 
 @pytest.fixture(scope="module")
 def models(material: Material) -> Models:
-    """The models, after a look at their results and a small warm-up."""
+    """The models, after a look at their results and a small warm-up; memory is kept as `pretrain.py` keeps it."""
+    keep_freed_memory()
     config = material.sizes.configuration(len(material.atlas))
     glyphcrm, bert = build_glyphcrm(config, material.atlas), build_bert(config)
     batch = next(material.real_batches(WARM_UP))

@@ -30,7 +30,7 @@ class GlyphCRMConfig(PreTrainedConfig):
             environment variable GLYPHCRM_KERNEL_BACKEND overrides it.
         glyph_cache: whether glyph vectors are kept at inference, so that each character is encoded once.
         glyph_initializer_spread: standard deviation, over characters and before the tanh, that each glyph
-            projection starts with.
+            projection starts with. That of the position embeddings: in their sum characters must not drown positions.
         position_initializer: what position embeddings start from: "normal", BERT's, with a standard deviation of
             `initializer_range`, or "sinusoidal" waves with a root mean square of `position_initializer_scale`.
         glyph_fonts: names of what drew the atlas rows; each row's entry is in the model's buffer.
@@ -55,7 +55,7 @@ class GlyphCRMConfig(PreTrainedConfig):
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     initializer_range: float = 0.02
-    glyph_initializer_spread: float = 0.05
+    glyph_initializer_spread: float = 0.02
     position_initializer: str = "normal"
     position_initializer_scale: float = 0.02
     layer_norm_eps: float = 1e-12

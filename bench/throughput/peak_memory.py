@@ -21,6 +21,7 @@ from bench.throughput.environment import ROOT
 from bench.throughput.models import TrainingStep, bert_arguments, build_bert, build_glyphcrm, glyphcrm_arguments
 from bench.throughput.sizes import sizes
 from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.training.freed_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     atlas = GlyphAtlas.load(options.atlas)
     config = sizes(options.preset).configuration(len(atlas))
     before = _resident("VmRSS")
+    keep_freed_memory()  # as pretrain.py does
     if options.model == "glyphcrm":
         step = TrainingStep(build_glyphcrm(config, atlas), glyphcrm_arguments)
     else:
