@@ -29,6 +29,7 @@ from torch import Tensor
 
 from glyphcrm_kernels import launch
 from glyphcrm_kernels._triton import tl, triton
+from glyphcrm_kernels.add_norm_cpu import add_norm_cpu, add_norm_fits_cpu
 from glyphcrm_kernels.backend import check_index, use_triton
 from glyphcrm_kernels.launch import Launch, Target, multiprocessors, target_of
 
@@ -585,9 +586,14 @@ def add_norm(
                 f"add_norm: x has d={d}; the Triton kernels take up to {LARGEST_WIDTH}, backend='auto' any"
             )
         triton_runs = False
-    if not triton_runs:
+    cpu_runs = not triton_runs and backend == "auto" and add_norm_fits_cpu(x, residual, weight, bias, skip)
+    if not triton_runs and not cpu_runs:
         return add_norm_reference(x, residual, weight, bias, skip, index, p, eps)
     # Drawn from PyTorch's generator, on the device: no wait, and checkpointing draws the same mask again.
     seed = torch.randint(2**63 - 1, (1,), device=x.device) if p else None
-    y, _, _ = _add_norm(x, residual, weight, bias, skip, index, seed, p, eps)
+    if cpu_runs:
+        index = None if index is None else index.long()
+        y, _, _ = add_norm_cpu(x, residual, weight, bias, skip, index, seed, _drop_below(p), eps)
+    else:
+        y, _, _ = _add_norm(x, residual, weight, bias, skip, index, seed, p, eps)
     return y

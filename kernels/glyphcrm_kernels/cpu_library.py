@@ -44,8 +44,15 @@ def differentiable_here() -> bool:
     return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
 
-def call(name: str, *arguments: int | Tensor | None) -> None:
-    """Call ``glyphcrm_NAME`` with int arguments as they are and the addresses of tensors, which must be contiguous.
+def constant(name: str) -> int:
+    """Return what ``glyphcrm_NAME``, which takes no arguments, returns."""
+    library = load()
+    assert library is not None
+    return int(getattr(library, f"glyphcrm_{name}")())
+
+
+def call(name: str, *arguments: float | Tensor | None) -> None:
+    """Call ``glyphcrm_NAME`` with numbers as they are and the addresses of tensors, which must be contiguous.
 
     Raises:
         MemoryError: the function could not get the memory that it needs in between.
@@ -53,11 +60,13 @@ def call(name: str, *arguments: int | Tensor | None) -> None:
     library = load()
     assert library is not None
     if getattr(library, f"glyphcrm_{name}")(*map(_argument, arguments)):
-        raise MemoryError(f"{name}: no memory for the buffers; take fewer images at once")
+        raise MemoryError(f"{name}: no memory for the buffers; take a smaller batch")
 
 
-def _argument(value: int | Tensor | None) -> ctypes.c_int | ctypes.c_void_p | None:
+def _argument(value: float | Tensor | None) -> ctypes.c_int | ctypes.c_float | ctypes.c_void_p | None:
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
     return None if value is None else ctypes.c_int(value)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from glyphcrm_kernels import add_norm, launch
+from glyphcrm_kernels import add_norm, cpu_library, launch
 from glyphcrm_kernels._triton import INTERPRETED
 from glyphcrm_kernels.add_norm import LARGEST_WIDTH
 from hypothesis import HealthCheck, example, given, settings
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from checks import DEVICE, GuardedBuffers, assert_true, gradients
 
 EPS = 1e-12
-BOTH = pytest.mark.parametrize("backend", ["triton", "reference"])
+EVERY = pytest.mark.parametrize("backend", ["triton", "reference", "auto"])  # "auto" is C where the tests are on a CPU
 
 # dtypes of x, residual, weight and bias, skip
 DTYPES = {
@@ -245,7 +245,7 @@ def test_rows_that_end_within_eight_columns_share_no_bits() -> None:
     assert abs(agreement - 0.5) < 0.03
 
 
-@BOTH
+@EVERY
 def test_without_training_there_is_no_dropout_and_no_random_number(backend: str) -> None:
     inputs = make((5,), 24, 2)
     state = torch.get_rng_state()
@@ -272,7 +272,7 @@ def test_twice_is_bitwise_the_same(dtypes: str) -> None:
         assert torch.equal(first[name], second[name]), name
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("rows", [None, 3])
 def test_compiled_without_a_graph_break_it_is_the_same(backend: str, rows: int | None, p: float) -> None:
@@ -287,7 +287,7 @@ def test_compiled_without_a_graph_break_it_is_the_same(backend: str, rows: int |
         torch.testing.assert_close(results[1][name], results[0][name], rtol=0, atol=0, msg=name)
 
 
-@BOTH
+@EVERY
 def test_autocast_does_not_widen_the_result(backend: str) -> None:
     inputs = make((5,), 24, 2, "autocast")
     plain = inputs.results(inputs(backend))
@@ -298,7 +298,7 @@ def test_autocast_does_not_widen_the_result(backend: str) -> None:
         assert torch.equal(plain[name], cast[name]), name
 
 
-@BOTH
+@EVERY
 def test_checkpointing_draws_the_same_mask_again(backend: str) -> None:
     inputs = make((9,), 24, 2)
 
@@ -332,7 +332,7 @@ def test_a_frozen_skip_costs_no_segment_sum(monkeypatch: pytest.MonkeyPatch) -> 
     assert kernels == ["_add_norm_fwd_kernel", "_add_norm_bwd_kernel"]
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -384,6 +384,7 @@ def test_rows_too_wide_for_the_kernels() -> None:
 
 if DEVICE == "cpu":
 
-    def test_auto_is_the_reference_without_a_gpu() -> None:
+    def test_auto_is_the_reference_without_a_gpu_and_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpu_library, "load", lambda: None)
         inputs = make((5,), 24, 2)
         assert torch.equal(inputs("auto"), inputs("reference"))

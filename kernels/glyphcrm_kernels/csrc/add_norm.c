@@ -1,0 +1,109 @@
+/* Add-norm on a CPU, float32: see add_norm_cpu.py, the only caller.
+ *
+ * Each token's row stays in the first-level cache between the sum, the normalisation and, backward, their gradients.
+ * Dropout is that of the Triton kernels: Philox4x32-7, 128 bits for eight neighbouring elements, and so a function of
+ * seed, row and column that the backward computes again. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROUNDS 7
+#define DROPS 65536 /* drop_below is out of so many */
+
+#define KERNELS "add_norm_kernels.h"
+#include "each_instruction_set.h"
+
+/* Tokens that share a buffer and a partial sum; fixed, so that no sum depends on the number of threads. */
+int glyphcrm_add_norm_chunk(void) { return 64; }
+
+/* The buffers of a chunk: a row, and 16 bits for each of its elements. */
+struct row {
+    int groups; /* of eight elements */
+    float *z;
+    uint32_t *words;
+};
+
+static int new_row(struct row *row, int d)
+{
+    row->groups = (d + 7) / 8;
+    row->z = malloc(d * sizeof(float));
+    row->words = malloc((size_t)row->groups * 4 * sizeof(uint32_t));
+    return row->z && row->words ? 0 : -1;
+}
+
+static void free_row(struct row *row) { free(row->z), free(row->words); }
+
+static const uint16_t *draw(struct row *row, int lanes, const uint64_t *seed, int64_t token)
+{
+    if (seed)
+        FOR_LANES(lanes, philox)(*seed, (uint64_t)token * row->groups, row->groups, row->words);
+    return seed ? (const uint16_t *)row->words : NULL;
+}
+
+static const float *skip_of(const float *skip, const int64_t *index, int token, int d)
+{
+    return skip ? skip + index[token] * d : NULL;
+}
+
+/* x, residual and y ``(tokens, d)``, weight and bias ``(d,)``, mean and rstd ``(tokens,)``; skip ``(rows, d)`` and index
+ * ``(tokens,)``, or both NULL; seed ``(1,)``, or NULL without dropout. Returns 0, or -1 where memory is short. */
+int glyphcrm_add_norm_forward(
+    int lanes, int threads, int tokens, int d, int drop_below, float eps, const float *x, const float *residual,
+    const float *weight, const float *bias, const float *skip, const int64_t *index, const uint64_t *seed, float *y,
+    float *mean, float *rstd)
+{
+    const float scale = (float)DROPS / (DROPS - drop_below);
+    const int chunk = glyphcrm_add_norm_chunk(), chunks = (tokens + chunk - 1) / chunk;
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+    for (int i = 0; i < chunks; i++) {
+        struct row row;
+        const int bad = new_row(&row, d) != 0;
+        failed |= bad;
+        for (int token = i * chunk; !bad && token < tokens && token < (i + 1) * chunk; token++) {
+            const size_t at = (size_t)token * d;
+            FOR_LANES(lanes, sum_row)(x + at, residual + at, skip_of(skip, index, token, d),
+                                      draw(&row, lanes, seed, token), drop_below, scale, d, row.z);
+            FOR_LANES(lanes, normalize_row)(row.z, weight, bias, eps, d, y + at, mean + token, rstd + token);
+        }
+        free_row(&row);
+    }
+    return failed ? -1 : 0;
+}
+
+/* The gradients, from that of y: dz ``(tokens, d)``, which is at once that of residual and of the gathered rows of skip,
+ * dx ``(tokens, d)`` with dropout, else NULL; partial ``(2, chunks, d)``, what each chunk adds to those of weight and
+ * bias. Returns as above. */
+int glyphcrm_add_norm_backward(
+    int lanes, int threads, int tokens, int d, int drop_below, const float *dy, const float *x, const float *residual,
+    const float *weight, const float *mean, const float *rstd, const float *skip, const int64_t *index,
+    const uint64_t *seed, float *dz, float *dx, float *partial)
+{
+    const float scale = (float)DROPS / (DROPS - drop_below);
+    const int chunk = glyphcrm_add_norm_chunk(), chunks = (tokens + chunk - 1) / chunk;
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+    for (int i = 0; i < chunks; i++) {
+        struct row row;
+        const int bad = new_row(&row, d) != 0;
+        float *dweight = partial + (size_t)i * d, *dbias = partial + (size_t)(chunks + i) * d;
+        failed |= bad;
+        memset(dweight, 0, d * sizeof(float));
+        memset(dbias, 0, d * sizeof(float));
+        for (int token = i * chunk; !bad && token < tokens && token < (i + 1) * chunk; token++) {
+            const size_t at = (size_t)token * d;
+            const uint16_t *bits = draw(&row, lanes, seed, token);
+            FOR_LANES(lanes, sum_row)(x + at, residual + at, skip_of(skip, index, token, d), bits, drop_below, scale, d,
+                                      row.z);
+            FOR_LANES(lanes, normalize_row_backward)(dy + at, row.z, weight, mean[token], rstd[token], d, dz + at,
+                                                     dweight, dbias);
+            if (dx)
+                FOR_LANES(lanes, drop)(dz + at, bits, drop_below, scale, d, dx + at);
+        }
+        free_row(&row);
+    }
+    return failed ? -1 : 0;
+}
