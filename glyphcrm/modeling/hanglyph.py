@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from glyphcrm_kernels import glyph_conv, glyph_stem
+from glyphcrm_kernels.glyph_stem_cpu import stem_fits_cpu
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.raster import IMAGE_SIZE
 from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.redrawn_stem import redrawing
 from glyphcrm.modeling.whitening import whitening_basis
 
 CHUNK = 256  # glyphs at once
+# On a CPU in training, too: with fewer at once the buffers of the backward fit into what the encoder's has freed.
+CPU_CHUNK = 128
 PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
 
 
@@ -73,11 +79,22 @@ class HanGlyph(GradientCheckpointingLayer):
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
         assert self.stem.bias is not None
-        backend = kernel_backend(self.config)
-        stem, shortcut = glyph_stem(rows, bitmaps, self.stem.weight, self.stem.bias, self.positions, backend=backend)
-        block1 = _residual_block(stem, shortcut, self.block1, backend)
+        weight, bias, backend = self.stem.weight, self.stem.bias, kernel_backend(self.config)
+
+        def draw() -> tuple[Tensor, Tensor]:
+            return glyph_stem(rows, bitmaps, weight, bias, self.positions, backend=backend)
+
+        stem, shortcut = draw()
+        # Where the stem is a look-up (in float32, not under autocast), drawing it again is nearly free.
+        by_look_up = backend == "auto" and stem.dtype == weight.dtype and stem_fits_cpu(rows, weight)
+        by_look_up = by_look_up and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        with redrawing(stem, torch.no_grad()(lambda: draw()[0]), (weight, bias)) if by_look_up else nullcontext():
+            first = _conv(stem, self.block1[0], relu=True, backend=backend)
+        del stem
+        block1 = _rest_of_block(first, shortcut, self.block1, backend)
         expanded = _conv(block1, self.expand, relu=True, padding=1, backend=backend)
-        block2 = _residual_block(expanded, F.max_pool2d(expanded, 2), self.block2, backend)
+        first = _conv(expanded, self.block2[0], relu=True, backend=backend)
+        block2 = _rest_of_block(first, F.max_pool2d(expanded, 2), self.block2, backend)
         # Flattened channel by channel, as the released checkpoints expect.
         return block1.flatten(1), block2.flatten(1)
 
@@ -88,7 +105,11 @@ class HanGlyph(GradientCheckpointingLayer):
             rows: ``(U,)`` int64, the distinct characters of a batch.
             bitmaps: ``(N, 288)`` uint8, the packed atlas.
         """
-        block1, block2 = self.features(rows, bitmaps)
+        if rows.is_cuda or torch.compiler.is_compiling():
+            block1, block2 = self.features(rows, bitmaps)
+        else:
+            chunks = rows.chunk(max(1, math.ceil(len(rows) / CPU_CHUNK)))
+            block1, block2 = _joined(self.features(chunk, bitmaps) for chunk in chunks)
         return GlyphVectors(
             torch.tanh(self.vector(block2)),
             torch.tanh(self.skip1(block1)),
@@ -98,9 +119,7 @@ class HanGlyph(GradientCheckpointingLayer):
     @torch.no_grad()
     def all_features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """As `features`, without gradients and some glyphs at a time, which bounds the memory."""
-        chunks = [self.features(chunk, bitmaps) for chunk in rows.split(CHUNK)]
-        block1, block2 = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-        return block1, block2
+        return _joined(self.features(chunk, bitmaps) for chunk in rows.split(CHUNK))
 
     @torch.no_grad()
     def whiten_projections(self, rows: Tensor, bitmaps: Tensor, spread: float) -> None:
@@ -131,10 +150,15 @@ def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:
     projection.bias.copy_(-weight @ mean)
 
 
-def _residual_block(x: Tensor, shortcut: Tensor, convolutions: nn.ModuleList, backend: str) -> Tensor:
-    """``pool(relu(conv(relu(conv(relu(conv(x))))) + shortcut))``, without padding."""
-    first, second, third = convolutions
-    y = _conv(_conv(x, first, relu=True, backend=backend), second, relu=True, backend=backend)
+def _joined(chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    block1, block2 = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return block1, block2
+
+
+def _rest_of_block(first: Tensor, shortcut: Tensor, convolutions: nn.ModuleList, backend: str) -> Tensor:
+    """Return ``pool(relu(conv3(relu(conv2(first))) + shortcut))``, without padding; `first` is ``relu(conv1(x))``."""
+    _, second, third = convolutions
+    y = _conv(first, second, relu=True, backend=backend)
     return _conv(y, third, residual=shortcut, relu=True, pool=True, backend=backend)
 
 

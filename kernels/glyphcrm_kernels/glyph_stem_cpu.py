@@ -3,8 +3,9 @@
 The 3x3 window of ink around a pixel is one of 512 patterns, so its share of the convolution is a row of a table
 ``(512, C)``: the sum of the taps under each pattern's ink. A pixel then costs an addition to the constant map and the
 ReLU, and the pooled shortcut is made while its four pixels are in registers. The backward adds each pixel's gradient
-to the row of its pattern; the taps' gradients are sums of rows. Both passes are bound by memory: they move each
-activation once, 0.6 MB an image at C = 64 forward and 1.3 MB backward. The C functions are in csrc/stem.c.
+to the row of its pattern; the taps' gradients are sums of rows. It makes the activation again, so nothing of an image
+is kept for it. Both passes are bound by memory: they move each activation, or its gradient, once, 0.7 MB an image at
+C = 64. The C functions are in csrc/stem.c.
 """
 
 from __future__ import annotations
@@ -65,31 +66,31 @@ def _(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor) -> tu
 
 @torch.library.custom_op("glyphcrm::glyph_stem_cpu_backward", mutates_args=())
 def _glyph_stem_cpu_backward(
-    rows: Tensor, bitmaps: Tensor, activation: Tensor, dactivation: Tensor, dpooled: Tensor
+    rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, dactivation: Tensor, dpooled: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `ink_weight` and `constant`."""
-    images, channels = activation.shape[:2]
-    dtable = launch.empty(SIDE // 2, PATTERNS, channels, like=activation)
-    dconstant = launch.empty(SIDE, SIDE, channels, like=activation)
+    images, channels = dactivation.shape[:2]
+    dtable = launch.empty(SIDE // 2, PATTERNS, channels, like=constant)
+    dconstant = launch.empty(SIDE, SIDE, channels, like=constant)
     cpu_library.call(
         "stem_backward",
         *(cpu_library.lanes(channels), torch.get_num_threads(), images, channels),
-        *(rows.long().contiguous(), bitmaps.contiguous()),
-        *(t.permute(0, 2, 3, 1).contiguous() for t in (activation, dactivation, dpooled)),
+        *(rows.long().contiguous(), bitmaps.contiguous(), _patterns(constant) @ ink_weight, constant.contiguous()),
+        *(t.permute(0, 2, 3, 1).contiguous() for t in (dactivation, dpooled)),
         *(dtable, dconstant),
     )
     return _patterns(dtable).T @ dtable.sum(0), dconstant
 
 
 @_glyph_stem_cpu_backward.register_fake
-def _(rows: Tensor, bitmaps: Tensor, activation: Tensor, dactivation: Tensor, dpooled: Tensor) -> tuple[Tensor, Tensor]:
-    channels = activation.shape[1]
-    return activation.new_empty(TAPS, channels), activation.new_empty(SIDE, SIDE, channels)
+def _(
+    rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, dactivation: Tensor, dpooled: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(ink_weight), torch.empty_like(constant)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    rows, bitmaps, _, _ = inputs
-    ctx.save_for_backward(rows, bitmaps, output[0])
+    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx: Any, dactivation: Tensor, dpooled: Tensor) -> tuple[Tensor | None, ...]:

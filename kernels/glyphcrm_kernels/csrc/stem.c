@@ -56,11 +56,12 @@ int glyphcrm_stem_forward(
     return 0;
 }
 
-/* The gradients of table and constant from those of activation and pooled. dtable ``(24, 512, channels)`` holds those of
+/* The gradients of table and constant from those of activation and pooled, which are made again on the way. dtable ``(24, 512, channels)`` holds those of
  * each pair of rows, so that their sum does not depend on the number of threads. Returns 0. */
 int glyphcrm_stem_backward(
     int lanes, int threads, int images, int channels, const int64_t *rows, const uint8_t *bitmaps,
-    const float *activation, const float *dactivation, const float *dpooled, float *dtable, float *dconstant)
+    const float *table, const float *constant, const float *dactivation, const float *dpooled, float *dtable,
+    float *dconstant)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int pair = 0; pair < SIDE / 2; pair++) {
@@ -73,7 +74,7 @@ int glyphcrm_stem_backward(
             const size_t image = (size_t)i * SIDE * SIDE * channels + at;
             find_patterns(bitmaps + rows[i] * (SIDE * SIDE / 8), 2 * pair, patterns);
             FOR_LANES(lanes, stem_rows_backward)(
-                patterns, channels, activation + image, dactivation + image,
+                patterns, channels, table, constant + at, dactivation + image,
                 dpooled + ((size_t)i * SIDE * SIDE / 4 + (size_t)pair * (SIDE / 2)) * channels, dtable_pair,
                 dconstant + at);
         }

@@ -2,6 +2,14 @@
 
 #define V ISA(V)
 
+/* The activation of a pixel. Comparisons that leave a NaN where there is one. */
+static V ISA(lit)(const float *constant, const float *table, uint16_t pattern, int channels, int group)
+{
+    const V zero = {0};
+    const V value = *(const V *)constant + *(const V *)(table + (size_t)pattern * channels + group);
+    return (V)((ISA(Bits))value & ~(value < zero));
+}
+
 /* Two rows of pixels of one image and the pooled row that they make; arguments as in stem.c. */
 static void ISA(stem_rows)(
     const uint16_t *patterns, int channels, const float *table, const float *constant, float *activation, float *pooled)
@@ -13,9 +21,7 @@ static void ISA(stem_rows)(
             for (int pixel = 0; pixel < 4; pixel++) {
                 const int place = pixel / 2 * SIDE + column + pixel % 2;
                 const size_t at = (size_t)place * channels + group;
-                V value = *(const V *)(constant + at) + *(const V *)(table + (size_t)patterns[place] * channels + group);
-                /* Comparisons that leave a NaN where there is one. */
-                value = (V)((ISA(Bits))value & ~(value < zero));
+                const V value = ISA(lit)(constant + at, table, patterns[place], channels, group);
                 const ISA(Bits) larger = ~(value <= largest);
                 largest = (V)((larger & (ISA(Bits))value) | (~larger & (ISA(Bits))largest));
                 *(V *)(activation + at) = value;
@@ -25,8 +31,8 @@ static void ISA(stem_rows)(
 }
 
 static void ISA(stem_rows_backward)(
-    const uint16_t *patterns, int channels, const float *activation, const float *dactivation, const float *dpooled,
-    float *dtable, float *dconstant)
+    const uint16_t *patterns, int channels, const float *table, const float *constant, const float *dactivation,
+    const float *dpooled, float *dtable, float *dconstant)
 {
     const V zero = {0};
     for (int column = 0; column < SIDE; column += 2)
@@ -34,8 +40,9 @@ static void ISA(stem_rows_backward)(
             V values[4], largest = zero;
             size_t at[4];
             for (int pixel = 0; pixel < 4; pixel++) {
-                at[pixel] = (size_t)(pixel / 2 * SIDE + column + pixel % 2) * channels + group;
-                values[pixel] = *(const V *)(activation + at[pixel]);
+                const int place = pixel / 2 * SIDE + column + pixel % 2;
+                at[pixel] = (size_t)place * channels + group;
+                values[pixel] = ISA(lit)(constant + at[pixel], table, patterns[place], channels, group);
                 const ISA(Bits) larger = values[pixel] > largest;
                 largest = (V)((larger & (ISA(Bits))values[pixel]) | (~larger & (ISA(Bits))largest));
             }
