@@ -21,7 +21,7 @@ from glyphcrm.modeling.redrawn_stem import redrawing
 from glyphcrm.modeling.whitening import whitening_basis
 
 CHUNK = 256  # glyphs at once
-# On a CPU in training, too: with fewer at once the buffers of the backward fit into what the encoder's has freed.
+# On a CPU: with fewer at once the buffers of HanGlyph's backward fit into the memory that the encoder's has freed.
 CPU_CHUNK = 128
 PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
 

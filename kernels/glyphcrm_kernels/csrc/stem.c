@@ -56,8 +56,9 @@ int glyphcrm_stem_forward(
     return 0;
 }
 
-/* The gradients of table and constant from those of activation and pooled, which are made again on the way. dtable ``(24, 512, channels)`` holds those of
- * each pair of rows, so that their sum does not depend on the number of threads. Returns 0. */
+/* The gradients of table and constant from those of activation and pooled, which are made again on the way. dtable
+ * ``(24, 512, channels)`` holds those of each pair of rows, so that their sum does not depend on the number of threads.
+ * Returns 0. */
 int glyphcrm_stem_backward(
     int lanes, int threads, int images, int channels, const int64_t *rows, const uint8_t *bitmaps,
     const float *table, const float *constant, const float *dactivation, const float *dpooled, float *dtable,
