@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from glyphcrm_kernels import AddNorm
+from glyphcrm_kernels.attention_cpu import attention_fits_cpu
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.modeling.cpu_attention import cpu_dropout_attention
 from glyphcrm.modeling.kernel_backend import kernel_backend
 from glyphcrm.modeling.packing import packed_sdpa_attention
 
@@ -63,22 +66,24 @@ class SelfAttention(nn.Module):
                 row in which each sequence attends to itself.
         """
         queries = hidden_states if queries is None else queries
-        implementation = self.config._attn_implementation
-        if implementation == "sdpa" and "cu_seq_lens_q" in kwargs:
-            attend = packed_sdpa_attention
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        query = self._heads(self.query(queries))
+        key, value = self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
+        dropout = self.p if self.training else 0.0
+        is_padded = attention_mask is not None and "cu_seq_lens_q" not in kwargs
+        fits_c = dropout > 0 and not is_padded and attention_fits_cpu(query, key, value)
+        attend = self._implementation("cu_seq_lens_q" in kwargs, fits_c)
         context, probabilities = attend(
-            self,
-            self._heads(self.query(queries)),
-            self._heads(self.key(hidden_states)),
-            self._heads(self.value(hidden_states)),
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.p if self.training else 0.0,
-            **kwargs,
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )
         return self.output(context.reshape(queries.shape)), probabilities
+
+    def _implementation(self, is_packed: bool, fits_c: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        name = self.config._attn_implementation
+        if name == "sdpa" and fits_c and kernel_backend(self.config) == "auto":
+            return cpu_dropout_attention
+        if name == "sdpa" and is_packed:
+            return packed_sdpa_attention
+        return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:-1], -1, self.head_size).transpose(1, 2)

@@ -31,6 +31,7 @@ from glyphcrm_kernels import launch
 from glyphcrm_kernels._triton import tl, triton
 from glyphcrm_kernels.add_norm_cpu import add_norm_cpu, add_norm_fits_cpu
 from glyphcrm_kernels.backend import check_index, use_triton
+from glyphcrm_kernels.dropout import drop_below, new_seed
 from glyphcrm_kernels.launch import Launch, Target, multiprocessors, target_of
 
 LARGEST_WIDTH = 4096  # a program holds whole rows in its registers; wider ones spill on sm_90
@@ -256,11 +257,6 @@ def _warps(target: Target, threads: int) -> int:
     return threads // (64 if target.backend == "hip" else 32)
 
 
-def _drop_below(p: float) -> int:
-    """Return the number of 65,536ths nearest to `p`: what the 16 random bits of an element are held against."""
-    return min(round(p * 65536), 65535)
-
-
 def add_norm_launch(
     target: Target,
     x: Tensor,
@@ -294,7 +290,7 @@ def add_norm_launch(
             "mean": mean,
             "rstd": rstd,
             "tokens": tokens,
-            "drop_below": _drop_below(p),
+            "drop_below": drop_below(p),
         },
         constants={"EPS": eps, "D": d, "ROWS": rows, "BLOCK": block},
         num_warps=_warps(target, threads),
@@ -344,7 +340,7 @@ def add_norm_backward_launch(
             "dx": dx,
             "partial": partial,
             "tokens": mean.numel(),
-            "drop_below": _drop_below(p),
+            "drop_below": drop_below(p),
         },
         constants={"D": d, "ROWS": rows, "BLOCK": block},
         num_warps=_warps(target, threads),
@@ -589,11 +585,10 @@ def add_norm(
     cpu_runs = not triton_runs and backend == "auto" and add_norm_fits_cpu(x, residual, weight, bias, skip)
     if not triton_runs and not cpu_runs:
         return add_norm_reference(x, residual, weight, bias, skip, index, p, eps)
-    # Drawn from PyTorch's generator, on the device: no wait, and checkpointing draws the same mask again.
-    seed = torch.randint(2**63 - 1, (1,), device=x.device) if p else None
+    seed = new_seed(x.device) if p else None
     if cpu_runs:
         index = None if index is None else index.long()
-        y, _, _ = add_norm_cpu(x, residual, weight, bias, skip, index, seed, _drop_below(p), eps)
+        y, _, _ = add_norm_cpu(x, residual, weight, bias, skip, index, seed, drop_below(p), eps)
     else:
         y, _, _ = _add_norm(x, residual, weight, bias, skip, index, seed, p, eps)
     return y

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from glyphcrm_kernels import cpu_library
-from glyphcrm_kernels.add_norm import _drop_below
 from glyphcrm_kernels.add_norm_cpu import _add_norm_cpu_backward, add_norm_cpu
+from glyphcrm_kernels.dropout import drop_below
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_add_norm import EPS, Inputs, make
@@ -56,7 +56,7 @@ def test_results_are_true_and_dropout_is_that_of_the_triton_kernels(
     inputs = make(tokens, groups * lanes, rows, **options)
     triton = seeded(inputs, "triton", p)
     kept = (triton["dx"] != 0) | (triton["dresidual"] == 0)  # where the gradient is 0, so is that of a kept element
-    truth = inputs.truth(kept.double(), _drop_below(p) / 65536)
+    truth = inputs.truth(kept.double(), drop_below(p) / 65536)
     found = seeded(inputs, "auto", p)
     for name in truth:
         assert_true(name, found[name], truth[name], triton[name])
@@ -89,11 +89,11 @@ def test_the_number_of_threads_changes_no_bit(p: float) -> None:
 def test_the_operators_keep_the_rules_of_pytorch(rows: int | None, p: float) -> None:
     x, residual, weight, bias, skip, index, dy = make((2, 3), 24, rows)
     seed = torch.tensor([5]) if p else None
-    arguments = (x, residual, weight, bias, skip, index, seed, _drop_below(p), EPS)
+    arguments = (x, residual, weight, bias, skip, index, seed, drop_below(p), EPS)
     torch.library.opcheck(add_norm_cpu, arguments)
     _, mean, rstd = add_norm_cpu(*arguments)
     kept = [None if tensor is None else tensor.detach() for tensor in (x, residual, weight, mean, rstd, skip)]
-    torch.library.opcheck(_add_norm_cpu_backward, (dy, *kept, index, seed, _drop_below(p)))
+    torch.library.opcheck(_add_norm_cpu_backward, (dy, *kept, index, seed, drop_below(p)))
 
 
 def test_nan_stays_in_its_row() -> None:

@@ -1,17 +1,12 @@
 /* Add-norm on a CPU, float32: see add_norm_cpu.py, the only caller.
  *
- * Each token's row stays in the first-level cache between the sum, the normalisation and, backward, their gradients.
- * Dropout is that of the Triton kernels: Philox4x32-7, 128 bits for eight neighbouring elements, and so a function of
- * seed, row and column that the backward computes again. */
+ * Each token's row stays in the first-level cache between the sum, the normalisation and, backward, their gradients. */
 
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define ROUNDS 7
-#define DROPS 65536 /* drop_below is out of so many */
 
 #define KERNELS "add_norm_kernels.h"
 #include "each_instruction_set.h"
@@ -36,11 +31,11 @@ static int new_row(struct row *row, int d)
 
 static void free_row(struct row *row) { free(row->z), free(row->words); }
 
-static const uint16_t *draw(struct row *row, int lanes, const uint64_t *seed, int64_t token)
+static const Bits16 *draw(struct row *row, int lanes, const uint64_t *seed, int64_t token)
 {
     if (seed)
         FOR_LANES(lanes, philox)(*seed, (uint64_t)token * row->groups, row->groups, row->words);
-    return seed ? (const uint16_t *)row->words : NULL;
+    return seed ? (const Bits16 *)row->words : NULL;
 }
 
 static const float *skip_of(const float *skip, const int64_t *index, int token, int d)
@@ -95,7 +90,7 @@ int glyphcrm_add_norm_backward(
         memset(dbias, 0, d * sizeof(float));
         for (int token = i * chunk; !bad && token < tokens && token < (i + 1) * chunk; token++) {
             const size_t at = (size_t)token * d;
-            const uint16_t *bits = draw(&row, lanes, seed, token);
+            const Bits16 *bits = draw(&row, lanes, seed, token);
             FOR_LANES(lanes, sum_row)(x + at, residual + at, skip_of(skip, index, token, d), bits, drop_below, scale, d,
                                       row.z);
             FOR_LANES(lanes, normalize_row_backward)(dy + at, row.z, weight, mean[token], rstd[token], d, dz + at,

@@ -1,43 +1,12 @@
 /* The arithmetic of the add-norm, for one instruction set (each_instruction_set.h includes this file). */
 
+#include "row_kernels.h"
+
 #define V ISA(V)
-
-static float ISA(total)(V sums)
-{
-    float total = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        total += sums[lane];
-    return total;
-}
-
-/* The random words of `count` counters from `first` on, four each, in the order in which their halves are used. */
-static void ISA(philox)(uint64_t seed, uint64_t first, int count, uint32_t *restrict words)
-{
-    for (int i = 0; i < count; i++) { /* a vector of counters at a time, the rounds unrolled */
-        uint32_t a = (uint32_t)(first + i), b = (uint32_t)((first + i) >> 32), c = 0, d = 0;
-        for (int round = 0; round < ROUNDS; round++) {
-            const uint32_t key = (uint32_t)seed + round * 0x9E3779B9u;
-            const uint32_t other_key = (uint32_t)(seed >> 32) + round * 0xBB67AE85u;
-            const uint64_t of_a = (uint64_t)0xD2511F53u * a, of_c = (uint64_t)0xCD9E8D57u * c;
-            a = (uint32_t)(of_c >> 32) ^ b ^ key;
-            c = (uint32_t)(of_a >> 32) ^ d ^ other_key;
-            b = (uint32_t)of_c, d = (uint32_t)of_a;
-        }
-        words[4 * i] = a, words[4 * i + 1] = c, words[4 * i + 2] = b, words[4 * i + 3] = d;
-    }
-}
-
-/* x * scale where the element is kept, else 0. */
-static void ISA(drop)(
-    const float *restrict x, const uint16_t *restrict bits, int drop_below, float scale, int d, float *restrict kept)
-{
-    for (int i = 0; i < d; i++)
-        kept[i] = bits[i] >= drop_below ? x[i] * scale : 0.0f;
-}
 
 /* z = dropout(x) + residual [+ skip]; without `bits` nothing is dropped. */
 static void ISA(sum_row)(
-    const float *x, const float *residual, const float *skip, const uint16_t *bits, int drop_below, float scale, int d,
+    const float *x, const float *residual, const float *skip, const Bits16 *bits, int drop_below, float scale, int d,
     float *z)
 {
     if (bits) {

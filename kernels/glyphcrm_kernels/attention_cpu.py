@@ -1,0 +1,247 @@
+"""Attention with dropout on a CPU, forward and backward, in float32: a sequence at a time.
+
+    context = dropout(softmax(scaling query key^T)) value
+
+PyTorch fuses attention on a CPU only without dropout. With it, each step passes over the scores of the whole batch, and
+the random numbers are drawn in one thread. Here a sequence's scores stay in the second-level cache between PyTorch's
+matrix products, its softmax, and the C functions of csrc/attention.c. These have the dropout of the add-norm,
+which the backward draws again. A sequence is a row of a batch, or a part of a packed row.
+
+s scores, head size c: 2 s c multiply-adds forward, 4 s c backward. Kept for the backward: query, key, value, and the
+probabilities before dropout, 4 s bytes; PyTorch keeps 12 s (before and after dropout, and the mask).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from glyphcrm_kernels import cpu_library, launch
+from glyphcrm_kernels.dropout import drop_below, new_seed
+
+SCORES_AT_ONCE = 1 << 17  # of short sequences several are worked on at once, up to so many scores: half a megabyte
+
+
+def attention_fits_cpu(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Say whether `attention_cpu` can take these."""
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (query, key, value)):
+        return False
+    return not torch.is_autocast_enabled("cpu") and cpu_library.differentiable_here() and cpu_library.lanes() > 0
+
+
+def attention_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    p: float,
+    query_lengths: list[int] | None = None,
+    key_lengths: list[int] | None = None,
+) -> Tensor:
+    """Return attention's output ``(B, Q, heads, c)``; all in float32, on a CPU.
+
+    Args:
+        query: ``(B, heads, Q, c)``.
+        key: ``(B, heads, K, c)``, and so is `value`.
+        scaling: of the scores.
+        p: dropout probability in [0, 1), which is rounded to a multiple of 1/65,536.
+        query_lengths: where B = 1 and the row holds several sequences, each of which attends to itself: their queries.
+        key_lengths: their keys; given together with `query_lengths`.
+    """
+    arguments = (query, key, value, new_seed(query.device), drop_below(p), scaling, query_lengths, key_lengths)
+    context, _ = _attention_cpu(*arguments)
+    return context
+
+
+class _Scores(NamedTuple):
+    """The scores of the sequences that are worked on at once.
+
+    Attributes:
+        shape: sequences times heads, queries, keys.
+        place: of their first, among all that are kept.
+        counter: the first that random bits are drawn from.
+    """
+
+    shape: tuple[int, int, int]
+    place: int
+    counter: int
+
+    def of(self, kept: Tensor) -> Tensor:
+        """Return their part of the probabilities."""
+        return kept.narrow(0, self.place, math.prod(self.shape)).view(self.shape)
+
+
+def _at_once(query: Tensor, key: Tensor) -> int:
+    """Return how many sequences of a batch without `lengths` are worked on at once."""
+    return max(1, SCORES_AT_ONCE // max(1, query.shape[1] * query.shape[2] * key.shape[2]))
+
+
+def _lay_out(query: Tensor, key: Tensor, asked: list[int] | None, read: list[int] | None) -> tuple[list[_Scores], int]:
+    """Return the scores of all sequences, as many a piece as are worked on at once, and how many floats hold them."""
+    rows, heads, queries, _ = query.shape
+    if asked is not None and read is not None:
+        shapes = [(heads, q, k) for q, k in zip(asked, read, strict=True)]
+    else:
+        step = _at_once(query, key)
+        shapes = [(min(step, rows - row) * heads, queries, key.shape[2]) for row in range(0, rows, step)]
+    scores, place, counter = [], 0, 0
+    for matrices, q, k in shapes:
+        scores.append(_Scores((matrices, q, k), place, counter))
+        place += matrices * q * k
+        counter += matrices * q * -(-k // 8)
+    return scores, place
+
+
+def _split(tensor: Tensor, lengths: list[int] | None, at_once: int) -> tuple[Tensor, ...]:
+    """Return the pieces ``(sequences, heads, length, c)`` of ``(B, heads, L, c)``, which are worked on at once."""
+    return tensor.split(at_once) if lengths is None else tensor.split(lengths, 2)
+
+
+def _matrices(tensor: Tensor, lengths: list[int] | None, at_once: int) -> list[Tensor]:
+    """Return the same pieces as ``(sequences * heads, length, c)``; of more than one sequence, copies."""
+    return [piece.flatten(0, 1) for piece in _split(tensor, lengths, at_once)]
+
+
+def _write(piece: Tensor, matrices: Tensor) -> None:
+    piece.copy_(matrices.view(piece.shape))
+
+
+def _scratch(pieces: list[_Scores], like: Tensor) -> list[Tensor]:
+    """Return room for the scores of each piece, the same memory for all."""
+    room = launch.empty(max((math.prod(scores.shape) for scores in pieces), default=0), like=like)
+    return [room.narrow(0, 0, math.prod(scores.shape)).view(scores.shape) for scores in pieces]
+
+
+def _run(name: str, scores: _Scores, drop: int, *arguments: float | Tensor) -> None:
+    matrices, queries, keys = scores.shape
+    sizes = (matrices * queries, keys, drop, scores.counter)
+    cpu_library.call(name, cpu_library.lanes(), torch.get_num_threads(), *sizes, *arguments)
+
+
+@torch.library.custom_op("glyphcrm::attention_cpu", mutates_args=())
+def _attention_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seed: Tensor,
+    drop: int,
+    scaling: float,
+    asked: list[int] | None,
+    read: list[int] | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the context, and the probabilities of all sequences one after the other.
+
+    Args:
+        seed: ``(1,)`` int64.
+        drop: a probability is dropped if its 16 random bits are below.
+        asked, read: `query_lengths` and `key_lengths`.
+    """
+    pieces, floats = _lay_out(query, key, asked, read)
+    rows, heads, queries, c = query.shape
+    kept, context = launch.empty(floats, like=query), launch.empty(rows, queries, heads, c, like=query)
+    of_queries, of_keys = (asked, _at_once(query, key)), (read, _at_once(query, key))
+    parts = zip(
+        pieces,
+        _scratch(pieces, query),
+        _split(context.transpose(1, 2), *of_queries),
+        _matrices(query, *of_queries),
+        _matrices(key, *of_keys),
+        _matrices(value, *of_keys),
+        strict=True,
+    )
+    for scores, dropped, out, q, k, v in parts:
+        probabilities = scores.of(kept)
+        torch.baddbmm(probabilities, q, k.transpose(1, 2), beta=0, alpha=scaling, out=probabilities)
+        torch.softmax(probabilities, -1, out=probabilities)
+        _run("attention_dropout", scores, drop, seed, probabilities, dropped)
+        _write(out, torch.bmm(dropped, v))
+    return context, kept
+
+
+@_attention_cpu.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seed: Tensor,
+    drop: int,
+    scaling: float,
+    asked: list[int] | None,
+    read: list[int] | None,
+) -> tuple[Tensor, Tensor]:
+    rows, heads, queries, c = query.shape
+    _, floats = _lay_out(query, key, asked, read)
+    return query.new_empty(rows, queries, heads, c), query.new_empty(floats)
+
+
+@torch.library.custom_op("glyphcrm::attention_cpu_backward", mutates_args=())
+def _attention_cpu_backward(
+    dcontext: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seed: Tensor,
+    kept: Tensor,
+    drop: int,
+    scaling: float,
+    asked: list[int] | None,
+    read: list[int] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value, in memory as the projections gave these: ``(B, L, heads, c)``."""
+    pieces, _ = _lay_out(query, key, asked, read)
+    dquery, dkey, dvalue = (launch.empty(*t.transpose(1, 2).shape, like=t).transpose(1, 2) for t in (query, key, value))
+    of_queries, of_keys = (asked, _at_once(query, key)), (read, _at_once(query, key))
+    parts = zip(
+        pieces,
+        *(_scratch(pieces, query) for _ in range(2)),
+        _matrices(dcontext.transpose(1, 2), *of_queries),
+        *(_matrices(query, *of_queries), _matrices(key, *of_keys), _matrices(value, *of_keys)),
+        *(_split(dquery, *of_queries), _split(dkey, *of_keys), _split(dvalue, *of_keys)),
+        strict=True,
+    )
+    for scores, dscores, dropped, dout, q, k, v, dq, dk, dv in parts:
+        torch.bmm(dout, v.transpose(1, 2), out=dscores)  # the gradient of `dropped`, for now
+        _run("attention_dropout_backward", scores, drop, scaling, seed, scores.of(kept), dscores, dropped)
+        _write(dv, torch.bmm(dropped.transpose(1, 2), dout))
+        _write(dq, torch.bmm(dscores, k))
+        _write(dk, torch.bmm(dscores.transpose(1, 2), q))
+    return dquery, dkey, dvalue
+
+
+@_attention_cpu_backward.register_fake
+def _(
+    dcontext: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seed: Tensor,
+    kept: Tensor,
+    drop: int,
+    scaling: float,
+    asked: list[int] | None,
+    read: list[int] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dquery, dkey, dvalue = (t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (query, key, value))
+    return dquery, dkey, dvalue
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, seed, *ctx.settings = inputs
+    _, kept = output
+    ctx.save_for_backward(query, key, value, seed, kept)
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)  # or zeros would be made as the gradient of what is kept
+
+
+def _backward(ctx: Any, dcontext: Tensor | None, _kept: None) -> tuple[Tensor | None, ...]:
+    if dcontext is None:  # nothing that is differentiated depends on the context
+        return (None,) * 8
+    gradients = _attention_cpu_backward(dcontext, *ctx.saved_tensors, *ctx.settings)
+    return *gradients, None, None, None, None, None
+
+
+_attention_cpu.register_autograd(_backward, setup_context=_setup_context)
