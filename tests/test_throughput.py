@@ -13,12 +13,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from glyphcrm_kernels import attention_cpu
 
 from bench.throughput import chart, history, peak_memory, texts
-from bench.throughput.correctness import check_finite, check_ideas
+from bench.throughput.correctness import NOTHING, check_finite, check_ideas
 from bench.throughput.environment import ROOT
 from bench.throughput.history import Run
-from bench.throughput.ideas import EVERY_TOKEN, IDEAS
+from bench.throughput.ideas import ADD_NORM, EVERY_TOKEN, IDEAS
 from bench.throughput.interleaved import interquartile_range, seconds_by_turns
 from bench.throughput.material import Material, real_tokens
 from bench.throughput.models import TrainingStep, bert_arguments, build_bert, build_glyphcrm, glyphcrm_arguments
@@ -216,24 +217,33 @@ def test_ideas_change_the_work_and_not_the_loss(material: Material, glyphcrm: Gl
     batch = next(material.real_batches(4))
     config, tokens = glyphcrm.config, batch["labels"].numel()
     glyphcrm.eval()
+    for block in glyphcrm.glyphcrm.blocks:
+        block.attention.train().p = NOTHING
     losses, seen = [], []
     for idea in IDEAS:
         with (
             idea.switched_on(),
             patch.object(hanglyph.HanGlyph, "features", autospec=True, side_effect=hanglyph.HanGlyph.features) as cnn,
             patch.object(model, "find_packing", side_effect=model.find_packing) as packing,
+            patch.object(ADD_NORM, "add_norm_cpu", side_effect=ADD_NORM.add_norm_cpu) as add_norm,
+            patch.object(attention_cpu, "_attention_cpu", side_effect=attention_cpu._attention_cpu) as attention,
         ):
             out = glyphcrm(**idea.arguments(batch))
             found = model.find_packing(batch["attention_mask"], batch["glyph_index"], glyphcrm.glyphcrm.config)
             characters = sum(len(call.args[1]) for call in cnn.call_args_list)  # HanGlyph works in chunks
-            seen.append((characters, len(out.prediction_logits), found, kernel_backend(config)))
+            in_c = (add_norm.call_count, attention.call_count)
+            seen.append((characters, len(out.prediction_logits), found, kernel_backend(config), in_c))
             assert packing.called
         losses.append(float(out.loss.detach()))
     assert losses == pytest.approx([losses[0]] * len(IDEAS), abs=1e-4)
-    assert [rows for rows, *_ in seen] == [tokens, *[len(batch["glyph_ids"])] * 5]
-    assert [logits for _, logits, *_ in seen] == [tokens, tokens, *[len(batch["label_index"])] * 4]
-    assert [found is not None for *_, found, _ in seen] == [False, False, False, True, True, True]
-    assert [backend for *_, backend in seen] == [*["reference"] * 4, "auto", "auto"]
+    assert [rows for rows, *_ in seen] == [tokens, *[len(batch["glyph_ids"])] * 6]
+    assert [logits for _, logits, *_ in seen] == [tokens, tokens, *[len(batch["label_index"])] * 5]
+    assert [found is not None for _, _, found, *_ in seen] == [*[False] * 3, *[True] * 4]
+    assert [backend for *_, backend, _ in seen] == [*["reference"] * 4, *["auto"] * 3]
+    assert [in_c for *_, in_c in seen] == [
+        *[(0, 0)] * 5,
+        *[(2 * config.num_hidden_layers, config.num_hidden_layers)] * 2,
+    ]
     assert IDEAS[0] is EVERY_TOKEN
 
 

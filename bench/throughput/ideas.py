@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
@@ -13,6 +14,8 @@ import torch
 from bench.throughput.material import Batch
 from glyphcrm.modeling import model
 from glyphcrm.modeling.kernel_backend import BACKEND_VARIABLE
+
+ADD_NORM = importlib.import_module("glyphcrm_kernels.add_norm")  # as an attribute of the package it is the function
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,17 @@ class Idea:
         masked_only: logits at the positions to predict alone.
         packed: padding is left out of the encoder.
         fast_glyphs: the convolution in the Fourier domain, and the stem by look-up.
+        fast_blocks: add-norm, and the dropout of attention, in C.
         once_a_step: the distinct characters are those of all micro-batches.
     """
 
     name: str
-    shared: bool = True
-    masked_only: bool = True
-    packed: bool = True
-    fast_glyphs: bool = True
-    once_a_step: bool = True
+    shared: bool
+    masked_only: bool
+    packed: bool
+    fast_glyphs: bool
+    fast_blocks: bool
+    once_a_step: bool
 
     def arguments(self, batch: Batch) -> Batch:
         """Return what the model is given."""
@@ -51,13 +56,14 @@ class Idea:
     def switched_on(self) -> Iterator[None]:
         """What it leaves out is off in the meantime, in all models of this process."""
         backend = {} if self.fast_glyphs else {BACKEND_VARIABLE: "reference"}
-        find_packing = model.find_packing if self.packed else _no_packing
-        with patch.dict(os.environ, backend), patch.object(model, "find_packing", find_packing):
+        with ExitStack() as off:
+            off.enter_context(patch.dict(os.environ, backend))
+            if not self.packed:
+                off.enter_context(patch.object(model, "find_packing", lambda *_: None))
+            if not self.fast_blocks:
+                off.enter_context(patch("glyphcrm.modeling.encoder.attention_fits_cpu", lambda *_: False))
+                off.enter_context(patch.object(ADD_NORM, "add_norm_fits_cpu", lambda *_: False))
             yield
-
-
-def _no_packing(*_: object) -> None:
-    return None
 
 
 EVERY_TOKEN = Idea(
@@ -66,14 +72,13 @@ EVERY_TOKEN = Idea(
     masked_only=False,
     packed=False,
     fast_glyphs=False,
+    fast_blocks=False,
     once_a_step=False,
 )
-IDEAS = (
-    EVERY_TOKEN,
-    replace(EVERY_TOKEN, name="distinct characters shared", shared=True),
-    Idea("+ logits at masked positions only", packed=False, fast_glyphs=False, once_a_step=False),
-    Idea("+ packed rows", fast_glyphs=False, once_a_step=False),
-    Idea("+ Fourier convolution, stem by look-up", once_a_step=False),
-    Idea("+ HanGlyph once for all micro-batches"),
-)
-ALL_IDEAS = IDEAS[-1]
+SHARED = replace(EVERY_TOKEN, name="distinct characters shared", shared=True)
+PREDICTED = replace(SHARED, name="+ logits at masked positions only", masked_only=True)
+PACKED = replace(PREDICTED, name="+ packed rows", packed=True)
+FAST_GLYPHS = replace(PACKED, name="+ Fourier convolution, stem by look-up", fast_glyphs=True)
+FAST_BLOCKS = replace(FAST_GLYPHS, name="+ add-norm and attention's dropout in C", fast_blocks=True)
+ALL_IDEAS = replace(FAST_BLOCKS, name="+ HanGlyph once for all micro-batches", once_a_step=True)
+IDEAS = (EVERY_TOKEN, SHARED, PREDICTED, PACKED, FAST_GLYPHS, FAST_BLOCKS, ALL_IDEAS)
