@@ -151,6 +151,7 @@ class _Report:
             parameters = load_json(run / PARAMETERS_FILE)
             self._number(f"pre-training {arch}", run / METRICS_FILE, end)
             self._keep(run / RUN_FILE)
+            self._keep(run / PARAMETERS_FILE)
             rows.append(
                 (
                     NAMES[arch],
