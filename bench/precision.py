@@ -1,0 +1,138 @@
+"""What smaller numbers bring and cost when a fine-tuned model reads on a CPU.
+
+    python -m bench.precision --model DIR --task NAME [--data DATA] [--test-samples 600] [--rounds 3]
+
+DIR is a model that ``finetune.py --keep-model best`` kept. Prints a Markdown table: scores on the task's test set, how
+many labels are those of float32, and time beside float32's, the ways taking turns, every character met before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bench.throughput.interleaved import interquartile_range, ratios, seconds_by_turns
+from glyphcrm.data.tasks import Example, Task, find_task, load_splits
+from glyphcrm.errors import UserError
+from glyphcrm.finetuning.metrics import Prediction, score
+from glyphcrm.finetuning.models import load_finetuned
+from glyphcrm.finetuning.prediction import predict
+
+FLOAT32 = "float32"
+
+
+def bfloat16(model: PreTrainedModel) -> nn.Module:
+    """All weights and activations in bfloat16: what ``from_pretrained(..., dtype=torch.bfloat16)`` gives."""
+    return model.bfloat16()
+
+
+def int8(model: PreTrainedModel) -> nn.Module:
+    """Linear layers in int8, each activation's scale found as it comes; PyTorch means to remove this function."""
+    from torch.ao.quantization import quantize_dynamic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return quantize_dynamic(model, {nn.Linear}, torch.qint8)  # type: ignore[no-any-return, attr-defined]
+
+
+WAYS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
+    FLOAT32: lambda model: model,
+    "bfloat16": bfloat16,
+    "int8": int8,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way.
+
+    Attributes:
+        name: of the numbers.
+        scores: on test, by name.
+        same: share of the examples that get float32's prediction.
+        speed: float32's seconds over its own, median of the rounds.
+        spread: their interquartile range.
+    """
+
+    name: str
+    scores: dict[str, float]
+    same: float
+    speed: float
+    spread: float
+
+
+def compare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    rounds: int,
+) -> list[Row]:
+    """Let each way predict `examples` once untimed, then `rounds` times in turns."""
+    models = {name: change(copy.deepcopy(model)) for name, change in WAYS.items()}
+
+    def read(name: str) -> list[Prediction]:
+        return predict(models[name], tokenizer, examples, task.kind, labels, task.max_length)  # type: ignore[arg-type]
+
+    found = {name: read(name) for name in WAYS}
+    seconds = seconds_by_turns({name: lambda _, name=name: read(name) for name in WAYS}, rounds)
+    rows = []
+    for name, predictions in found.items():
+        same = sum(a == b for a, b in zip(predictions, found[FLOAT32], strict=True)) / len(predictions)
+        faster = ratios(seconds[FLOAT32], seconds[name])
+        scores = score(task.kind, examples, predictions, labels)
+        rows.append(Row(name, scores, same, median(faster), interquartile_range(faster)))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table."""
+    names = list(rows[0].scores)
+    lines = [["weights", *names, "predictions as in float32", "times as fast"]]
+    lines.append(["---", *["---:"] * (len(names) + 2)])
+    for row in rows:
+        scores = [f"{row.scores[name]:.2%}" for name in names]
+        lines.append([row.name, *scores, f"{row.same:.2%}", f"{row.speed:.2f} ± {row.spread:.2f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.precision", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="a fine-tuned model")
+    parser.add_argument("--task", required=True, help="the task that it was fine-tuned on")
+    parser.add_argument("--data", type=Path, help="folder with the task folders")
+    parser.add_argument("--test-samples", type=int, default=600, help="the first so many of the test set")
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args(arguments)
+    try:
+        if min(asked.test_samples, asked.rounds) < 1:
+            raise UserError("--test-samples and --rounds: give 1 or more")
+        task = find_task(asked.task)
+        examples = load_splits(task, asked.data).test[: asked.test_samples]
+        model, tokenizer = load_finetuned(asked.model)
+        labels = [model.config.id2label[i] for i in range(len(model.config.id2label))]
+        rows = compare(model.cpu(), tokenizer, task, examples, labels, asked.rounds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{task.title}, {len(examples):,} test examples, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    )
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
