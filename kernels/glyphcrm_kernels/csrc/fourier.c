@@ -284,8 +284,9 @@ int glyphcrm_fourier_backward(
                 images_to_rows(&work, x + begun * x_size, NULL, count, n, inputs, x_rows, block);
             /* The sum of a row is its spectrum at frequency 0. */
             for (int i = 0; i < count * side; i++)
-                for (int k = 0; k < outputs; k++)
-                    sums[k] += y_rows[2 * (size_t)i * outputs + k / lanes * 2 * lanes + k % lanes];
+                for (int group = 0; group < outputs; group += lanes)
+                    for (int lane = 0; lane < lanes; lane++)
+                        sums[group + lane] += y_rows[2 * ((size_t)i * outputs + group) + lane];
 #pragma omp parallel for num_threads(work.threads) schedule(dynamic)
             for (int column = 0; column < work.columns; column++) {
                 float *x_few = x_of_thread(&work), *y_few = y_of_thread(&work);

@@ -221,49 +221,58 @@ static void ISA(restore_rows)(
 
 /* Products ---------------------------------------------------------------------------------------------- */
 
-/* `rows` x `vectors` complex results at once, in registers:
+/* `rows` (at most 6) x `vectors` (at most 2) complex results at once, in registers:
  *     out[m, :] (+)= sum over p of a[m, p] * b[p, :], or with the conjugate of b.
- * a[m, p] starts at a[m] and goes `inner` floats with each p; every `run` of them it goes `outer` from the run's start. */
+ * a[m, p] starts at a[m] and goes `inner` floats with each p; every `run` of them it goes `outer` from the run's start.
+ * Each sum is a variable with a name: GCC moves the elements of an array to memory and back, at half the speed. */
 static inline __attribute__((always_inline)) void ISA(product_tile)(
     const int rows, const int vectors, const float *const *a, int runs, int run, int inner, int outer,
     const float *b, int b_stride, float *const *out, const int conjugate, const int accumulate)
 {
-    V sum_r[rows][vectors], sum_i[rows][vectors];
-    for (int m = 0; m < rows; m++)
-        for (int v = 0; v < vectors; v++) {
-            const V zero = {0};
-            sum_r[m][v] = accumulate ? *(const V *)(out[m] + 2 * LANES * v) : zero;
-            sum_i[m][v] = accumulate ? *(const V *)(out[m] + 2 * LANES * v + LANES) : zero;
-        }
+    const V zero = {0};
+    const int two = vectors == 2;
+#define FOR_ROWS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define START(m) \
+    const float *const a##m = m < rows ? a[m] : NULL; \
+    V r##m = zero, i##m = zero, s##m = zero, j##m = zero; /* real and imaginary sums of both vectors */ \
+    if (m < rows && accumulate) { \
+        r##m = *(const V *)out[m], i##m = *(const V *)(out[m] + LANES); \
+        if (two) \
+            s##m = *(const V *)(out[m] + 2 * LANES), j##m = *(const V *)(out[m] + 3 * LANES); \
+    }
+#define ADD(m) \
+    if (m < rows) { \
+        const float ar = a##m[at], ai = a##m[at + LANES]; \
+        r##m += ar * br, i##m += ai * br; \
+        s##m += ar * cr, j##m += ai * cr; \
+        if (conjugate) { \
+            r##m += ai * bi, i##m -= ar * bi; \
+            s##m += ai * ci, j##m -= ar * ci; \
+        } else { \
+            r##m -= ai * bi, i##m += ar * bi; \
+            s##m -= ai * ci, j##m += ar * ci; \
+        } \
+    }
+#define FINISH(m) \
+    if (m < rows) { \
+        *(V *)out[m] = r##m, *(V *)(out[m] + LANES) = i##m; \
+        if (two) \
+            *(V *)(out[m] + 2 * LANES) = s##m, *(V *)(out[m] + 3 * LANES) = j##m; \
+    }
+    FOR_ROWS(START)
     for (int o = 0; o < runs; o++) {
         size_t at = (size_t)o * outer;
         for (int p = 0; p < run; p++, at += inner, b += b_stride) {
-            V br[vectors], bi[vectors];
-            for (int v = 0; v < vectors; v++) {
-                br[v] = *(const V *)(b + 2 * LANES * v);
-                bi[v] = *(const V *)(b + 2 * LANES * v + LANES);
-            }
-            for (int m = 0; m < rows; m++) {
-                const float ar = a[m][at], ai = a[m][at + LANES];
-                for (int v = 0; v < vectors; v++) {
-                    sum_r[m][v] += ar * br[v];
-                    sum_i[m][v] += ai * br[v];
-                    if (conjugate) {
-                        sum_r[m][v] += ai * bi[v];
-                        sum_i[m][v] -= ar * bi[v];
-                    } else {
-                        sum_r[m][v] -= ai * bi[v];
-                        sum_i[m][v] += ar * bi[v];
-                    }
-                }
-            }
+            const V br = *(const V *)b, bi = *(const V *)(b + LANES);
+            const V cr = two ? *(const V *)(b + 2 * LANES) : zero, ci = two ? *(const V *)(b + 3 * LANES) : zero;
+            FOR_ROWS(ADD)
         }
     }
-    for (int m = 0; m < rows; m++)
-        for (int v = 0; v < vectors; v++) {
-            *(V *)(out[m] + 2 * LANES * v) = sum_r[m][v];
-            *(V *)(out[m] + 2 * LANES * v + LANES) = sum_i[m][v];
-        }
+    FOR_ROWS(FINISH)
+#undef FOR_ROWS
+#undef START
+#undef ADD
+#undef FINISH
 }
 
 /* Where channel `c` of a spectrum's row starts. */
