@@ -16,7 +16,7 @@ import torch
 from glyphcrm_kernels import attention_cpu
 
 from bench.throughput import chart, history, peak_memory, texts
-from bench.throughput.correctness import NOTHING, check_finite, check_ideas
+from bench.throughput.correctness import check_finite, check_ideas, nothing_dropped
 from bench.throughput.environment import ROOT
 from bench.throughput.history import Run
 from bench.throughput.ideas import ADD_NORM, EVERY_TOKEN, IDEAS
@@ -216,12 +216,10 @@ def test_a_step_is_that_of_all_its_micro_batches(
 def test_ideas_change_the_work_and_not_the_loss(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
     batch = next(material.real_batches(4))
     config, tokens = glyphcrm.config, batch["labels"].numel()
-    glyphcrm.eval()
-    for block in glyphcrm.glyphcrm.blocks:
-        block.attention.train().p = NOTHING
     losses, seen = [], []
     for idea in IDEAS:
         with (
+            nothing_dropped(glyphcrm),
             idea.switched_on(),
             patch.object(hanglyph.HanGlyph, "features", autospec=True, side_effect=hanglyph.HanGlyph.features) as cnn,
             patch.object(model, "find_packing", side_effect=model.find_packing) as packing,

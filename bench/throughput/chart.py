@@ -21,7 +21,7 @@ PEER = "BERT"
 COLOURS = ("#999999", "#cc79a7", "#e69f00", "#009e73", "#56b4e9", "#0072b2")
 PRODUCT_COLOUR = "#d55e00"
 PEER_COLOUR = "#000000"
-MARKERS = "XsD^v<"
+MARKERS = "XsD^v<o"
 LEAST_GAP = 0.055  # between two labels, as a share of the height
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +34,29 @@ def check_ideas(model: GlyphCRMForPreTraining, batch: Batch) -> None:
 
     The loss alone says little about a new model, whose predictions hardly depend on what it reads.
     """
-    model.eval()
-    for block in model.glyphcrm.blocks:
-        block.attention.train().p = NOTHING  # so that its dropout runs all the same
-    loss, gradients = _results(model, ALL_IDEAS, batch)
-    plain_loss, plain_gradients = _results(model, SHARED, batch)  # every token through HanGlyph would take minutes
-    model.train()
-    for block in model.glyphcrm.blocks:
-        block.attention.p = model.config.attention_probs_dropout_prob
+    with nothing_dropped(model):
+        loss, gradients = _results(model, ALL_IDEAS, batch)
+        plain_loss, plain_gradients = _results(model, SHARED, batch)  # every token through HanGlyph would take minutes
     losses = f"GlyphCRM's fast path has loss {loss:.6f}, its reference {plain_loss:.6f}"
     assert abs(loss - plain_loss) <= TOLERANCE, losses
     error = float((gradients - plain_gradients).norm() / plain_gradients.norm())
     assert error <= GRADIENT_TOLERANCE, f"the gradients of GlyphCRM's fast path are off by {error:.1e}"
+
+
+@contextmanager
+def nothing_dropped(model: GlyphCRMForPreTraining) -> Iterator[None]:
+    """No dropout but attention's, whose probability is so small that nothing is dropped; then `model` trains again."""
+    attentions = [block.attention for block in model.glyphcrm.blocks]
+    before = [attention.p for attention in attentions]
+    model.eval()
+    try:
+        for attention in attentions:
+            attention.train().p = NOTHING
+        yield
+    finally:
+        for attention, p in zip(attentions, before, strict=True):
+            attention.p = p
+        model.train()
 
 
 def _results(model: GlyphCRMForPreTraining, idea: Idea, batch: Batch) -> tuple[float, Tensor]:

@@ -69,9 +69,10 @@ class SelfAttention(nn.Module):
         query = self._heads(self.query(queries))
         key, value = self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
         dropout = self.p if self.training else 0.0
-        is_padded = attention_mask is not None and "cu_seq_lens_q" not in kwargs
-        fits_c = dropout > 0 and not is_padded and attention_fits_cpu(query, key, value)
-        attend = self._implementation("cu_seq_lens_q" in kwargs, fits_c)
+        is_packed = "cu_seq_lens_q" in kwargs
+        is_plain = (is_packed or attention_mask is None) and not kwargs.get("is_causal")
+        fits_c = 0 < dropout < 1 and is_plain and attention_fits_cpu(query, key, value)
+        attend = self._implementation(is_packed, fits_c)
         context, probabilities = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )

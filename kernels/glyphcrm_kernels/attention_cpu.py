@@ -3,9 +3,10 @@
     context = dropout(softmax(scaling query key^T)) value
 
 PyTorch fuses attention on a CPU only without dropout. With it, each step passes over the scores of the whole batch, and
-the random numbers are drawn in one thread. Here a sequence's scores stay in the second-level cache between PyTorch's
-matrix products, its softmax, and the C functions of csrc/attention.c. These have the dropout of the add-norm,
-which the backward draws again. A sequence is a row of a batch, or a part of a packed row.
+random numbers cost most of the time (but on Intel's processors, they are drawn in one thread). Here a sequence goes
+through PyTorch's matrix products, its softmax, and the C functions of csrc/attention.c before the next one begins, so
+that its scores stay in the second-level cache where they fit (12 heads: up to some 128 tokens). Dropout is that
+of the add-norm, drawn again in the backward. A sequence is a row of a batch, or a part of a packed row.
 
 s scores, head size c: 2 s c multiply-adds forward, 4 s c backward. Kept for the backward: query, key, value, and the
 probabilities before dropout, 4 s bytes; PyTorch keeps 12 s (before and after dropout, and the mask).
@@ -14,6 +15,7 @@ probabilities before dropout, 4 s bytes; PyTorch keeps 12 s (before and after dr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 from glyphcrm_kernels import cpu_library, launch
 from glyphcrm_kernels.dropout import drop_below, new_seed
 
-SCORES_AT_ONCE = 1 << 17  # of short sequences several are worked on at once, up to so many scores: half a megabyte
+SCORES_AT_ONCE = 1 << 17  # of short rows of a batch several are worked on at once, up to so many scores
 
 
 def attention_fits_cpu(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -51,7 +53,18 @@ def attention_cpu(
         p: dropout probability in [0, 1), which is rounded to a multiple of 1/65,536.
         query_lengths: where B = 1 and the row holds several sequences, each of which attends to itself: their queries.
         key_lengths: their keys; given together with `query_lengths`.
+
+    Raises:
+        ValueError: `p` outside [0, 1), or lengths that are not those of the row.
     """
+    if not 0 <= p < 1:
+        raise ValueError(f"attention_cpu: p={p} must be in [0, 1)")
+    for tensor, lengths in ((query, query_lengths), (key, key_lengths)):
+        if (lengths is None) != (query_lengths is None):
+            raise ValueError("attention_cpu: give query_lengths and key_lengths, or neither")
+        if lengths is not None and (len(tensor) != 1 or sum(lengths) != tensor.shape[2]):
+            shape = tuple(tensor.shape)
+            raise ValueError(f"attention_cpu: lengths of {sum(lengths)} in all do not divide a row of shape {shape}")
     arguments = (query, key, value, new_seed(query.device), drop_below(p), scaling, query_lengths, key_lengths)
     context, _ = _attention_cpu(*arguments)
     return context
@@ -62,7 +75,7 @@ class _Scores(NamedTuple):
 
     Attributes:
         shape: sequences times heads, queries, keys.
-        place: of their first, among all that are kept.
+        place: of their first, among the probabilities of all sequences.
         counter: the first that random bits are drawn from.
     """
 
@@ -70,9 +83,9 @@ class _Scores(NamedTuple):
     place: int
     counter: int
 
-    def of(self, kept: Tensor) -> Tensor:
-        """Return their part of the probabilities."""
-        return kept.narrow(0, self.place, math.prod(self.shape)).view(self.shape)
+    def of(self, probabilities: Tensor) -> Tensor:
+        """Return their part of the probabilities of all sequences."""
+        return probabilities.narrow(0, self.place, math.prod(self.shape)).view(self.shape)
 
 
 def _at_once(query: Tensor, key: Tensor) -> int:
@@ -80,20 +93,30 @@ def _at_once(query: Tensor, key: Tensor) -> int:
     return max(1, SCORES_AT_ONCE // max(1, query.shape[1] * query.shape[2] * key.shape[2]))
 
 
-def _lay_out(query: Tensor, key: Tensor, asked: list[int] | None, read: list[int] | None) -> tuple[list[_Scores], int]:
-    """Return the scores of all sequences, as many a piece as are worked on at once, and how many floats hold them."""
+def _lay_out(
+    query: Tensor, key: Tensor, query_lengths: list[int] | None, key_lengths: list[int] | None
+) -> list[_Scores]:
+    """Return the scores of all sequences, as many a piece as are worked on at once."""
     rows, heads, queries, _ = query.shape
-    if asked is not None and read is not None:
-        shapes = [(heads, q, k) for q, k in zip(asked, read, strict=True)]
+    if query_lengths is not None and key_lengths is not None:
+        shapes = [(heads, q, k) for q, k in zip(query_lengths, key_lengths, strict=True)]
     else:
         step = _at_once(query, key)
-        shapes = [(min(step, rows - row) * heads, queries, key.shape[2]) for row in range(0, rows, step)]
+        shapes = [(min(step, rows - row) * heads, queries, key.shape[2]) for row in range(0, max(rows, 1), step)]
     scores, place, counter = [], 0, 0
     for matrices, q, k in shapes:
         scores.append(_Scores((matrices, q, k), place, counter))
         place += matrices * q * k
         counter += matrices * q * -(-k // 8)
-    return scores, place
+    return scores
+
+
+def _count(query: Tensor, key: Tensor, query_lengths: list[int] | None, key_lengths: list[int] | None) -> int:
+    """Return how many scores all sequences have; in no way that would fix the shapes of a compiled graph."""
+    rows, heads, queries, _ = query.shape
+    if query_lengths is None or key_lengths is None:
+        return rows * heads * queries * key.shape[2]
+    return heads * sum(q * k for q, k in zip(query_lengths, key_lengths, strict=True))
 
 
 def _split(tensor: Tensor, lengths: list[int] | None, at_once: int) -> tuple[Tensor, ...]:
@@ -101,9 +124,9 @@ def _split(tensor: Tensor, lengths: list[int] | None, at_once: int) -> tuple[Ten
     return tensor.split(at_once) if lengths is None else tensor.split(lengths, 2)
 
 
-def _matrices(tensor: Tensor, lengths: list[int] | None, at_once: int) -> list[Tensor]:
-    """Return the same pieces as ``(sequences * heads, length, c)``; of more than one sequence, copies."""
-    return [piece.flatten(0, 1) for piece in _split(tensor, lengths, at_once)]
+def _matrices(tensor: Tensor, lengths: list[int] | None, at_once: int) -> Iterator[Tensor]:
+    """Yield the same pieces as ``(sequences * heads, length, c)``; of more than one sequence, copies."""
+    return (piece.flatten(0, 1) for piece in _split(tensor, lengths, at_once))
 
 
 def _write(piece: Tensor, matrices: Tensor) -> None:
@@ -130,20 +153,21 @@ def _attention_cpu(
     seed: Tensor,
     drop: int,
     scaling: float,
-    asked: list[int] | None,
-    read: list[int] | None,
+    query_lengths: list[int] | None,
+    key_lengths: list[int] | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the context, and the probabilities of all sequences one after the other.
 
     Args:
         seed: ``(1,)`` int64.
         drop: a probability is dropped if its 16 random bits are below.
-        asked, read: `query_lengths` and `key_lengths`.
+        query_lengths, key_lengths: `query_lengths` and `key_lengths`.
     """
-    pieces, floats = _lay_out(query, key, asked, read)
+    pieces = _lay_out(query, key, query_lengths, key_lengths)
     rows, heads, queries, c = query.shape
-    kept, context = launch.empty(floats, like=query), launch.empty(rows, queries, heads, c, like=query)
-    of_queries, of_keys = (asked, _at_once(query, key)), (read, _at_once(query, key))
+    probabilities = launch.empty(_count(query, key, query_lengths, key_lengths), like=query)
+    context = launch.empty(rows, queries, heads, c, like=query)
+    of_queries, of_keys = (query_lengths, _at_once(query, key)), (key_lengths, _at_once(query, key))
     parts = zip(
         pieces,
         _scratch(pieces, query),
@@ -154,12 +178,12 @@ def _attention_cpu(
         strict=True,
     )
     for scores, dropped, out, q, k, v in parts:
-        probabilities = scores.of(kept)
-        torch.baddbmm(probabilities, q, k.transpose(1, 2), beta=0, alpha=scaling, out=probabilities)
-        torch.softmax(probabilities, -1, out=probabilities)
-        _run("attention_dropout", scores, drop, seed, probabilities, dropped)
+        here = scores.of(probabilities)
+        torch.baddbmm(here, q, k.transpose(1, 2), beta=0, alpha=scaling, out=here)
+        torch.softmax(here, -1, out=here)
+        _run("attention_dropout", scores, drop, seed, here, dropped)
         _write(out, torch.bmm(dropped, v))
-    return context, kept
+    return context, probabilities
 
 
 @_attention_cpu.register_fake
@@ -170,12 +194,12 @@ def _(
     seed: Tensor,
     drop: int,
     scaling: float,
-    asked: list[int] | None,
-    read: list[int] | None,
+    query_lengths: list[int] | None,
+    key_lengths: list[int] | None,
 ) -> tuple[Tensor, Tensor]:
     rows, heads, queries, c = query.shape
-    _, floats = _lay_out(query, key, asked, read)
-    return query.new_empty(rows, queries, heads, c), query.new_empty(floats)
+    scores = _count(query, key, query_lengths, key_lengths)
+    return query.new_empty(rows, queries, heads, c), query.new_empty(scores)
 
 
 @torch.library.custom_op("glyphcrm::attention_cpu_backward", mutates_args=())
@@ -185,16 +209,16 @@ def _attention_cpu_backward(
     key: Tensor,
     value: Tensor,
     seed: Tensor,
-    kept: Tensor,
+    probabilities: Tensor,
     drop: int,
     scaling: float,
-    asked: list[int] | None,
-    read: list[int] | None,
+    query_lengths: list[int] | None,
+    key_lengths: list[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, in memory as the projections gave these: ``(B, L, heads, c)``."""
-    pieces, _ = _lay_out(query, key, asked, read)
+    pieces = _lay_out(query, key, query_lengths, key_lengths)
     dquery, dkey, dvalue = (launch.empty(*t.transpose(1, 2).shape, like=t).transpose(1, 2) for t in (query, key, value))
-    of_queries, of_keys = (asked, _at_once(query, key)), (read, _at_once(query, key))
+    of_queries, of_keys = (query_lengths, _at_once(query, key)), (key_lengths, _at_once(query, key))
     parts = zip(
         pieces,
         *(_scratch(pieces, query) for _ in range(2)),
@@ -205,7 +229,7 @@ def _attention_cpu_backward(
     )
     for scores, dscores, dropped, dout, q, k, v, dq, dk, dv in parts:
         torch.bmm(dout, v.transpose(1, 2), out=dscores)  # the gradient of `dropped`, for now
-        _run("attention_dropout_backward", scores, drop, scaling, seed, scores.of(kept), dscores, dropped)
+        _run("attention_dropout_backward", scores, drop, scaling, seed, scores.of(probabilities), dscores, dropped)
         _write(dv, torch.bmm(dropped.transpose(1, 2), dout))
         _write(dq, torch.bmm(dscores, k))
         _write(dk, torch.bmm(dscores.transpose(1, 2), q))
@@ -219,11 +243,11 @@ def _(
     key: Tensor,
     value: Tensor,
     seed: Tensor,
-    kept: Tensor,
+    probabilities: Tensor,
     drop: int,
     scaling: float,
-    asked: list[int] | None,
-    read: list[int] | None,
+    query_lengths: list[int] | None,
+    key_lengths: list[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dquery, dkey, dvalue = (t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (query, key, value))
     return dquery, dkey, dvalue
@@ -231,13 +255,13 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, seed, *ctx.settings = inputs
-    _, kept = output
-    ctx.save_for_backward(query, key, value, seed, kept)
-    ctx.mark_non_differentiable(kept)
-    ctx.set_materialize_grads(False)  # or zeros would be made as the gradient of what is kept
+    _, probabilities = output
+    ctx.save_for_backward(query, key, value, seed, probabilities)
+    ctx.mark_non_differentiable(probabilities)
+    ctx.set_materialize_grads(False)  # or zeros would be made as the probabilities' gradient
 
 
-def _backward(ctx: Any, dcontext: Tensor | None, _kept: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dcontext: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dcontext is None:  # nothing that is differentiated depends on the context
         return (None,) * 8
     gradients = _attention_cpu_backward(dcontext, *ctx.saved_tensors, *ctx.settings)

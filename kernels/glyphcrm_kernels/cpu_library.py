@@ -69,4 +69,6 @@ def _argument(value: float | Tensor | None) -> ctypes.c_int | ctypes.c_float | c
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
         return ctypes.c_float(value)
-    return None if value is None else ctypes.c_int(value)
+    if value is not None and not -(2**31) <= value < 2**31:
+        raise OverflowError(f"{value} does not fit the C functions' 32 bits; take a smaller batch")
+    return None if value is None else ctypes.c_int(int(value))

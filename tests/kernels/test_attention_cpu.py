@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from glyphcrm_kernels import add_norm, cpu_library
+from glyphcrm_kernels import attention_cpu as attention
 from glyphcrm_kernels.attention_cpu import (
     _attention_cpu,
     _attention_cpu_backward,
+    _lay_out,
     attention_cpu,
     attention_fits_cpu,
 )
@@ -99,12 +102,16 @@ def test_results_are_true_in_a_packed_row(
     buffers.assert_guards_unchanged()
 
 
-@pytest.mark.parametrize(("rows", "queries", "keys"), [(3, 16, 37), (700, 2, 9), (2, 1, 600)])
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize(("queries", "keys"), [(16, 37), (2, 9), (1, 600)])
 def test_a_batch_is_the_packed_row_of_its_sequences_and_its_dropout_that_of_the_triton_kernels(
-    rows: int, queries: int, keys: int
+    monkeypatch: pytest.MonkeyPatch, at_once: int, queries: int, keys: int
 ) -> None:
-    heads, p = 2, 0.3
+    """However many rows of the batch are worked on at once."""
+    rows, heads, p = 5, 2, 0.3
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once * heads * queries * keys)
     *inputs, cotangent = make(rows, heads, queries, keys, keys, lambda t: t)
+    assert len(_lay_out(*inputs[:2], None, None)) == -(-rows // at_once)
     context = seeded(*inputs, p, None)
     row = [t.transpose(0, 1).flatten(1, 2).unsqueeze(0) for t in inputs]
     packed = seeded(*row, p, ([queries] * rows, [keys] * rows)).view_as(context)
@@ -121,6 +128,7 @@ def test_a_batch_is_the_packed_row_of_its_sequences_and_its_dropout_that_of_the_
     other = add_norm(x, residual, torch.ones(keys), torch.zeros(keys), p=p, training=True, backend="triton")
     (dx,) = torch.autograd.grad(other, x, dy)
     assert torch.equal(kept, dx != 0)
+    assert 0.5 < kept.float().mean() < 0.9
 
 
 def test_of_one_key_the_value_is_what_comes_out_and_no_gradient_reaches_the_scores() -> None:
@@ -160,13 +168,62 @@ def test_the_operators_keep_the_rules_of_pytorch(lengths: Lengths | None) -> Non
     torch.library.opcheck(_attention_cpu_backward, (cotangent, *plain, seed, kept.detach(), *settings_))
 
 
-def test_checkpointing_draws_the_same_mask_again() -> None:
+@pytest.mark.parametrize("preserve", [True, False])
+def test_checkpointing_draws_the_same_mask_again(preserve: bool) -> None:
     *inputs, cotangent = make(3, 2, 6, 8, 4, lambda t: t)
-    both = []
-    for attend in (seeded, lambda *a: checkpoint(seeded, *a, use_reentrant=False)):
-        both.append(gradients(attend(*inputs, 0.4, None), inputs, [cotangent]))
-    for plain, again in zip(*both, strict=True):
-        assert torch.equal(plain, again)
+
+    def attend(*tensors: Tensor) -> Tensor:
+        return attention_cpu(*tensors, scaling=0.5, p=0.4)
+
+    torch.manual_seed(3)
+    plain = gradients(attend(*inputs), inputs, [cotangent])
+    torch.manual_seed(3)
+    context = checkpoint(attend, *inputs, use_reentrant=False, preserve_rng_state=preserve)
+    again = gradients(context, inputs, [cotangent])
+    assert all(map(torch.equal, plain, again)) is preserve
+
+
+def test_what_autograd_may_ask_of_it() -> None:
+    """A gradient that is one number spread out, inputs that need none, inference mode; no second derivative."""
+    *inputs, _ = make(2, 2, 6, 8, 4, lambda t: t)
+    context = seeded(*inputs, 0.4, None)
+    expected = gradients(context, inputs, [torch.ones(context.shape)])
+    again = torch.autograd.grad(seeded(*inputs, 0.4, None).sum(), inputs)
+    assert all(map(torch.equal, expected, again))
+    query, key, value = inputs
+    (alone,) = torch.autograd.grad(seeded(query.detach(), key.detach(), value, 0.4, None).sum(), value)
+    assert torch.equal(alone, expected[2])
+    with torch.inference_mode():
+        assert torch.equal(seeded(*inputs, 0.4, None), context)
+    (first,) = torch.autograd.grad(seeded(*inputs, 0.4, None).square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.sum(), query)
+
+
+def test_nothing_to_attend() -> None:
+    for rows, queries in ((0, 3), (2, 0)):
+        query, key, value = (torch.randn(rows, 2, n, 4) for n in (queries, 5, 5))
+        assert attention_cpu(query, key, value, scaling=0.5, p=0.1).shape == (rows, queries, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"p": 1.0}, "p=1.0 must be in"),
+        ({"query_lengths": [3]}, "query_lengths and key_lengths, or neither"),
+        ({"key_lengths": [3]}, "query_lengths and key_lengths, or neither"),
+        ({"query_lengths": [1, 2], "key_lengths": [3, 1]}, "lengths of 4 in all do not divide a row of shape"),
+    ],
+)
+def test_mistakes_are_named(changed: dict[str, Any], message: str) -> None:
+    query, key, value, _ = make(1, 2, 3, 3, 4, lambda t: t)
+    with pytest.raises(ValueError, match=message):
+        attention_cpu(query, key, value, **{"scaling": 0.5, "p": 0.1, **changed})
+
+
+def test_numbers_beyond_32_bits_are_refused() -> None:
+    with pytest.raises(OverflowError, match="take a smaller batch"):
+        cpu_library.call("attention_dropout", 4, 1, 1, 1, 0, 2**31, torch.zeros(1), torch.zeros(1), torch.zeros(1))
 
 
 def test_what_it_takes() -> None:

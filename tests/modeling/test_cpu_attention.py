@@ -8,6 +8,7 @@ import pytest
 import torch
 from glyphcrm_kernels import attention_cpu, cpu_library
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -96,10 +97,14 @@ def test_it_runs_in_float32_training_with_dropout_and_sdpa_alone(atlas: GlyphAtl
     model.config.kernel_backend = "auto"
     causal = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril()
     model(**inputs | {"attention_mask": causal})
+    model(**inputs | {"attention_mask": None}, is_causal=True)
     model.set_attn_implementation("eager")
     model(**inputs)
+    model.set_attn_implementation("sdpa")
     model.double()(**inputs)
     assert not calls
+    model.float()(**inputs)
+    assert len(calls) == 3
 
 
 def test_its_dropout_has_the_mean_of_no_dropout(atlas: GlyphAtlas, calls: list[Any]) -> None:
@@ -140,3 +145,18 @@ def test_the_same_masks_under(way: str, atlas: GlyphAtlas, calls: list[Any]) -> 
     assert found.keys() == expected.keys()
     for name, truth in expected.items():
         assert (found[name] - truth).norm() <= 1e-5 * (1e-3 + truth.norm()), name
+
+
+def test_one_compiled_graph_serves_batches_of_many_shapes(atlas: GlyphAtlas) -> None:
+    model = build(GlyphCRMForPreTraining, atlas, 0.1)
+    attention = model.glyphcrm.blocks[0].attention
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for rows, length in ((2, 9), (3, 12), (5, 7)):
+        states = torch.randn(rows, length, 32, requires_grad=True)
+        compiled(states, None)[0].sum().backward()
+        assert states.grad is not None and states.grad.isfinite().all()
+        counts.append(counter.frame_count)
+    assert counts == [counts[0]] * 3 and counts[0] > 0

@@ -6,31 +6,31 @@
 
 static void ISA(drop_row)(
     uint64_t seed, uint64_t counter, int drop_below, int width, const float *restrict probabilities,
-    float *restrict kept)
+    float *restrict dropped)
 {
     const float scale = (float)DROPS / (DROPS - drop_below);
     uint32_t words[BLOCK / 2];
     for (int i = 0; i < width; i += BLOCK, counter += BLOCK / 8) {
         const int here = width - i < BLOCK ? width - i : BLOCK;
         ISA(philox)(seed, counter, (here + 7) / 8, words);
-        ISA(drop)(probabilities + i, (const Bits16 *)words, drop_below, scale, here, kept + i);
+        ISA(drop)(probabilities + i, (const Bits16 *)words, drop_below, scale, here, dropped + i);
     }
 }
 
-/* With k = P m, m being dropout's mask and scale, and g the gradient of k: dscores = k g - P sum(k g). */
+/* With D = P m, m being dropout's mask and scale, and g the gradient of D: dscores = D g - P sum(D g). */
 static void ISA(softmax_row_backward)(
-    float scaling, int width, const float *restrict probabilities, const float *restrict kept,
+    float scaling, int width, const float *restrict probabilities, const float *restrict dropped,
     float *restrict gradient)
 {
     V sums = {0};
     int i = 0;
     for (; i + LANES <= width; i += LANES)
-        sums += *(const V *)(kept + i) * *(const V *)(gradient + i);
+        sums += *(const V *)(dropped + i) * *(const V *)(gradient + i);
     float sum = ISA(total)(sums);
     for (; i < width; i++)
-        sum += kept[i] * gradient[i];
+        sum += dropped[i] * gradient[i];
     for (i = 0; i < width; i++)
-        gradient[i] = (kept[i] * gradient[i] - probabilities[i] * sum) * scaling;
+        gradient[i] = (dropped[i] * gradient[i] - probabilities[i] * sum) * scaling;
 }
 
 #undef V

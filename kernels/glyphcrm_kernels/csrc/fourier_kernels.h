@@ -229,6 +229,7 @@ static inline __attribute__((always_inline)) void ISA(product_tile)(
     const int rows, const int vectors, const float *const *a, int runs, int run, int inner, int outer,
     const float *b, int b_stride, float *const *out, const int conjugate, const int accumulate)
 {
+    _Static_assert(TILE_ROWS <= 6, "FOR_ROWS has six rows");
     const V zero = {0};
     const int two = vectors == 2;
 #define FOR_ROWS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
