@@ -121,6 +121,31 @@ def test_start_up(asked: Options, material: Material, measured: Measured) -> Non
     )
 
 
+def test_data(asked: Options, material: Material, measured: Measured) -> None:
+    """Text to batches, with one worker process; before the models fill the memory that it would be forked with."""
+    ways: list[data_path.Way] = []
+    seconds = seconds_by_turns({"data": lambda i: ways.append(data_path.text_to_batches(material, i))}, asked.rounds)
+    rates = [way.characters / s for way, s in zip(ways, seconds["data"], strict=True)]
+    a_batch = median(seconds["data"]) / ways[0].batches
+    note = f"{ways[0].characters:,} characters, from untokenised text; {1e3 * a_batch:.1f} ms a batch"
+    measured.rows.append(
+        Row(
+            kind="data",
+            what=f"data: text to batches of {asked.sizes.batch}, one worker",
+            peer="",
+            ratio=median(rates),
+            spread=interquartile_range(rates),
+            target=300_000,
+            at_least=True,
+            own=median(seconds["data"]),
+            peer_own=None,
+            unit=RATE,
+            rounds=asked.rounds,
+            note=note,
+        )
+    )
+
+
 @pytest.mark.parametrize("larger", [False, True], ids=["smaller", "larger"])
 @pytest.mark.parametrize("lengths", ["real", "full"])
 def test_training(
@@ -141,9 +166,12 @@ def test_training(
     note += f"{1 - tokens / places:.0%} padding, {distinct:,.0f} distinct characters"
     if len(steps[0]) > 1:
         note += f" in each of {len(steps[0])} micro-batches"
+    own, peer = seconds["glyphcrm"], seconds["bert"]
+    data = next((r for r in measured.rows if r.kind == "data"), None)
+    if data is not None:
+        note += f"; to make its batch from text takes {tokens / rounds / data.ratio / median(own):.2%} of its time"
     kind = "real lengths" if lengths == "real" else "no padding"
     what = f"training step, {sequences} x {asked.sizes.length}, {kind}"
-    own, peer = seconds["glyphcrm"], seconds["bert"]
     measured.rows.append(row("training", what, BERT_TRAINING, own, peer, at_least=1.0 if larger else 0.85, note=note))
 
 
@@ -183,34 +211,6 @@ def test_hanglyph(asked: Options, material: Material, models: Models, measured: 
     what = f"HanGlyph forward and backward, {characters} characters"
     measured.rows.append(
         row("hanglyph", what, f"reference (oneDNN, {order})", seconds["fast"], seconds["reference"], at_least=3)
-    )
-
-
-def test_data(asked: Options, material: Material, measured: Measured) -> None:
-    """Text to batches, with one worker process."""
-    ways: list[data_path.Way] = []
-    seconds = seconds_by_turns({"data": lambda i: ways.append(data_path.text_to_batches(material, i))}, asked.rounds)
-    rates = [way.characters / s for way, s in zip(ways, seconds["data"], strict=True)]
-    a_batch = median(seconds["data"]) / ways[0].batches
-    note = f"{ways[0].characters:,} characters, from untokenised text; {1e3 * a_batch:.1f} ms a batch"
-    step = next((r for r in measured.rows if r.kind == "training"), None)
-    if step is not None:
-        note += f", {a_batch / step.own:.2%} of the {step.what}"
-    measured.rows.append(
-        Row(
-            kind="data",
-            what=f"data: text to batches of {asked.sizes.batch}, one worker",
-            peer="",
-            ratio=median(rates),
-            spread=interquartile_range(rates),
-            target=300_000,
-            at_least=True,
-            own=median(seconds["data"]),
-            peer_own=None,
-            unit=RATE,
-            rounds=asked.rounds,
-            note=note,
-        )
     )
 
 
