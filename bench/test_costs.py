@@ -1,4 +1,4 @@
-"""Costs that the issues of this project put a bound on: the gather of distinct characters, encoding, importing."""
+"""Costs of single parts: the gather of distinct characters, attention on a CPU, encoding, importing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
+from glyphcrm_kernels.attention_cpu import attention_cpu, attention_fits_cpu
 
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
@@ -28,6 +30,26 @@ def test_gather_of_1800_distinct_characters(benchmark: Any) -> None:
         F.embedding(index, vectors).backward(gradient)
 
     benchmark(gather)
+
+
+@pytest.mark.benchmark(group="attention, 32 x 128 tokens, 12 heads of 64, forward and backward, dropout 0.1")
+@pytest.mark.parametrize("way", ["C", "PyTorch", "PyTorch without dropout"])
+def test_attention(benchmark: Any, way: str) -> None:
+    """As a training step on a CPU has it."""
+    query, key, value = (torch.randn(32, 128, 12, 64).transpose(1, 2).requires_grad_() for _ in range(3))
+    if way == "C" and not attention_fits_cpu(query, key, value):
+        pytest.skip("installed without a C compiler")
+    gradient = torch.randn(32, 128, 12, 64)
+    p = 0.0 if way == "PyTorch without dropout" else 0.1
+
+    def attend() -> None:
+        if way == "C":
+            context = attention_cpu(query, key, value, scaling=0.125, p=p)
+        else:
+            context = F.scaled_dot_product_attention(query, key, value, dropout_p=p).transpose(1, 2)
+        torch.autograd.grad(context, (query, key, value), gradient)
+
+    benchmark(attend)
 
 
 def test_encoding_text(benchmark: Any, tmp_path: Path) -> None:

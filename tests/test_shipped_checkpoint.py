@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 import glyphcrm  # noqa: F401  (registers the model)
 from glyphcrm.checkpoint import load_checkpoint
+from glyphcrm.cli import main
 from glyphcrm.modeling import GlyphCRMForMaskedLM
+from glyphcrm.tokenization import SPECIAL_TOKENS
 
 DIRECTORY = Path(__file__).parents[1] / "checkpoints" / "glyphcrm-tiny"
 MOST_BYTES = 25_000_000
@@ -63,6 +66,27 @@ def test_it_reads_characters_that_it_cannot_predict(fill) -> None:
     with torch.no_grad():
         states = model.glyphcrm(torch.tensor([ids])).last_hidden_state[0]
     assert (states[1] - states[2]).abs().max() > 0.1
+
+
+def test_a_character_drawn_by_hand_is_read_by_its_shape(tmp_path: Path) -> None:
+    """𠮷 is added as a few strokes; of all characters to predict 吉, with the upper strokes the other way, is near."""
+    drawing = Image.new("L", (96, 96), "white")
+    pen = ImageDraw.Draw(drawing)
+    for stroke in ((26, 20, 70, 20), (8, 42, 88, 42), (48, 6, 48, 42)):
+        pen.line(stroke, fill="black", width=7)
+    pen.rectangle((22, 56, 74, 88), outline="black", width=7)
+    drawing.save(tmp_path / "drawn.png")
+    added = ["--png", f"𠮷={tmp_path / 'drawn.png'}", "--model", str(DIRECTORY), "--out", str(tmp_path / "more")]
+    assert main(["atlas", "add", *added]) == 0
+    model, tokenizer = load_checkpoint(tmp_path / "more", GlyphCRMForMaskedLM)
+    new, like = tokenizer.convert_tokens_to_ids(["𠮷", "吉"])
+    base = model.eval().glyphcrm
+    rows = torch.tensor([new, *range(len(SPECIAL_TOKENS), model.config.vocab_size)])
+    with torch.no_grad():
+        vectors = torch.cat([base.hanglyph(part, base.glyph_table.bitmaps).vector for part in rows.split(500)])
+    likeness = torch.cosine_similarity(vectors[:1] - vectors.mean(0), vectors - vectors.mean(0))
+    nearest = rows[likeness.topk(6).indices].tolist()
+    assert nearest[0] == new and like in nearest
 
 
 def test_the_cards_figures_are_those_of_the_runs() -> None:

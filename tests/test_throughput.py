@@ -116,7 +116,9 @@ def test_every_row_is_in_the_history(first_run: tuple[str, Run]) -> None:
         elif found.kind == "start-up":
             assert found.ratio == pytest.approx(found.own / found.peer_own)
     data = next(found for found in run.rows if found.kind == "data")
-    assert data.unit == RATE and data.peer_own is None and "% of the training step, 4 x 64" in data.note
+    assert data.unit == RATE and data.peer_own is None and "ms a batch" in data.note
+    for found in run.rows:
+        assert ("to make its batch from text takes" in found.note) is (found.kind == "training")
     assert run.preset == "nano" and run.text == "training text: text.txt; inference: reviews.tsv"
     assert run.versions["torch"] == torch.__version__ and run.machine["threads"] == 1
     assert set(run.versions) == {"torch", "transformers", "triton", "glyphcrm", "python"}

@@ -1,8 +1,9 @@
 """Add-norm on a CPU, forward and backward, in float32: one pass over memory each way.
 
 The operator of add_norm.py with the same bytes moved and the same dropout: Philox4x32-7 of seed, row and column, so
-that one seed gives one mask on a CPU and on a GPU. PyTorch's own dropout draws its random numbers in one thread, and
-each of its operations passes over memory again. The C functions are in csrc/add_norm.c.
+that one seed gives one mask on a CPU and on a GPU. PyTorch's own dropout draws its random numbers in
+one thread on processors other than Intel's, and each of its operations passes over memory again. The C functions are
+in csrc/add_norm.c.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     context = dropout(softmax(scaling query key^T)) value
 
 PyTorch fuses attention on a CPU only without dropout. With it, each step passes over the scores of the whole batch, and
-random numbers cost most of the time (but on Intel's processors, they are drawn in one thread). Here a sequence goes
+random numbers cost most of the time (on processors other than Intel's, one thread draws them). Here a sequence goes
 through PyTorch's matrix products, its softmax, and the C functions of csrc/attention.c before the next one begins, so
 that its scores stay in the second-level cache where they fit (12 heads: up to some 128 tokens). Dropout is that
 of the add-norm, drawn again in the backward. A sequence is a row of a batch, or a part of a packed row.
