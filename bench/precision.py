@@ -25,7 +25,7 @@ from bench.throughput.interleaved import interquartile_range, ratios, seconds_by
 from glyphcrm.data.tasks import Example, Task, find_task, load_splits
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.metrics import Prediction, score
-from glyphcrm.finetuning.models import load_finetuned
+from glyphcrm.finetuning.models import load_finetuned, reads_glyphs
 from glyphcrm.finetuning.prediction import predict
 
 FLOAT32 = "float32"
@@ -37,12 +37,18 @@ def bfloat16(model: PreTrainedModel) -> nn.Module:
 
 
 def int8(model: PreTrainedModel) -> nn.Module:
-    """Linear layers in int8, each activation's scale found as it comes; PyTorch means to remove this function."""
+    """Linear layers of the encoder in int8, each activation's scale found as it comes; PyTorch means to remove this.
+
+    HanGlyph stays as it is: of one with other layers no vectors are kept.
+    """
     from torch.ao.quantization import quantize_dynamic
 
+    encoder = "blocks" if reads_glyphs(model) else "encoder"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return quantize_dynamic(model, {nn.Linear}, torch.qint8)  # type: ignore[no-any-return, attr-defined]
+        quantized = quantize_dynamic(getattr(model.base_model, encoder), {nn.Linear}, torch.qint8)  # type: ignore[attr-defined]
+    setattr(model.base_model, encoder, quantized)
+    return model
 
 
 WAYS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
