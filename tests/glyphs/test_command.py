@@ -22,7 +22,6 @@ def run(*arguments):
 def test_build_from_text_and_show(tmp_path, capsys, monkeypatch, noto):
     few = replace(noto, coverage=frozenset(map(ord, "好文人〇UNKCLSEPMA")))
     monkeypatch.setattr(fonts, "default_font", lambda: few)
-    monkeypatch.setattr(fonts, "SYSTEM_FONT_DIRECTORIES", ())
     text, out, sheet = tmp_path / "text.txt", tmp_path / "atlas.safetensors", tmp_path / "sheet.png"
     text.write_text("好好好\n中中 文\n🀀🀀🀀🀀", encoding="utf-8")
     font = font_file(tmp_path / "user.ttf", {"中": SQUARE, "𠮷": SQUARE})
