@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from bench.precision import WAYS, main
 from glyphcrm.data.tasks import find_task
-from glyphcrm.finetuning.models import load_model
+from glyphcrm.finetuning.models import load_finetuned, load_model
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "glyphcrm-tiny"
 TASK = "demo_sentiment"
@@ -37,6 +39,17 @@ def test_the_table(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows.values():
         # A new head is never sure, but no coin either.
         assert float(row["predictions as in float32"].rstrip("%")) > 50
+
+
+def test_each_way_computes_in_its_numbers(finetuned: Path) -> None:
+    linear = {}
+    for name, change in WAYS.items():
+        model, _ = load_finetuned(finetuned)
+        base = change(model).base_model
+        linear[name] = type(base.blocks[0].intermediate)
+        assert type(base.hanglyph.vector) is nn.Linear
+        assert base.hanglyph.vector.weight.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
+    assert linear["float32"] is linear["bfloat16"] is nn.Linear and linear["int8"] is not nn.Linear
 
 
 def test_mistakes_are_one_line(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,7 @@ def _attention_cpu(
     Args:
         seed: ``(1,)`` int64.
         drop: a probability is dropped if its 16 random bits are below.
-        query_lengths, key_lengths: `query_lengths` and `key_lengths`.
+        query_lengths, key_lengths: as in `attention_cpu`.
     """
     pieces = _lay_out(query, key, query_lengths, key_lengths)
     rows, heads, queries, c = query.shape
