@@ -22,11 +22,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.throughput.interleaved import interquartile_range, ratios, seconds_by_turns
-from glyphcrm.data.tasks import Example, Task, find_task, load_splits
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.metrics import Prediction, score
 from glyphcrm.finetuning.models import load_finetuned, reads_glyphs
 from glyphcrm.finetuning.prediction import predict
+from glyphcrm.tasks import Example, Task, find_task, load_splits
 
 FLOAT32 = "float32"
 

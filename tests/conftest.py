@@ -22,8 +22,7 @@ from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
-
-from classic import READ_ONLY, TEXT, VOCABULARY_SIZE
+from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 # What can be drawn must not depend on the fonts of this machine.
 fonts.SYSTEM_FONT_DIRECTORIES = ()

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 import glyphcrm  # noqa: F401  (registers the model)
 from glyphcrm.checkpoint import load_checkpoint
-from glyphcrm.cli import main
+from glyphcrm.cli.entry import main
 from glyphcrm.modeling import GlyphCRMForMaskedLM
 from glyphcrm.tokenization import SPECIAL_TOKENS
 

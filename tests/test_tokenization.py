@@ -14,8 +14,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.normalization import normalize
 from glyphcrm.tokenization import GlyphCRMTokenizer
-
-from classic import READ_ONLY, TEXT
+from tests.classic import READ_ONLY, TEXT
 
 texts = st.text(st.sampled_from(TEXT + READ_ONLY + "é\u0301e\u200b \r\n\u3000𠮷Ａ[MASK]"), max_size=20)
 

@@ -61,7 +61,7 @@ class Idea:
             if not self.packed:
                 off.enter_context(patch.object(model, "find_packing", lambda *_: None))
             if not self.fast_blocks:
-                off.enter_context(patch("glyphcrm.modeling.encoder.attention_fits_cpu", lambda *_: False))
+                off.enter_context(patch("glyphcrm.modeling.attention.attention_fits_cpu", lambda *_: False))
                 off.enter_context(patch.object(ADD_NORM, "add_norm_fits_cpu", lambda *_: False))
             yield
 

@@ -12,7 +12,7 @@ from bench.throughput.material import Batch
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.modeling.bert_baseline import bert_config
+from glyphcrm.modeling.bert import bert_config
 from glyphcrm.training.shared_glyphs import SharedGlyphs
 
 LEARNING_RATE = 1e-4  # the paper's

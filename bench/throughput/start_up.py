@@ -13,7 +13,7 @@ from bench.throughput.environment import ROOT
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.modeling.bert_baseline import bert_config
+from glyphcrm.modeling.bert import bert_config
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 # What a user of either writes.

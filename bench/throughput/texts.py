@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from glyphcrm.data.demo_corpus import demo_documents
-from glyphcrm.data.tasks.demo import read_reviews
 from glyphcrm.data.text_files import expand, iter_documents, read_lines
 from glyphcrm.errors import UserError
+from glyphcrm.tasks.demo import read_reviews
 
 TEXT_COLUMNS = ("text_a", "text")
 

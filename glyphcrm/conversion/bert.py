@@ -15,7 +15,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import Font
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.modeling.bert_baseline import ENCODER_FIELDS
+from glyphcrm.modeling.bert import ENCODER_FIELDS
 from glyphcrm.normalization import normalize
 from glyphcrm.vocabulary import SPECIAL_TOKENS, input_only_tokens
 

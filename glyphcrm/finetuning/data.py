@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glyphcrm.data.tasks import Example, Splits, TaggedExample, load_splits, seen_in_train
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.samples import sample
+from glyphcrm.tasks import Example, Splits, TaggedExample, load_splits, seen_in_train
 
 
 @dataclass(frozen=True)

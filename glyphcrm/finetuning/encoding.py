@@ -12,8 +12,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from glyphcrm.data.masking import IGNORED
-from glyphcrm.data.tasks import Example, Kind, TaggedExample, TextExample
 from glyphcrm.finetuning.windows import windows
+from glyphcrm.tasks import Example, Kind, TaggedExample, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 SPECIAL_TOKENS = 2  # [CLS] and [SEP] around a single text

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from glyphcrm.data.tasks import Example, Kind, TaggedExample, TextExample
 from glyphcrm.errors import UserError
+from glyphcrm.tasks import Example, Kind, TaggedExample, TextExample
 
 Prediction = str | tuple[str, ...]
 

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, BertForTokenClassification, BertModel, P
 
 from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.data.tasks import Kind
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.bert_heads import BertForClsClassification
 from glyphcrm.modeling import (
@@ -22,6 +21,7 @@ from glyphcrm.modeling import (
     GlyphCRMModel,
     GlyphCRMPreTrainedModel,
 )
+from glyphcrm.tasks import Kind
 
 BERT = "bert"
 GLYPHCRM = GlyphCRMConfig.model_type

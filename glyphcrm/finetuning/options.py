@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from glyphcrm.data.tasks import Kind, find_task
 from glyphcrm.errors import UserError
+from glyphcrm.tasks import Kind, find_task
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
 
 TRUNCATIONS = ("head", "head+tail")

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glyphcrm.data.tasks import Example, Kind, TaggedExample
 from glyphcrm.finetuning.collator import FinetuningCollator
 from glyphcrm.finetuning.encoding import Feature, Integers, encode
 from glyphcrm.finetuning.metrics import Prediction
 from glyphcrm.finetuning.models import reads_glyphs
+from glyphcrm.tasks import Example, Kind, TaggedExample
 
 OUTSIDE = "O"
 

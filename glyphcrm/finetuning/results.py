@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from glyphcrm.data.tasks import Example, TaggedExample, TextExample
 from glyphcrm.errors import UserError
+from glyphcrm.files import write_atomically
 from glyphcrm.finetuning.metrics import Prediction
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.tasks import Example, TaggedExample, TextExample
 
 RESULT_FILE = "result.json"
 SUMMARY_FILE = "summary.json"

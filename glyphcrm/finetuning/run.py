@@ -15,7 +15,6 @@ from pathlib import Path
 
 import transformers
 
-from glyphcrm.data.tasks import Kind
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
 from glyphcrm.finetuning.metrics import check_installed
@@ -31,6 +30,7 @@ from glyphcrm.finetuning.results import (
     spreads,
 )
 from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, training_arguments
+from glyphcrm.tasks import Kind
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from glyphcrm.data.tasks import Example, TextExample
+from glyphcrm.tasks import Example, TextExample
 
 SEED = 0  # not that of a run, so that runs differ in what they learn, not in what they are given
 

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 
 from glyphcrm.checkpoint import WEIGHTS_FILE, save_checkpoint
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.data.tasks import Kind, TaggedExample
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.callbacks import EvaluationPlan, FinetuningBar, dev_scores, evaluation_steps
 from glyphcrm.finetuning.data import RunData
@@ -30,6 +29,7 @@ from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predi
 from glyphcrm.finetuning.trainer import FinetuningTrainer
 from glyphcrm.finetuning.training_order import TrainingOrder
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
+from glyphcrm.tasks import Kind, TaggedExample
 from glyphcrm.training.callbacks import StopOnSignal
 from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.fonts import Font
 from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_SIZE, Rasterizer, unpack
 

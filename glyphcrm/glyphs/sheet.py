@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from glyphcrm.errors import UserError
+from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.glyphs.files import write_atomically
 from glyphcrm.glyphs.raster import IMAGE_SIZE
 
 MOST_CHARACTERS = 4096

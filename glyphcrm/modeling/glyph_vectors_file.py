@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.files import write_atomically
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
 
 VECTORS_FILE = "glyph_vectors.safetensors"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -86,39 +86,6 @@ def find_packing(attention_mask: Tensor | None, tokens: Tensor, config: PreTrain
     lengths = lengths[lengths > 0]
     boundaries = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     return Packing((real.shape[0], real.shape[1]), places, boundaries, int(lengths.max()))
-
-
-def packed_sdpa_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    cu_seq_lens_q: Tensor,
-    cu_seq_lens_k: Tensor,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention inside each sequence of a packed row, by PyTorch, in the form of transformers' attention interface.
-
-    Args:
-        module: not used.
-        query: ``(1, heads, Q, head size)``.
-        key: ``(1, heads, T, head size)``, and so is `value`.
-        attention_mask: not used: there is no padding.
-        cu_seq_lens_q: ``(S + 1,)``: where each sequence starts among the queries, and Q.
-        cu_seq_lens_k: the same among the keys, and T.
-
-    Returns:
-        ``(1, Q, heads, head size)``.
-    """
-    asked, read = cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist()
-    # One `split`, whose backward is one `cat`; slices would each make a gradient of the whole row.
-    parts = zip(query.split(asked, 2), key.split(read, 2), value.split(read, 2), strict=True)
-    contexts = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in parts]
-    return torch.cat([context.transpose(1, 2) for context in contexts], 1), None
 
 
 def first_positions(attention_mask: Tensor | None, rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import sys
 
-from glyphcrm.cli import main
+from glyphcrm.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main(["reproduce", *sys.argv[1:]]))

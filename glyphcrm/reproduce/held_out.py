@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glyphcrm.data.tasks import Kind, Splits, Task, TextExample
 from glyphcrm.errors import UserError
+from glyphcrm.files import write_atomically
 from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, Spread, load_predictions
-from glyphcrm.glyphs.files import write_atomically
 from glyphcrm.normalization import normalize
+from glyphcrm.pretraining.corpus import Text
+from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce.held_out_characters import choose_excluded
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import Plan
 from glyphcrm.reproduce.stages import ARCHITECTURES, Choice, finetune, pretrain
-from glyphcrm.training.corpus import Text
-from glyphcrm.training.options import PretrainOptions
+from glyphcrm.tasks import Kind, Splits, Task, TextExample
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
 from glyphcrm.vocabulary import count_characters
 

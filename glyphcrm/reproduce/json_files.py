@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.files import write_atomically
 
 
 def save_json(path: Path, content: Any) -> None:

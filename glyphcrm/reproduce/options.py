@@ -79,9 +79,9 @@ def add_reproduce_parser(subparsers: argparse._SubParsersAction[argparse.Argumen
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
     """Check the settings and reproduce; return the exit code."""
+    from glyphcrm.pretraining.options import RECIPES
     from glyphcrm.reproduce.plan import FEWEST_STEPS
-    from glyphcrm.reproduce.reproduce import reproduce
-    from glyphcrm.training.options import RECIPES
+    from glyphcrm.reproduce.run import reproduce
 
     for name, low in (
         ("hours", 0.01),

@@ -8,9 +8,9 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glyphcrm.data.tasks import Kind, Splits, Task
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.files import write_atomically
 from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.tasks import Kind, Splits, Task
 
 # Shares of the time; what is left over is for reading, scoring and charts.
 PRETRAINING, FINETUNING, HELD_OUT = 0.57, 0.27, 0.1  # pre-training with the study

@@ -11,17 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from glyphcrm.data.tasks import Splits, Task
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.files import write_atomically
+from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
 from glyphcrm.reproduce.json_files import load_json, save_json
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PLAN_FILE, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
 from glyphcrm.reproduce.study import variants
+from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
-from glyphcrm.training.options import RECIPES
 from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE
 
 REPORT = "report"

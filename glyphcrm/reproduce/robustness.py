@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glyphcrm.data.tasks import Example, Kind, TaggedExample, Task, TextExample
 from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.models import load_finetuned
 from glyphcrm.finetuning.prediction import predict
@@ -27,6 +26,7 @@ from glyphcrm.reproduce.substitutions import (
     rewritten,
     substitute,
 )
+from glyphcrm.tasks import Example, Kind, TaggedExample, Task, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 SHARES = (0.0, 0.1, 0.2, 0.4)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glyphcrm.data.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.errors import UserError
+from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PROBE_STEPS, Plan, Speed, evaluate_every, measured_speed
 from glyphcrm.reproduce.study import Variant, variants
 from glyphcrm.reproduce.trainings import run_finetune, run_pretrain
+from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
-from glyphcrm.training.options import RECIPES
 from glyphcrm.training.resumable_trainer import TrainingDiverged
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from glyphcrm.data.tasks.examples import TaggedExample, TextExample
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.tasks.examples import TaggedExample, TextExample
 
 LARGEST_FILE = 1 << 24  # bytes
 DISTANCE_BLOCK = 1 << 22  # 64-bit words compared at a time

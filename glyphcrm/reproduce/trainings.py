@@ -17,10 +17,10 @@ def run_pretrain(arguments: Sequence[object]) -> None:
 
     Raises:
         Interrupted: it was stopped.
-        UserError: as `glyphcrm.training.pretrain.pretrain`.
+        UserError: as `glyphcrm.pretraining.run.pretrain`.
     """
-    from glyphcrm.training.options import parse_options
-    from glyphcrm.training.pretrain import pretrain
+    from glyphcrm.pretraining.options import parse_options
+    from glyphcrm.pretraining.run import pretrain
 
     words = _announced("pretrain.py", arguments)
     with _interruptible():
@@ -35,7 +35,7 @@ def run_finetune(arguments: Sequence[object]) -> None:
         Interrupted: it was stopped.
         UserError: as `glyphcrm.finetuning.run.finetune`.
     """
-    from glyphcrm.finetuning.command import report
+    from glyphcrm.cli.finetune import report
     from glyphcrm.finetuning.options import parse_options
     from glyphcrm.finetuning.run import finetune
 

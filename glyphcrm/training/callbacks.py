@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 SAME_PRESS_SECONDS = 1.0

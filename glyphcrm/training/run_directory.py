@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.files import write_atomically
+from glyphcrm.files import write_atomically
 
 RUN_FILE = "run.json"
 MODEL_DIRECTORY = "model"

@@ -54,7 +54,7 @@ def _run_here(main: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def _run_all(directory: Path) -> None:
-    from glyphcrm.cli import main
+    from glyphcrm.cli.entry import main
 
     codes = []
     for i, arguments in enumerate(json.load(sys.stdin)):

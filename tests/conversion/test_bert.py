@@ -21,9 +21,8 @@ from transformers import (
 )
 
 from glyphcrm import GlyphCRMForPreTraining
-from glyphcrm.cli import main
-
-from glyphcrm_commands import Outcome, assert_refused, run_commands
+from glyphcrm.cli.entry import main
+from tests.conversion.glyphcrm_commands import Outcome, assert_refused, run_commands
 
 ATOL = 1e-5
 HAN = (

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, pipeline
 
 from glyphcrm.checkpoint import load_atlas, save_checkpoint
-from glyphcrm.cli import main
+from glyphcrm.cli.entry import main
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import GlyphCRMTokenizer

@@ -22,10 +22,9 @@ from torch import nn
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, BertForPreTraining
 
 from glyphcrm import GlyphCRMForPreTraining
-from glyphcrm.cli import main
-
-from glyphcrm_commands import Outcome, assert_refused, run_commands
-from release_reference import Stages, run_release
+from glyphcrm.cli.entry import main
+from tests.conversion.glyphcrm_commands import Outcome, assert_refused, run_commands
+from tests.conversion.release_reference import Stages, run_release
 
 RELEASE = Path(__file__).parents[2].parent / "shared" / "data" / "characters"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -6,8 +6,7 @@ import pytest
 
 from glyphcrm.data.pretraining import SpecialIds
 from glyphcrm.data.token_store import TokenStore
-
-from code_points import encode, make_documents
+from tests.data.code_points import encode, make_documents
 
 SPECIAL_IDS = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)  # control characters: never in a text
 

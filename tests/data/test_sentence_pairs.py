@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from glyphcrm.data.sentence_pairs import SentencePairs, split_documents
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
-
-from code_points import decode, encode, make_documents
+from tests.data.code_points import decode, encode, make_documents
 
 STOP = ord("。")
 

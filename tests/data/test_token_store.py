@@ -20,8 +20,7 @@ from glyphcrm.data.store_format import FILES, STORE, TOKENS
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
 from glyphcrm.normalization import normalize
-
-from code_points import decode, encode
+from tests.data.code_points import decode, encode
 
 WRITER = """
 import itertools, resource, sys

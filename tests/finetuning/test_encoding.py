@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from glyphcrm.data.masking import IGNORED
-from glyphcrm.data.tasks import Kind, TaggedExample, TextExample
 from glyphcrm.finetuning.collator import FinetuningCollator
 from glyphcrm.finetuning.encoding import Feature, encode
 from glyphcrm.finetuning.prediction import assemble
 from glyphcrm.finetuning.training_order import TrainingOrder
 from glyphcrm.finetuning.windows import windows
+from glyphcrm.tasks import Kind, TaggedExample, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 TAGS = ("O", "B-PER", "I-PER")

@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from glyphcrm.data.tasks import Kind, find_task, load_splits
-from glyphcrm.finetuning.command import main
+from glyphcrm.cli.finetune import main
 from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.models import load_finetuned
 from glyphcrm.finetuning.options import FinetuneOptions
@@ -27,6 +26,7 @@ from glyphcrm.finetuning.prediction import predict
 from glyphcrm.finetuning.results import SeedResult, load_predictions
 from glyphcrm.finetuning.run import finetune
 from glyphcrm.finetuning.samples import sample
+from glyphcrm.tasks import Kind, find_task, load_splits
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -13,11 +13,11 @@ from transformers import BertModel
 
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.conversion.half import convert_half
-from glyphcrm.data.tasks import Kind, TaggedExample, TextExample
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.models import load_finetuned, load_model
 from glyphcrm.finetuning.prediction import predict
 from glyphcrm.modeling import GlyphCRMModel
+from glyphcrm.tasks import Kind, TaggedExample, TextExample
 
 LABELS = ("一", "二", "三")
 MODELS = ("glyphcrm", "bert", "twin")

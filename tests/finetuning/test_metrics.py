@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphcrm.data.tasks import Kind, TaggedExample, TextExample
 from glyphcrm.finetuning.metrics import entity_scores, score
+from glyphcrm.tasks import Kind, TaggedExample, TextExample
 
 TAGS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 

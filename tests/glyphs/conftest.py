@@ -1,12 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
 
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import Font, default_font
-
-sys.path.insert(0, str(Path(__file__).parent))  # for font_files
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import LABEL_SOURCE, GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.glyphs.raster import Rasterizer, pack
-
-from font_files import SQUARE, font_file
+from tests.glyphs.font_files import SQUARE, font_file
 
 code_points = st.integers(0, 0x10FFFF).filter(lambda p: not 0xD800 <= p <= 0xDFFF).map(chr)
 special = st.from_regex(r"\[[A-Z]{1,6}[0-9]?\]", fullmatch=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from glyphcrm.checkpoint import load_atlas, save_checkpoint
-from glyphcrm.cli import main
+from glyphcrm.cli.entry import main
 from glyphcrm.configuration import preset
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -28,9 +28,8 @@ from glyphcrm.glyphs.picture_file import PICTURE_SOURCE, read_picture
 from glyphcrm.glyphs.raster import pack, unpack
 from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMForTokenClassification
 from glyphcrm.tokenization import GlyphCRMTokenizer
-
-from classic import READ_ONLY, VOCABULARY_SIZE
-from font_files import SQUARE, font_file
+from tests.classic import READ_ONLY, VOCABULARY_SIZE
+from tests.glyphs.font_files import SQUARE, font_file
 
 PRIVATE = "\ue123"
 

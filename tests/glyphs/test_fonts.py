@@ -11,8 +11,7 @@ from glyphcrm.glyphs import fonts
 from glyphcrm.glyphs.fonts import font_chain, open_font, system_fonts
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.glyphs.raster import Rasterizer
-
-from font_files import SQUARE, collection_file, font_file
+from tests.glyphs.font_files import SQUARE, collection_file, font_file
 
 
 @pytest.fixture

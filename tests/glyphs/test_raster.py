@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.glyphs.raster import Rasterizer, pack, unpack
-
-from font_files import SQUARE, font_file
+from tests.glyphs.font_files import SQUARE, font_file
 
 CHARACTERS = Path(__file__).parents[2].parent / "shared" / "data" / "characters"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from glyphcrm_kernels import launch
 
-from checks import GuardedBuffers
+from tests.kernels.checks import GuardedBuffers
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from checks import DEVICE, GuardedBuffers, assert_true, gradients
+from tests.kernels.checks import DEVICE, GuardedBuffers, assert_true, gradients
 
 EPS = 1e-12
 EVERY = pytest.mark.parametrize("backend", ["triton", "reference", "auto"])  # "auto" is C where the tests are on a CPU

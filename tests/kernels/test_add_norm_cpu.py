@@ -9,10 +9,10 @@ from glyphcrm_kernels.add_norm_cpu import _add_norm_cpu_backward, add_norm_cpu
 from glyphcrm_kernels.dropout import drop_below
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_add_norm import EPS, Inputs, make
 from torch import Tensor
 
-from checks import DEVICE, GuardedBuffers, assert_true
+from tests.kernels.checks import DEVICE, GuardedBuffers, assert_true
+from tests.kernels.test_add_norm import EPS, Inputs, make
 
 HERE = [n for n in cpu_library.LANES if cpu_library.lanes(n)]
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from checks import DEVICE, FP32_TOLERANCE, GuardedBuffers, gradients, relative_rms
+from tests.kernels.checks import DEVICE, FP32_TOLERANCE, GuardedBuffers, gradients, relative_rms
 
 Lengths = tuple[list[int], list[int]]  # of queries and of keys
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from checks import DEVICE, GuardedBuffers, assert_true, gradients
+from tests.kernels.checks import DEVICE, GuardedBuffers, assert_true, gradients
 
 op = importlib.import_module("glyphcrm_kernels.glyph_conv")
 

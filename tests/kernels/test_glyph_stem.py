@@ -18,8 +18,7 @@ from torch import Tensor
 
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling.hanglyph import position_map
-
-from checks import DEVICE, GuardedBuffers, assert_true, gradients
+from tests.kernels.checks import DEVICE, GuardedBuffers, assert_true, gradients
 
 BLANK = 0  # the row of the blank image in every atlas here
 

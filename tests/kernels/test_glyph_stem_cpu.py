@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from checks import GuardedBuffers, gradients, relative_rms
+from tests.kernels.checks import GuardedBuffers, gradients, relative_rms
 
 TOLERANCE = 1e-6  # relative RMS
 HERE = [n for n in cpu_library.LANES if cpu_library.lanes(n)]

@@ -8,7 +8,7 @@ from glyphcrm_kernels import AddNorm
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from checks import DEVICE
+from tests.kernels.checks import DEVICE
 
 
 class FusedOutput(nn.Module):

@@ -31,8 +31,7 @@ from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining
 from glyphcrm.tokenization import GlyphCRMTokenizer
-
-from classic import READ_ONLY, TEXT, VOCABULARY_SIZE
+from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 
 @pytest.fixture

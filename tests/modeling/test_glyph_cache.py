@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glyphcrm.checkpoint import save_checkpoint
-from glyphcrm.cli import main
+from glyphcrm.cli.entry import main
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import (
@@ -28,8 +28,7 @@ from glyphcrm.modeling import (
 )
 from glyphcrm.modeling.glyph_vectors_file import VECTORS_FILE
 from glyphcrm.tokenization import GlyphCRMTokenizer
-
-from classic import VOCABULARY_SIZE
+from tests.classic import VOCABULARY_SIZE
 
 IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 9, 11, 59, 3]])
 DISTINCT = [2, 3, 7, 8, 9, 11, 59]

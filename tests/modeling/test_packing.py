@@ -20,9 +20,9 @@ from glyphcrm.modeling import (
     GlyphCRMForTokenClassification,
     GlyphCRMPreTrainedModel,
 )
-from glyphcrm.modeling.packing import find_packing, first_states, packed_sdpa_attention
-
-from classic import VOCABULARY_SIZE
+from glyphcrm.modeling.attention import packed_sdpa_attention
+from glyphcrm.modeling.packing import find_packing, first_states
+from tests.classic import VOCABULARY_SIZE
 
 # Right, left and no padding, a hole, one token at the end, and nothing but padding.
 MASK = torch.tensor(

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glyphcrm.cli import main
+from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
 from glyphcrm.reproduce import stages, study
 from glyphcrm.reproduce.held_out_characters import choose_excluded
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Speed, make_plan
-
-from classic import TEXT
+from tests.classic import TEXT
 
 GOOD, BAD = TEXT[:20], TEXT[20:40]
 

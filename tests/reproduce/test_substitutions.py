@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphcrm.data.tasks.examples import TaggedExample, TextExample
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.reproduce import substitutions
@@ -24,6 +23,7 @@ from glyphcrm.reproduce.substitutions import (
     rewritten,
     substitute,
 )
+from glyphcrm.tasks.examples import TaggedExample, TextExample
 
 LOOK_ALIKES = {"未": "末朱", "土": "士", "日": "曰目白", "𠮷": "吉"}
 TEXTS = st.text(st.sampled_from("未土日𠮷天，a"), max_size=80)

@@ -15,8 +15,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.normalization import normalize
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
 from glyphcrm.tokenization import GlyphCRMTokenizer
-
-from classic import READ_ONLY, TEXT, VOCABULARY_SIZE
+from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "天", "地", "a", "##a", "，", "あ"]
 

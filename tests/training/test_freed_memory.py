@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from runs import environment
+from tests.pretraining.runs import environment
 
 # Rounds of what a training step does: large blocks, all alive at once, then all freed.
 PROGRAM = """

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from glyphcrm.configuration import preset
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.modeling.bert_baseline import BertBaseline
+from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.training.partwise_trainer import PartwiseTrainer, hanglyph_parameters
 
 

@@ -1,0 +1,185 @@
+"""From text files to what training reads: vocabulary, atlas, tokenizer, token store, samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from glyphcrm.data.demo_corpus import demo_documents
+from glyphcrm.data.excluded_characters import read_characters, without
+from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
+from glyphcrm.data.sentence_pairs import SentencePairs, split_documents
+from glyphcrm.data.text_files import expand, iter_documents
+from glyphcrm.data.token_store import TokenStore
+from glyphcrm.errors import UserError
+from glyphcrm.files import write_atomically
+from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
+from glyphcrm.glyphs.fonts import font_chain, open_font
+from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.vocabulary import SPECIAL_TOKENS, build_vocabulary, count_characters, input_only_tokens
+
+ATLAS_FILE = "atlas.safetensors"
+VOCABULARY_RECORD = "vocabulary.json"
+STORE_DIRECTORY = "tokens"
+FINGERPRINT_BYTES = 1 << 16
+
+
+class Text:
+    """The text of a run: the files of --data, or the demo corpus, without the excluded characters' sentences."""
+
+    def __init__(self, options: PretrainOptions) -> None:
+        self._files = expand(options.data) if options.data else None
+        self._column = options.text_column
+        self._excluded = (
+            read_characters(Path(options.exclude_characters)) if options.exclude_characters else frozenset()
+        )
+
+    def documents(self) -> Iterator[list[str]]:
+        """Yield the documents, lists of paragraphs."""
+        documents = demo_documents() if self._files is None else iter_documents(self._files, text_column=self._column)
+        yield from without(documents, self._excluded) if self._excluded else documents
+
+    def fingerprint(self) -> str:
+        """Return what changes when the text does: names, sizes, both ends of every file, column, exclusions."""
+        digest = hashlib.sha256(f"{self._column} {''.join(sorted(self._excluded))}".encode())
+        for file in self._files or []:
+            size = file.stat().st_size
+            with open(file, "rb") as stream:
+                head = stream.read(FINGERPRINT_BYTES)
+                stream.seek(max(0, size - FINGERPRINT_BYTES))
+                digest.update(f"{file.name} {size}\n".encode() + head + stream.read())
+        return digest.hexdigest() if self._files is not None or self._excluded else "demo"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything that training reads."""
+
+    tokenizer: GlyphCRMTokenizer
+    vocabulary_size: int
+    store: TokenStore
+    train: PretrainingStream
+    validation: PretrainingStream
+    held_out: SentencePairs
+
+    def label_counts(self) -> npt.NDArray[np.int64]:
+        """Return how often each character of the text stands there as the model predicts it: (vocabulary_size,).
+
+        Characters that can only be read count as [UNK].
+        """
+        counts = self.store.token_counts(self.tokenizer.vocab_size)
+        counts[self.tokenizer.unk_token_id] += counts[self.vocabulary_size :].sum()
+        return counts[: self.vocabulary_size]
+
+    def unigram_entropy(self) -> float:
+        """Return the entropy of the text's characters, in nats a character.
+
+        It is the loss of the best prediction that does not look at the context.
+        """
+        counts = self.label_counts()
+        probabilities = counts[counts > 0] / counts.sum()
+        return float(-(probabilities * np.log(probabilities)).sum())
+
+
+def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, progress: bool) -> None:
+    """Write vocabulary and atlas of the text into `directory`, unless they are there.
+
+    Raises:
+        UserError: those that are there are of another text or of other settings; no font draws the text.
+    """
+    settings = {
+        "text": text.fingerprint(),
+        "vocabulary_size": options.vocabulary_size,
+        "font": options.font,
+        "input_only": options.input_only,
+    }
+    if (directory / VOCABULARY_RECORD).exists():
+        found = _read_record(directory)["settings"]
+        differing = [name for name in settings if settings[name] != found.get(name)]
+        if differing:
+            raise UserError(
+                f"{directory} holds the vocabulary of another run ({', '.join(differing)} differ); "
+                "give the same settings, or another --data-dir"
+            )
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    paragraphs = (paragraph for document in text.documents() for paragraph in document)
+    counts = count_characters(tqdm(paragraphs, "counting characters", unit=" paragraphs", disable=not progress))
+    user_fonts = [open_font(font) for font in options.font]
+    chain = font_chain(user_fonts)
+    vocabulary = build_vocabulary(counts, chain, options.vocabulary_size)
+    if len(vocabulary) <= 5:
+        raise UserError("no font draws any character of the text; give one that does with --font")
+    input_only = input_only_tokens(vocabulary, chain) if options.input_only else []
+    atlas = GlyphAtlas.build([*vocabulary, *input_only], chain, progress=progress)
+    check_fonts_draw(user_fonts, atlas)
+    atlas.save(directory / ATLAS_FILE)
+    GlyphCRMTokenizer.from_tokens(atlas.tokens, directory).save_pretrained(directory)
+    # Written last: it says that the others are whole.
+    record = {"size": len(vocabulary), "settings": settings}
+    write_atomically(directory / VOCABULARY_RECORD, json.dumps(record, ensure_ascii=False, indent=1).encode())
+
+
+def read_vocabulary_size(directory: Path) -> int:
+    """Return how many of the atlas rows that `prepare_vocabulary` wrote can be predicted."""
+    return int(_read_record(directory)["size"])
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
+    path = directory / VOCABULARY_RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"size": record["size"], "settings": record["settings"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}); delete {directory} and repeat the command"
+        ) from error
+
+
+def tokenized(text: Text, tokenizer: GlyphCRMTokenizer, directory: Path, max_length: int, progress: bool) -> TokenStore:
+    """Open the tokenised text in `directory`, made if it is not there or of another text."""
+    longest_sentence = (max_length - 3) // 2
+    key = json.dumps([text.fingerprint(), tokenizer.tokens, longest_sentence])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    if TokenStore.matches(directory / STORE_DIRECTORY, fingerprint):
+        return TokenStore.open(directory / STORE_DIRECTORY, fingerprint)
+    return TokenStore.write(
+        directory / STORE_DIRECTORY,
+        text.documents(),
+        tokenizer.encode_characters,
+        max_sentence_characters=longest_sentence,
+        fingerprint=fingerprint,
+        progress=progress,
+    )
+
+
+def build_corpus(
+    store: TokenStore, tokenizer: GlyphCRMTokenizer, vocabulary_size: int, options: PretrainOptions
+) -> Corpus:
+    """Split the store into training and validation documents and make the samples of the run."""
+    recipe = options.recipe
+    train_documents, held_out_documents = split_documents(store.document_count, options.held_out)
+    train = SentencePairs(store, train_documents, max_length=recipe.max_length, seed=options.seed)
+    held_out = SentencePairs(store, held_out_documents, max_length=recipe.max_length, seed=options.seed)
+    special = SpecialIds(*(tokenizer.get_vocab()[token] for token in SPECIAL_TOKENS))
+
+    def stream(pairs: SentencePairs, length: int) -> PretrainingStream:
+        return PretrainingStream(pairs, length, special, vocabulary_size, options.seed, options.mask_probability)
+
+    return Corpus(
+        tokenizer=tokenizer,
+        vocabulary_size=vocabulary_size,
+        store=store,
+        train=stream(train, recipe.steps * recipe.batch_size),
+        validation=stream(held_out, min(options.eval_samples, len(held_out))),
+        held_out=held_out,
+    )

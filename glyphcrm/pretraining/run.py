@@ -1,0 +1,277 @@
+"""Pre-training from the command line to the finished model."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+import transformers
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from glyphcrm.checkpoint import load_checkpoint, save_checkpoint
+from glyphcrm.configuration import preset
+from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.errors import UserError, exit_on_user_error
+from glyphcrm.files import write_atomically
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling.bert import BertBaseline
+from glyphcrm.modeling.kernel_backend import check_kernel_backend
+from glyphcrm.pretraining import corpus as corpora
+from glyphcrm.pretraining.ablations import FREE, PLAIN, UNTIED, free_glyphs
+from glyphcrm.pretraining.fill_mask import print_fill_mask
+from glyphcrm.pretraining.loss_chart import draw_loss_chart
+from glyphcrm.pretraining.options import PretrainOptions, parse_options
+from glyphcrm.pretraining.trainer import PretrainingTrainer
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopAfter, StopOnSignal, read_metrics
+from glyphcrm.training.freed_memory import keep_freed_memory
+from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
+from glyphcrm.training.run_directory import (
+    DATA_DIRECTORY,
+    MODEL_DIRECTORY,
+    PARAMETERS_FILE,
+    RUN_FILE,
+    claim,
+    forget,
+    last_checkpoint,
+    step_of,
+)
+
+INTERRUPTED_EXIT_CODE = 130
+
+PretrainingModel = GlyphCRMForPreTraining | BertBaseline
+
+
+@exit_on_user_error
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Pre-train as the command line says; return the exit code."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options = parse_options(arguments)
+    try:
+        return pretrain(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"{options.run_dir}: {error.strerror}; make room, then repeat the command") from error
+
+
+def pretrain(options: PretrainOptions) -> int:
+    """Run, or continue, the pre-training in `options.run_dir`; return the exit code.
+
+    Raises:
+        UserError: for what the user can mend: text, fonts, settings, a full disk, a loss that diverged.
+    """
+    arguments = training_arguments(options)
+    check_kernel_backend(preset(options.preset), arguments.device)
+    if options.reuse_memory and arguments.device.type == "cpu":
+        keep_freed_memory()
+    is_main = arguments.process_index == 0
+    is_new = not (options.run_dir / RUN_FILE).exists()
+    with arguments.main_process_first(local=False, desc="preparing the text"):
+        try:
+            corpus, model = prepare(options, first=is_main)
+        except Exception:
+            if is_new and is_main:
+                forget(options.run_dir)
+            raise
+    set_seed(options.seed)
+    bar, stop = ProgressBar(), StopOnSignal()
+    with arguments.main_process_first(local=False, desc="looking for a checkpoint"):
+        resume = last_checkpoint(options.run_dir)
+    arguments.eval_on_start = resume is None
+    if is_main:
+        announce(options, corpus, model, resume)
+    end = options.stop_after or options.recipe.steps
+    has_no_model = end < options.recipe.steps or options.ablation is not None
+    if resume is not None and step_of(resume) >= end and has_no_model:
+        return 0
+    if not (options.run_dir / MODEL_DIRECTORY).exists():
+        trainer = PretrainingTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=corpus.train,
+            eval_dataset=corpus.validation,
+            data_collator=PretrainingCollator(corpus.tokenizer.pad_token_id),
+            processing_class=corpus.tokenizer,
+            glyph_learning_rate=options.recipe.glyph_learning_rate,
+            projection_learning_rate=None if options.ablation == PLAIN else options.recipe.projection_learning_rate,
+            callbacks=[bar, MetricsFile(options.run_dir / METRICS_FILE), stop, StopAfter(end)],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        try:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except RuntimeError as error:
+            # The signal that stops this process may reach its data loading process first.
+            if not (stop.stopped and "DataLoader worker" in str(error)):
+                raise
+        finally:
+            bar.close()
+        if stop.stopped:
+            last = last_checkpoint(options.run_dir)
+            print(f"\nstopped, saved up to {last}; the same command continues", file=sys.stderr)
+            return INTERRUPTED_EXIT_CODE
+        if has_no_model:
+            return 0
+        if is_main:
+            save_model(model, corpus, options.run_dir)
+    if is_main:
+        report(options, corpus)
+    return 0
+
+
+def training_arguments(options: PretrainOptions) -> TrainingArguments:
+    """Translate the options; this also joins the processes that torchrun started."""
+    recipe = options.recipe
+    arguments = TrainingArguments(
+        **machine_arguments(options.run_dir, options.bf16, options.workers),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.micro_batch_size,
+        per_device_eval_batch_size=2 * recipe.micro_batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        lr_scheduler_type="linear",
+        weight_decay=options.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        activation_checkpointing=options.gradient_checkpointing,
+        eval_strategy="steps",
+        eval_steps=recipe.eval_every,
+        save_steps=recipe.save_every,
+        save_total_limit=options.keep_checkpoints,
+        logging_steps=recipe.log_every,
+        seed=options.seed,
+        accelerator_config={"even_batches": False},  # validation reads each sample once, however many processes
+    )
+    refuse_several_gpus(arguments, "pretrain.py")
+    arguments.gradient_accumulation_steps = options.accumulation(arguments.world_size)
+    return arguments
+
+
+def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, PretrainingModel]:
+    """Return the text's samples and the model at its start; the first process makes what is missing on disk."""
+    text = corpora.Text(options)
+    data_dir = Path(options.data_dir) if options.data_dir else options.run_dir / DATA_DIRECTORY
+    origin = Path(options.init) if options.init else None
+    model: PretrainingModel
+    if origin is not None:
+        model, tokenizer = load_initial(origin, options)
+    if first:
+        claim(options.run_dir, {**options.identity(), "text": text.fingerprint()})
+        if origin is None:
+            corpora.prepare_vocabulary(text, options, data_dir, progress=True)
+    if origin is None:
+        tokenizer = GlyphCRMTokenizer.from_pretrained(data_dir)
+        vocabulary_size = corpora.read_vocabulary_size(data_dir)
+        model = new_model(options, vocabulary_size, GlyphAtlas.load(data_dir / corpora.ATLAS_FILE))
+    store = corpora.tokenized(text, tokenizer, data_dir, options.recipe.max_length, progress=first)
+    corpus = corpora.build_corpus(store, tokenizer, model.config.vocab_size, options)
+    if origin is None:
+        model.start_from_frequencies(torch.from_numpy(corpus.label_counts()))
+    return corpus, model
+
+
+def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas) -> PretrainingModel:
+    """Return a model of the preset's size with fresh weights, the same in every process."""
+    config = preset(
+        options.preset,
+        vocab_size=vocabulary_size,
+        num_glyphs=len(atlas),
+        hidden_dropout_prob=options.recipe.dropout,
+        attention_probs_dropout_prob=options.recipe.dropout,
+        position_initializer=options.position_initializer,
+        attn_implementation=options.attention,
+    )
+    check_length(options, config.max_position_embeddings)
+    set_seed(options.seed)
+    if options.arch == "bert":
+        tied = options.ablation != UNTIED
+        return BertBaseline.for_config(config, attn_implementation=options.attention, tie_word_embeddings=tied)
+    model = GlyphCRMForPreTraining.from_atlas(config, atlas)
+    if options.ablation == FREE:
+        free_glyphs(model)
+    return model
+
+
+def load_initial(origin: Path, options: PretrainOptions) -> tuple[GlyphCRMForPreTraining, GlyphCRMTokenizer]:
+    """Return model and tokenizer of --init; heads that it lacks start with fresh weights, the same in every process."""
+    set_seed(options.seed)
+    model, tokenizer = load_checkpoint(
+        origin,
+        GlyphCRMForPreTraining,
+        attn_implementation=options.attention,
+        hidden_dropout_prob=options.recipe.dropout,
+        attention_probs_dropout_prob=options.recipe.dropout,
+    )
+    check_length(options, model.config.max_position_embeddings)
+    return model, tokenizer
+
+
+def check_length(options: PretrainOptions, positions: int) -> None:
+    """Refuse sequences that the model has no positions for."""
+    if options.recipe.max_length > positions:
+        raise UserError(f"--max-length is {options.recipe.max_length}; the model has {positions} positions")
+
+
+def save_model(model: PretrainingModel, corpus: corpora.Corpus, run_dir: Path) -> None:
+    """Write the trained model with its tokenizer; a BERT's has only the characters that it knows."""
+    tokenizer = corpus.tokenizer
+    if isinstance(model, BertBaseline):
+        with tempfile.TemporaryDirectory() as directory:
+            known = GlyphCRMTokenizer.from_tokens(tokenizer.tokens[: corpus.vocabulary_size], directory)
+            save_checkpoint(model.plain(), known, run_dir / MODEL_DIRECTORY)
+    else:
+        save_checkpoint(model, tokenizer, run_dir / MODEL_DIRECTORY)
+
+
+def announce(options: PretrainOptions, corpus: corpora.Corpus, model: PretrainingModel, resume: Path | None) -> None:
+    """Print what is about to be trained on what, and keep the numbers of parameters."""
+    recipe, store = options.recipe, corpus.store
+    encoder = cast(PreTrainedModel, model.base_model)
+    parameters = {"model": model.num_parameters(), "without_heads": encoder.num_parameters()}
+    write_atomically(options.run_dir / PARAMETERS_FILE, json.dumps(parameters).encode())
+    name = "GlyphCRM" if options.arch == "glyphcrm" else "BERT"
+    readable = model.config.num_glyphs if isinstance(model, GlyphCRMForPreTraining) else model.config.vocab_size
+    print(
+        f"{name} {options.preset}: {parameters['model']:,} parameters ({parameters['without_heads']:,} without heads), "
+        f"{model.config.vocab_size:,} characters to predict, {readable:,} to read\n"
+        f"text: {store.document_count:,} documents, {store.sentence_count:,} sentences, "
+        f"{store.token_count:,} characters; "
+        f"{len(corpus.train.pairs):,} training and {len(corpus.held_out):,} validation spans\n"
+        f"{recipe.steps:,} steps of {recipe.batch_size} sequences of at most {recipe.max_length} characters, "
+        f"peak learning rate {recipe.learning_rate:g}; results go to {options.run_dir}"
+    )
+    if resume is not None:
+        print(f"continuing from {resume}")
+
+
+def report(options: PretrainOptions, corpus: corpora.Corpus) -> None:
+    """Draw the chart and print what the run has come to."""
+    metrics = read_metrics(options.run_dir / METRICS_FILE)
+    entropy = corpus.unigram_entropy()
+    draw_loss_chart(metrics, entropy, options.run_dir / "loss.png")
+    validations = [entry for entry in metrics if "eval_mlm_loss" in entry]
+    start, end = validations[0], validations[-1]
+    print(
+        f"\nvalidation after {end['step']} steps (before: step {start['step']})\n"
+        f"  MLM loss      {end['eval_mlm_loss']:.3f}  ({start['eval_mlm_loss']:.3f})   unigram entropy {entropy:.3f}\n"
+        f"  MLM accuracy  {end['eval_mlm_accuracy']:.1%}  ({start['eval_mlm_accuracy']:.1%})\n"
+        f"  NSP loss      {end['eval_nsp_loss']:.3f}  ({start['eval_nsp_loss']:.3f})   chance 0.693\n"
+        f"  NSP accuracy  {end['eval_nsp_accuracy']:.1%}  ({start['eval_nsp_accuracy']:.1%})\n"
+        "\nheld-out sentences, the model's five first guesses for ▢:"
+    )
+    print_fill_mask(options.run_dir / MODEL_DIRECTORY, corpus.held_out)
+    print(
+        f"\nmodel: {options.run_dir / MODEL_DIRECTORY}   chart: {options.run_dir / 'loss.png'}   "
+        f"log: {options.run_dir / METRICS_FILE}"
+    )

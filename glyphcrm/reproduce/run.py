@@ -1,0 +1,170 @@
+"""The whole reproduction, in the order in which its parts need each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.glyphs.fonts import open_font
+from glyphcrm.reproduce.held_out import held_out, task_for_held_out
+from glyphcrm.reproduce.json_files import digest, is_made_from, load_json, save_json
+from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.reproduce.plan import PLAN_FILE, Plan, make_plan
+from glyphcrm.reproduce.report import read_paper_scores, write_report
+from glyphcrm.reproduce.robustness import robustness
+from glyphcrm.reproduce.stages import (
+    ARCHITECTURES,
+    Choice,
+    available_tasks,
+    finetuning,
+    pretraining,
+    probe,
+    study,
+    summaries,
+)
+from glyphcrm.reproduce.study import variants
+from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional
+from glyphcrm.reproduce.trainings import Interrupted
+from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
+from glyphcrm.tasks import Splits, TaggedExample, Task
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim
+
+INTERRUPTED_EXIT_CODE = 130
+CHOICES_FILE = "choices.json"
+HELD_OUT_FILE = "held_out.json"
+UNKNOWN_FILE = "unknown.json"
+ROBUSTNESS = "robustness"
+
+
+def reproduce(options: ReproduceOptions) -> int:
+    """Run, or continue, a reproduction in `options.output_dir`; return the exit code.
+
+    plan.json           steps and samples, from the time given and the speed measured
+    study/              both models with several settings that the paper leaves open, the best ones trained to the end
+    choices.json        which those are
+    finetuning/         task/model: see glyphcrm.finetuning.run
+    held_out/           both models without a hundred characters
+    robustness/         a file a task
+    unknown.json        characters that the vocabularies lack
+    report/             RESULTS.md, charts, results.json
+
+    Raises:
+        UserError: for what the user can mend: text, data, settings, files.
+    """
+    tasks = available_tasks(options)
+    _check_files(options)
+    claim(options.output_dir, options.identity())
+    try:
+        plan = _plan(options, tasks)
+        choices = _choices(options, plan)
+        models = {arch: options.output_dir / choice.directory / MODEL_DIRECTORY for arch, choice in choices.items()}
+        pretraining(options, plan, choices)
+        if "unknown" not in options.without:
+            _unknown(options, tasks, models["glyphcrm"])
+        if "finetuning" not in options.without:
+            finetuning(options, plan, models, list(tasks))
+        if "robustness" not in options.without:
+            _robustness(options, list(tasks))
+        if "held_out" not in options.without:
+            _held_out(options, plan, tasks, choices)
+    except (Interrupted, KeyboardInterrupt):
+        print("interrupted; the same command continues")
+        return INTERRUPTED_EXIT_CODE
+    print(f"\n{write_report(options, plan, tasks, choices)}")
+    return 0
+
+
+def _check_files(options: ReproduceOptions) -> None:
+    """Read what is needed late, so that a wrong file is found before the first training."""
+    if options.bert_vocabulary:
+        unknown_to_bert(options.bert_vocabulary)
+    if options.look_alikes:
+        read_look_alikes(options.look_alikes)
+    if options.traditional:
+        read_traditional(options.traditional)
+    if options.other_font:
+        open_font(options.other_font)
+    if options.paper_scores:
+        read_paper_scores(options.paper_scores)
+
+
+def _plan(options: ReproduceOptions, tasks: dict[Task, Splits]) -> Plan:
+    if not (options.output_dir / PLAN_FILE).exists():
+        runs_of_each = math.ceil(len(variants(options.preset)) / len(ARCHITECTURES))
+        make_plan(options, probe(options), tasks, runs_of_each).save(options.output_dir)
+    return Plan.load(options.output_dir)
+
+
+def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
+    """Return each architecture's best settings of the study, kept once they are known; without it, the middle ones.
+
+    (The recipe of a preset is for a short run, and its rate too high for a long one.)
+    """
+    if "study" in options.without:
+        names = {f"{arch}-rate" for arch in ARCHITECTURES}
+        middle = [variant for variant in variants(options.preset) if variant.name in names]
+        return {variant.arch: Choice(f"pretraining/{variant.arch}", variant.arguments) for variant in middle}
+    path = options.output_dir / CHOICES_FILE
+    if not path.exists():
+        save_json(path, {arch: asdict(choice) for arch, choice in study(options, plan).items()})
+    return {arch: Choice(kept["directory"], tuple(kept["arguments"])) for arch, kept in load_json(path).items()}
+
+
+def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) -> None:
+    """Count what the vocabularies lack, of all texts of each task (the paper's Table 1)."""
+    path = options.output_dir / UNKNOWN_FILE
+    sizes = {task.name: [len(splits.train), len(splits.dev), len(splits.test)] for task, splits in tasks.items()}
+    inputs = {"tasks": sizes, "bert_vocabulary": digest(options.bert_vocabulary)}
+    if is_made_from(path, inputs):
+        return
+    tokenizer = GlyphCRMTokenizer.from_pretrained(model)
+    config = GlyphCRMConfig.from_pretrained(model)
+    vocabularies = {
+        "GlyphCRM, to read": beyond(tokenizer, tokenizer.vocab_size),
+        "GlyphCRM, to predict": beyond(tokenizer, config.vocab_size),
+    }
+    if options.bert_vocabulary:
+        vocabularies = {"bert-base-chinese": unknown_to_bert(options.bert_vocabulary), **vocabularies}
+    counted = [
+        found.as_json()
+        for task, splits in tasks.items()
+        for found in count_unknown(task.title, _texts(splits), vocabularies)
+    ]
+    save_json(path, {"inputs": inputs, "counted": counted})
+
+
+def _texts(splits: Splits) -> list[str]:
+    return [
+        "".join(example.characters) if isinstance(example, TaggedExample) else example.text + (example.pair or "")
+        for part in (splits.train, splits.dev, splits.test)
+        for example in part
+    ]
+
+
+def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
+    tuned: dict[str, dict[str, Any]] = {}
+    for name, arch, summary, _ in summaries(options.output_dir):
+        tuned.setdefault(name, {})[arch] = summary
+    inputs = {
+        "look_alikes": digest(options.look_alikes),
+        "traditional": digest(options.traditional),
+        "other_font": options.other_font,
+    }
+    for task in tasks:
+        path = options.output_dir / ROBUSTNESS / f"{task.name}.json"
+        if task.name in tuned and not is_made_from(path, inputs):
+            print(f"rewriting the test texts of {task.title}", flush=True)
+            save_json(path, {"inputs": inputs, **robustness(options, task, tuned[task.name])})
+
+
+def _held_out(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]) -> None:
+    path = options.output_dir / HELD_OUT_FILE
+    task = task_for_held_out(tasks)
+    if task is None or is_made_from(path, {"task": task.name}):
+        return
+    save_json(path, {"inputs": {"task": task.name}, **held_out(options, plan, task, tasks[task], choices)})

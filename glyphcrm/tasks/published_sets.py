@@ -1,0 +1,209 @@
+"""The published sets, each from the files it is published as; what was decided on the way goes into the notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from glyphcrm.errors import UserError
+from glyphcrm.tasks.examples import MissingFilesError, Splits, TaggedExample, TextExample
+from glyphcrm.tasks.readers import Columns, read_bio, read_columns, read_csv, read_json_lines
+from glyphcrm.tasks.splits import deduplicated, identity, repeats_note, split, stray_note, tag_labels
+
+POLARITIES = {"0": "negative", "1": "positive"}
+RELATIONS = {name: name for name in ("entailment", "neutral", "contradiction")}
+SIMILARITIES = {"0": "different", "1": "same"}
+REVIEW_POLARITIES = {"Negative": "negative", "Positive": "positive"}
+TITLE_CLASSES = [
+    "finance",
+    "realty",
+    "stocks",
+    "education",
+    "science",
+    "society",
+    "politics",
+    "sports",
+    "game",
+    "entertainment",
+]
+DOCUMENT_CLASSES = ["体育", "财经", "房产", "家居", "教育", "科技", "时尚", "时政", "游戏", "娱乐"]
+TOUTIAO_CLASSES = {  # by code; the numbers 0 to 14 stand for them in this order
+    "100": "story",
+    "101": "culture",
+    "102": "entertainment",
+    "103": "sports",
+    "104": "finance",
+    "106": "house",
+    "107": "car",
+    "108": "edu",
+    "109": "tech",
+    "110": "military",
+    "112": "travel",
+    "113": "world",
+    "114": "stock",
+    "115": "agriculture",
+    "116": "game",
+}
+PUBLISHED_CNLI_TRAIN = 90_000
+PUBLISHED_TITLES_TRAIN = 180_000
+PUBLISHED_DOCUMENTS = 65_000
+PUBLISHED_TOUTIAO = 382_688
+
+_SPLIT_NOTE = "the set has no official split: 0.8/0.1/0.1 of each label, drawn with a fixed seed"
+_NO_DEV_NOTE = "the set has no dev part: a tenth of train, drawn with a fixed seed, is dev here"
+
+
+def read_chnsenticorp(folder: Path) -> Splits:
+    """Read train.tsv, dev.tsv and test.tsv with a header that names `label` and `text_a`."""
+    columns = Columns("text_a", "label")
+    files = _files(folder, ("train.tsv", "dev.tsv", "test.tsv"))
+    return _text_splits([read_columns(path, columns, POLARITIES) for path in files], POLARITIES.values())
+
+
+def read_hotel(folder: Path) -> Splits:
+    """Read the one .tsv file, with a header that names `label` and `text_a`, and split it."""
+    files = sorted(folder.glob("*.tsv"))
+    if not files:
+        raise MissingFilesError(f"{folder} has no .tsv file")
+    if len(files) > 1:
+        raise UserError(
+            f"{folder} has {len(files)} .tsv files, {files[0].name} and others; leave the one with the reviews"
+        )
+    examples = read_columns(files[0], Columns("text_a", "label"), POLARITIES)
+    notes = (_SPLIT_NOTE, *repeats_note(examples))
+    return _text_splits(split(examples), POLARITIES.values(), notes)
+
+
+def read_cnli(folder: Path) -> Splits:
+    """Read train.tsv, dev.tsv and test.tsv of four columns: id, premise, hypothesis, label; no header."""
+    columns = Columns(text=1, label=3, pair=2)
+    files = _files(folder, ("train.tsv", "dev.tsv", "test.tsv"))
+    train, dev, test = (read_columns(path, columns, RELATIONS) for path in files)
+    notes = _fewer("train", len(train), PUBLISHED_CNLI_TRAIN)
+    return _text_splits((train, dev, test), RELATIONS.values(), notes)
+
+
+def read_titles(folder: Path) -> Splits:
+    """Read train.txt, dev.txt and test.txt, or the last two alone: title, tab, number of the class."""
+    columns = Columns(text=0, label=1)
+    labels = {str(number): name for number, name in enumerate(TITLE_CLASSES)}
+    files = _files(folder, ("train.txt", "dev.txt", "test.txt"), ("dev.txt", "test.txt"))
+    *learnt, test = (read_columns(path, columns, labels) for path in files)
+    if len(learnt) == 2:
+        train, dev = learnt
+        return _text_splits((train, dev, test), TITLE_CLASSES, _fewer("train", len(train), PUBLISHED_TITLES_TRAIN))
+    train_part, dev_part, _ = split(learnt[0], test=0)
+    notes = (
+        f"there is no train.txt (of {PUBLISHED_TITLES_TRAIN:,} titles): nine tenths of dev.txt are train here, "
+        "and a tenth of each label, drawn with a fixed seed, is dev",
+    )
+    return _text_splits((train_part, dev_part, test), TITLE_CLASSES, notes)
+
+
+def read_documents(folder: Path) -> Splits:
+    """Read cnews.train.txt, cnews.val.txt and cnews.test.txt, or split the second if alone: class, tab, document."""
+    columns = Columns(text=1, label=0)
+    labels = {name: name for name in DOCUMENT_CLASSES}
+    files = _files(folder, ("cnews.train.txt", "cnews.val.txt", "cnews.test.txt"), ("cnews.val.txt",))
+    parts: Sequence[Sequence[TextExample]] = [read_columns(path, columns, labels) for path in files]
+    notes = _fewer("the set", sum(map(len, parts)), PUBLISHED_DOCUMENTS)
+    if len(parts) == 1:
+        notes = (*notes, f"there is cnews.val.txt alone: {_SPLIT_NOTE.partition(': ')[2]}", *repeats_note(parts[0]))
+        parts = split(parts[0])
+    return _text_splits(parts, DOCUMENT_CLASSES, notes)
+
+
+def read_toutiao(folder: Path) -> Splits:
+    """Read the titles, drop what repeats, and split.
+
+    The whole set is one file, toutiao_cat_data.txt; what circulates otherwise is toutiao_cat_data.dev.txt,
+    toutiao_cat_data.test.txt (id_!_code_!_class_!_title_!_keywords all) and toutiao_test.txt (title_!_number).
+    """
+    numbers = {str(number): name for number, name in enumerate(TOUTIAO_CLASSES.values())}
+    files = _files(
+        folder,
+        ("toutiao_cat_data.txt",),
+        ("toutiao_cat_data.dev.txt", "toutiao_cat_data.test.txt", "toutiao_test.txt"),
+    )
+    examples: list[TextExample] = []
+    for path in files:
+        if path.name == "toutiao_test.txt":
+            examples += read_columns(path, Columns(text=0, label=1), numbers, "_!_")
+        else:
+            examples += read_columns(path, Columns(text=3, label=1), TOUTIAO_CLASSES, "_!_")
+    distinct, dropped = deduplicated(examples)
+    notes = (*_fewer("the set", len(distinct), PUBLISHED_TOUTIAO), *dropped, _SPLIT_NOTE)
+    return _text_splits(split(distinct), TOUTIAO_CLASSES.values(), notes)
+
+
+def read_cmssm(folder: Path) -> Splits:
+    """Read train.csv and dev.csv with a header that names `query1`, `query2` and `label`."""
+    columns = Columns("query1", "label", "query2")
+    train, test = (read_csv(path, columns, SIMILARITIES) for path in _files(folder, ("train.csv", "dev.csv")))
+    train_part, dev_part, _ = split(train, test=0)
+    notes = (
+        "the labels of the official test set are not public: the test set here is the official dev set",
+        f"dev is a tenth of train, drawn with a fixed seed; pairs with the same first question stay together "
+        f"({len(train_part):,} and {len(dev_part):,} pairs)",
+    )
+    return _text_splits((train_part, dev_part, test), SIMILARITIES.values(), notes)
+
+
+def read_eprstmt(folder: Path) -> Splits:
+    """Read train_few_all.json, dev_few_all.json and test_public.json: JSON lines with `sentence` and `label`."""
+    columns = Columns("sentence", "label")
+    files = _files(folder, ("train_few_all.json", "dev_few_all.json", "test_public.json"))
+    parts = [read_json_lines(path, columns, REVIEW_POLARITIES) for path in files]
+    return _text_splits(parts, REVIEW_POLARITIES.values())
+
+
+def read_msra_ner(folder: Path) -> Splits:
+    """Read train.txt and test.txt in BIO columns; drop the test sentences from train, and split off dev."""
+    train, test = map(read_bio, _files(folder, ("train.txt", "test.txt"), ("msra_train_bio.txt", "msra_test_bio.txt")))
+    tested = {identity(example) for example in test}
+    unseen = [example for example in train if identity(example) not in tested]
+    train_part, dev_part, _ = split(unseen, test=0)
+    notes = [_NO_DEV_NOTE]
+    if dropped := len(train) - len(unseen):
+        notes.append(f"train sentences that test also holds were dropped: {dropped:,} of {len(train):,}")
+    return _tagged_splits((train_part, dev_part, test), notes)
+
+
+def read_people_ner(folder: Path) -> Splits:
+    """Read train.txt, dev.txt and test.txt, or example.train, example.dev and example.test, in BIO columns."""
+    train, dev, test = map(
+        read_bio,
+        _files(folder, ("train.txt", "dev.txt", "test.txt"), ("example.train", "example.dev", "example.test")),
+    )
+    longest, tested = (max(len(example.tags) for example in part) for part in (train, test))
+    notes = []
+    if 2 * longest < tested:
+        notes.append(
+            f"no train sentence is longer than {longest} characters, and test has {tested}: this train file is not "
+            "of the same making as test (a stand-in drawn from MSRA-NER circulates)"
+        )
+    return _tagged_splits((train, dev, test), notes)
+
+
+def _files(folder: Path, *choices: tuple[str, ...]) -> list[Path]:
+    """Return the paths of the first choice of file names that are all in `folder`."""
+    for names in choices:
+        paths = [folder / name for name in names]
+        if all(path.is_file() for path in paths):
+            return paths
+    missing = [name for name in choices[0] if not (folder / name).is_file()]
+    raise MissingFilesError(f"{folder} lacks {', '.join(missing)}")
+
+
+def _text_splits(parts: Sequence[Sequence[TextExample]], labels: Iterable[str], notes: Sequence[str] = ()) -> Splits:
+    train, dev, test = map(tuple, parts)
+    return Splits(train, dev, test, tuple(labels), tuple(notes))
+
+
+def _tagged_splits(parts: Sequence[Sequence[TaggedExample]], notes: Sequence[str]) -> Splits:
+    train, dev, test = map(tuple, parts)
+    return Splits(train, dev, test, tag_labels(train), (*notes, *stray_note((*train, *dev, *test))))
+
+
+def _fewer(what: str, count: int, published: int) -> tuple[str, ...]:
+    return (f"{what} has {count:,} examples of the {published:,} published",) if count < published else ()

@@ -1,0 +1,251 @@
+"""File formats to examples. Every example knows its file and line, and so does every complaint.
+
+| reader            | format                                                                                   |
+|-------------------|------------------------------------------------------------------------------------------|
+| `read_columns`    | a row a line, columns between tabs (or another mark); nothing is quoted: `"` is a character |
+| `read_csv`        | comma-separated values with quoting; a field may hold line ends                          |
+| `read_json_lines` | a JSON object a line                                                                     |
+| `read_bio`        | a character, a tab or space, and its tag a line; a blank line between sentences          |
+
+UTF-8, with or without a byte order mark; lines end in LF or CR LF; blank lines are skipped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from glyphcrm.data.text_files import read_lines
+from glyphcrm.errors import UserError
+from glyphcrm.normalization import normalize
+from glyphcrm.tasks.examples import TaggedExample, TextExample
+from glyphcrm.tasks.messages import listed, shown
+
+E = TypeVar("E")
+
+_TAG = re.compile(r"O|[BI]-\S+")
+_BIO_FORMAT = "each line holds one character, a tab and its tag (O, B-x or I-x)"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the text, the label and the second text of a pair stand: all names, or all numbers from 0.
+
+    Names are looked up in the first line, the header; a file with numbered columns has no header.
+    """
+
+    text: str | int
+    label: str | int
+    pair: str | int | None = None
+
+    @property
+    def used(self) -> tuple[str | int, ...]:
+        """The columns that are read."""
+        return (self.text, self.label) if self.pair is None else (self.text, self.label, self.pair)
+
+
+def read_columns(
+    path: Path, columns: Columns, labels: Mapping[str, str] | None = None, separator: str = "\t"
+) -> list[TextExample]:
+    """Read a file of rows whose columns stand between `separator`, without any quoting.
+
+    `labels` gives each label of the file its name, and allows no others; None keeps those of the file.
+
+    Raises:
+        UserError: the file cannot be read or is not UTF-8, a column is missing, a row has more or
+            fewer columns than the first, a text is empty, or a label is empty or unknown.
+    """
+    rows = (
+        (number, line.split(separator))
+        for number, line in enumerate(read_lines(path), start=1)
+        if line and not line.isspace()
+    )
+    return _table(path, rows, columns, labels, "tabs" if separator == "\t" else f"'{separator}'")
+
+
+def read_csv(path: Path, columns: Columns, labels: Mapping[str, str] | None = None) -> list[TextExample]:
+    """Read comma-separated values; `labels` as for `read_columns`.
+
+    Raises:
+        UserError: as `read_columns`, and for quotes that are broken or never closed.
+    """
+    return _table(path, _csv_rows(path), columns, labels, "commas")
+
+
+def read_json_lines(path: Path, columns: Columns, labels: Mapping[str, str] | None = None) -> list[TextExample]:
+    """Read a JSON object a line; the columns are its keys, and other keys are ignored; `labels` as for `read_columns`.
+
+    A label may be a string or an integer.
+
+    Raises:
+        UserError: the file cannot be read or is not UTF-8, a line is no JSON object or lacks a key, a
+            value is of another type, a text is empty, or a label is empty or unknown.
+    """
+    examples = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line or line.isspace():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {error}; give one object a line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with {listed(columns.used)}")
+        examples.append(_example(where, [_json_field(where, row, key) for key in columns.used], labels))
+    return _some(path, examples)
+
+
+def read_bio(path: Path) -> list[TaggedExample]:
+    """Read sentences of tagged characters. An I-x that follows no B-x or I-x is kept as it is.
+
+    Raises:
+        UserError: the file cannot be read or is not UTF-8, a line does not hold exactly one character
+            and one BIO tag, or there is no sentence.
+    """
+    # Of millions of lines a few thousand differ: each is looked at once.
+    known: dict[str, tuple[str, str]] = {}
+    examples: list[TaggedExample] = []
+    characters: list[str] = []
+    tags: list[str] = []
+    number = 0
+    for number, line in enumerate(read_lines(path), start=1):
+        pair = known.get(line)
+        if pair is None:
+            if not line or line.isspace():
+                _finish_sentence(examples, characters, tags, path, number)
+                continue
+            pair = known[line] = _tagged_character(path, number, line)
+        characters.append(pair[0])
+        tags.append(pair[1])
+    _finish_sentence(examples, characters, tags, path, number + 1)
+    return _some(path, examples)
+
+
+def _table(
+    path: Path,
+    rows: Iterator[tuple[int, list[str]]],
+    columns: Columns,
+    labels: Mapping[str, str] | None,
+    separated_by: str,
+) -> list[TextExample]:
+    number, first = next(rows, (1, []))
+    if not first:
+        raise UserError(f"{path}: no rows; give one text a line")
+    indices = _indices(f"{path}:{number}", first, columns, separated_by)
+    examples = []
+    if isinstance(columns.text, int):  # no header: the first row is an example
+        examples.append(_example(f"{path}:{number}", [first[i] for i in indices], labels))
+    width = len(first)
+    for number, row in rows:
+        where = f"{path}:{number}"
+        if len(row) != width:
+            raise UserError(
+                f"{where}: {_columns_of(row)}, expected {width} separated by {separated_by} as in the first line; "
+                f"the line begins with {shown(row[0])}"
+            )
+        examples.append(_example(where, [row[i] for i in indices], labels))
+    return _some(path, examples)
+
+
+def _indices(where: str, first: list[str], columns: Columns, separated_by: str) -> list[int]:
+    indices = []
+    for column in columns.used:
+        if isinstance(column, str):
+            names = [name.strip() for name in first]
+            if column not in names:
+                raise UserError(
+                    f"{where}: {_columns_of(first)} separated by {separated_by}, and none is named '{column}'; "
+                    f"expected a header with {listed(columns.used)}, found {listed(first)}"
+                )
+            indices.append(names.index(column))
+        else:
+            if column >= len(first):
+                raise UserError(
+                    f"{where}: {_columns_of(first)}, expected at least {column + 1} separated by {separated_by}; "
+                    f"the line begins with {shown(first[0])}"
+                )
+            indices.append(column)
+    return indices
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    # strict: text after a closing quote, or a quote that is never closed, is an error.
+    reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
+    number = 1
+    try:
+        for row in reader:
+            if len(row) > 1 or (row and row[0].strip()):
+                yield number, row
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{number}: not comma-separated values: {error}; a quote inside quotes is doubled"
+        ) from None
+
+
+def _json_field(where: str, row: dict[str, object], key: str | int) -> str:
+    if key not in row:
+        raise UserError(f"{where}: no key '{key}'; the keys are {listed(row) or 'none'}")
+    value = row[str(key)]
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: '{key}' is {type(value).__name__}, not a string")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise UserError(f"{where}: '{key}' holds half of a surrogate pair, which is no character")
+    return value
+
+
+def _example(where: str, fields: Sequence[str], labels: Mapping[str, str] | None) -> TextExample:
+    text, label, *pair = fields
+    for content in (text, *pair):
+        # What nothing is left of after normalisation would reach a model as nothing at all.
+        if not normalize(content):
+            raise UserError(f"{where}: empty text; take the line out, or give it a text")
+    label = label.strip()
+    if not label:
+        raise UserError(f"{where}: empty label; take the line out, or give it a label")
+    if labels is not None:
+        if label not in labels:
+            raise UserError(f"{where}: unknown label {shown(label)}; known are {listed(labels)}")
+        label = labels[label]
+    return TextExample(text, label, pair[0] if pair else None, where)
+
+
+def _finish_sentence(
+    examples: list[TaggedExample], characters: list[str], tags: list[str], path: Path, end: int
+) -> None:
+    if characters:
+        examples.append(TaggedExample(tuple(characters), tuple(tags), f"{path}:{end - len(characters)}"))
+        characters.clear()
+        tags.clear()
+
+
+def _tagged_character(path: Path, number: int, line: str) -> tuple[str, str]:
+    if line[1:2] in ("\t", " ") and _TAG.fullmatch(line, 2):
+        return line[0], line[2:]
+    where = f"{path}:{number}"
+    text, *tags = re.split(r"[\t ]", line)
+    if len(tags) != 1:
+        raise UserError(f"{where}: {_columns_of([text, *tags])} in {shown(line)}, expected 2; {_BIO_FORMAT}")
+    if len(text) != 1:
+        raise UserError(
+            f"{where}: {len(text)} characters, {shown(text)}, with one tag (length mismatch); {_BIO_FORMAT}"
+        )
+    raise UserError(f"{where}: {shown(tags[0])} is no BIO tag; {_BIO_FORMAT}")
+
+
+def _some(path: Path, examples: list[E]) -> list[E]:
+    if not examples:
+        raise UserError(f"{path}: no examples")
+    return examples
+
+
+def _columns_of(row: Sequence[str]) -> str:
+    return f"{len(row)} column{'s' * (len(row) != 1)}"

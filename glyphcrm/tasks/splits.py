@@ -1,0 +1,221 @@
+"""Splitting what comes as one set, and checking what comes as three.
+
+Two texts are the same if nothing that a model reads tells them apart: they are compared after normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence, Set
+from pathlib import Path
+from typing import TypeVar
+
+from glyphcrm.data.permutation import visit
+from glyphcrm.errors import UserError
+from glyphcrm.normalization import normalize
+from glyphcrm.tasks.examples import Example, Kind, MissingFilesError, Splits, TaggedExample, Task, TextExample
+from glyphcrm.tasks.messages import listed, shown
+
+E = TypeVar("E", TextExample, TaggedExample)
+
+SPLIT_SEED = 0  # of every task: all models and all training seeds see the same parts
+
+
+def load_splits(task: Task, data: Path | None) -> Splits:
+    """Read the examples of `task`, check them, and add the notes that hold for any task.
+
+    `data` is the folder that holds the task folders, or the task's own folder. A task that brings its
+    files along, as the demo tasks do, does not look at it.
+
+    Raises:
+        UserError: there are no files (says where they can be had), or their content is not what it should be.
+    """
+    try:
+        splits = task.read(_folder(task, data))
+    except MissingFilesError as error:
+        raise UserError(
+            f"{task.title}: {error}; give as --data the folder of these files, or one that holds it as {task.folder}; "
+            f"{task.source}"
+        ) from None
+    check(splits, task)
+    return Splits(splits.train, splits.dev, splits.test, splits.labels, (*splits.notes, *_remarks(splits)))
+
+
+def split(
+    examples: Sequence[E],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = SPLIT_SEED,
+    dev: float = 0.1,
+    test: float = 0.1,
+) -> tuple[tuple[E, ...], tuple[E, ...], tuple[E, ...]]:
+    """Split into train, dev and test: a pure function of its arguments. The order within a part is that of `examples`.
+
+    Of each label (of tagged examples: of all) a random choice makes up the shares `dev` and `test`. Examples of
+    the same group stay in one part, so that nobody is tested on what they learnt; the group counts for the label of
+    its first example. `groups` names each example's; by default the same text is one, of a pair the first text.
+    Where all groups have one example, each part has its share of each label to within one example.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, key in enumerate([normalize(example.text) for example in examples] if groups is None else groups):
+        members.setdefault(key, []).append(index)
+    by_label: dict[str, list[list[int]]] = {}
+    for group in members.values():
+        first = examples[group[0]]
+        by_label.setdefault(first.label if isinstance(first, TextExample) else "", []).append(group)
+    part_of = [0] * len(examples)
+    for rank, label in enumerate(sorted(by_label)):
+        candidates = by_label[label]
+        total = sum(map(len, candidates))
+        test_begins = total - round(total * test)
+        dev_begins = test_begins - round(total * dev)
+        placed = 0
+        for k in range(len(candidates)):
+            group = candidates[visit(seed, rank, k, len(candidates))]
+            for index in group:
+                part_of[index] = (placed >= dev_begins) + (placed >= test_begins)
+            placed += len(group)
+    train, held, out = (
+        tuple(example for example, number in zip(examples, part_of, strict=True) if number == part) for part in range(3)
+    )
+    return train, held, out
+
+
+def deduplicated(examples: Iterable[E]) -> tuple[list[E], tuple[str, ...]]:
+    """Return the first example of each text (of a pair: of both texts), and a note if any was dropped.
+
+    Where the same text has several labels nothing tells which one is right: the first is kept, too.
+    """
+    first: dict[Hashable, E] = {}
+    dropped = contradicted = 0
+    for example in examples:
+        kept = first.setdefault(identity(example), example)
+        if kept is not example:
+            dropped += 1
+            contradicted += _answer(kept) != _answer(example)
+    if not dropped:
+        return list(first.values()), ()
+    note = (
+        f"examples that repeat the text of an earlier one were dropped: {dropped:,} of {dropped + len(first):,}, "
+        f"{contradicted:,} of them with another label"
+    )
+    return list(first.values()), (note,)
+
+
+def identity(example: Example) -> Hashable:
+    """Return what is the same for two examples just if a model reads the same."""
+    if isinstance(example, TextExample) and example.pair is not None:
+        return normalize(example.text), normalize(example.pair)
+    return normalize(example.text)
+
+
+def seen_in_train(splits: Splits) -> set[int]:
+    """Return the indices of the test examples whose text (of a pair: both texts) also stands in train."""
+    return _seen(splits.test, {identity(example) for example in splits.train})
+
+
+def text_labels(examples: Iterable[TextExample]) -> tuple[str, ...]:
+    """Return the labels in order: by value if all are whole numbers, else as strings."""
+    found = sorted({example.label for example in examples})
+    numeric = all(label.isascii() and label.isdecimal() and len(label) < 10 for label in found)
+    return tuple(sorted(found, key=int) if numeric else found)
+
+
+def tag_labels(examples: Iterable[TaggedExample]) -> tuple[str, ...]:
+    """Return "O", then B-x and I-x for each type x in alphabetical order."""
+    types = _classes_of(examples) - {""}
+    return ("O", *(f"{prefix}-{kind}" for kind in sorted(types) for prefix in "BI"))
+
+
+def stray_note(examples: Iterable[TaggedExample]) -> tuple[str, ...]:
+    """Return a note if an I-x follows neither B-x nor I-x anywhere."""
+    stray = sum(
+        tag.startswith("I-") and before[2:] != tag[2:]
+        for example in examples
+        for before, tag in zip(("O", *example.tags), example.tags, strict=False)
+    )
+    return (f"I- tags that follow no tag of their type are kept as they are: {stray:,}",) if stray else ()
+
+
+def repeats_note(examples: Sequence[TextExample]) -> tuple[str, ...]:
+    """Return a note if texts repeat: where `split` splits them, it keeps them together."""
+    repeated = len(examples) - len({identity(example) for example in examples})
+    note = (
+        f"texts that repeat an earlier one, white space aside, are in the same part: {repeated:,} of {len(examples):,}"
+    )
+    return (note,) if repeated else ()
+
+
+def check(splits: Splits, task: Task) -> None:
+    """Raise `UserError` if a part is empty, or if its labels are not those that training can learn.
+
+    Train must have two labels (a tagging task: one entity), and dev and test none that train lacks.
+    """
+    for name, part in (("train", splits.train), ("dev", splits.dev), ("test", splits.test)):
+        if not part:
+            raise UserError(f"{task.title}: {name} is empty; give more examples, or a file for each part")
+    learnt = _classes_of(splits.train)
+    if task.kind is Kind.TAGGING:
+        if learnt == {""}:
+            raise UserError(f"{splits.train[0].where}: no entity in train, all tags are O; nothing can be learnt")
+    elif len(learnt) < 2:
+        raise UserError(
+            f"{splits.train[0].where}: train has one label only, {shown(min(learnt))}; give examples of two or more"
+        )
+    for name, part in (("dev", splits.dev), ("test", splits.test)):
+        for example in part:
+            for label in sorted(_classes(example) - learnt):
+                _refuse(example, label, name, learnt)
+
+
+def _refuse(example: Example, label: str, part: str, learnt: set[str]) -> None:
+    where = example.where
+    if isinstance(example, TaggedExample):
+        position = next(i for i, tag in enumerate(example.tags) if tag[2:] == label)
+        file, _, line = where.rpartition(":")
+        where = f"{file}:{int(line) + position}" if line.isdecimal() else where
+        label = example.tags[position]
+    known = listed(sorted(learnt - {""}))
+    raise UserError(f"{where}: label {shown(label)} of {part} does not occur in train; train has {known}")
+
+
+def _classes(example: Example) -> set[str]:
+    """The label; of tags the types of the entities, and "" for O."""
+    return {example.label} if isinstance(example, TextExample) else {tag[2:] for tag in set(example.tags)}
+
+
+def _classes_of(examples: Iterable[Example]) -> set[str]:
+    return {name for example in examples for name in _classes(example)}
+
+
+def _remarks(splits: Splits) -> tuple[str, ...]:
+    answers: dict[Hashable, set[Hashable]] = {}
+    for example in splits.train:
+        answers.setdefault(identity(example), set()).add(_answer(example))
+    notes = []
+    if contradicted := sum(len(found) > 1 for found in answers.values()):
+        notes.append(f"train gives {contradicted:,} of its {len(answers):,} distinct texts more than one label")
+    for name, part in (("dev", splits.dev), ("test", splits.test)):
+        if seen := len(_seen(part, answers.keys())):
+            notes.append(f"train also holds {seen:,} of the {len(part):,} {name} texts")
+        if absent := _classes_of(splits.train) - _classes_of(part):
+            notes.append(f"{name} has no example of {listed(sorted(absent))}")
+    return tuple(notes)
+
+
+def _seen(examples: Sequence[Example], known: Set[Hashable]) -> set[int]:
+    return {index for index, example in enumerate(examples) if identity(example) in known}
+
+
+def _answer(example: Example) -> Hashable:
+    return example.label if isinstance(example, TextExample) else example.tags
+
+
+def _folder(task: Task, data: Path | None) -> Path:
+    if not task.folder:
+        return Path()
+    if data is None:
+        raise MissingFilesError("no --data was given")
+    for folder in (data / task.folder, data):
+        if folder.is_dir():
+            return folder
+    raise MissingFilesError(f"no folder {data}")

@@ -1,0 +1,80 @@
+"""Each ablation changes the part that it names, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glyphcrm.configuration import preset
+from glyphcrm.errors import UserError
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling.bert import BertBaseline
+from glyphcrm.pretraining.ablations import free_glyphs
+from glyphcrm.pretraining.options import parse_options
+from tests.pretraining.runs import Pretrain, command
+
+
+@pytest.fixture
+def model() -> GlyphCRMForPreTraining:
+    torch.manual_seed(0)
+    model = GlyphCRMForPreTraining(preset("nano", vocab_size=40, num_glyphs=40)).eval()
+    base = model.glyphcrm
+    base.glyph_table.bitmaps = torch.randint(0, 256, (40, 288), dtype=torch.uint8)
+    base.hanglyph.whiten_projections(torch.arange(1, 40), base.glyph_table.bitmaps, 0.5)
+    return model
+
+
+def test_free_glyphs_start_where_hanglyph_is_and_learn_one_by_one(model: GlyphCRMForPreTraining) -> None:
+    ids = torch.tensor([[2, 7, 9, 7, 3]])
+    with torch.no_grad():
+        before = model(ids).prediction_logits
+    free_glyphs(model)
+    after = model(ids).prediction_logits
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    after.sum().backward()
+    for table in model.glyphcrm.hanglyph.parameters():
+        assert table.grad is not None
+        assert table.grad.any(1).nonzero().flatten().tolist() == [2, 3, 7, 9]
+
+
+def test_an_untied_decoder_starts_from_the_same_frequencies() -> None:
+    config = preset("nano", vocab_size=40, num_glyphs=40)
+    tied, untied = (BertBaseline.for_config(config, tie_word_embeddings=tie) for tie in (True, False))
+    for bert, is_tied in ((tied, True), (untied, False)):
+        bert.start_from_frequencies(torch.arange(40))
+        decoder = bert.cls.predictions.decoder
+        assert bert.cls.predictions.bias is decoder.bias  # else it would have no gradient
+        assert (decoder.weight is bert.bert.embeddings.word_embeddings.weight) is is_tied
+        states = torch.zeros(1, config.hidden_size)
+        torch.testing.assert_close(decoder(states).softmax(1)[0], (torch.arange(40) + 1.0) / sum(range(41)))
+
+
+@pytest.mark.parametrize(
+    ("ablation", "arch"), [("untied-decoder", "glyphcrm"), ("free-glyphs", "bert"), ("plain-projections", "bert")]
+)
+def test_an_ablation_of_the_other_model_is_refused(ablation: str, arch: str) -> None:
+    with pytest.raises(UserError, match=f"--ablation {ablation} is of --arch"):
+        parse_options(["--ablation", ablation, "--arch", arch])
+
+
+def test_an_ablation_that_changes_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="changes nothing at --preset base"):
+        parse_options(["--ablation", "plain-projections", "--preset", "base"])
+    parse_options(["--ablation", "plain-projections", "--preset", "base", "--projection-learning-rate", "1e-5"])
+
+
+def test_an_ablation_of_a_finished_model_is_refused() -> None:
+    with pytest.raises(UserError, match="--ablation starts from scratch"):
+        parse_options(["--ablation", "free-glyphs", "--init", "somewhere"])
+
+
+def test_a_run_leaves_curves_and_no_model(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:
+    run = tmp_path / "run"
+    assert pretrain(*command(text_file, run, "--ablation", "free-glyphs")).returncode == 0
+    assert (run / "metrics.jsonl").read_text().count("eval_mlm_loss") == 3
+    assert not (run / "model").exists()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    assert pretrain(*command(text_file, run, "--ablation", "free-glyphs")).returncode == 0
+    assert before and before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}

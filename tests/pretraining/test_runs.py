@@ -1,0 +1,330 @@
+"""Whole runs of pretrain.py: real processes, killed for real."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
+
+from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
+from glyphcrm.pretraining.options import parse_options
+from glyphcrm.pretraining.run import main, prepare
+from glyphcrm.training.run_directory import is_complete
+from tests.pretraining.runs import REPOSITORY, Pretrain, command, environment
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def measures(run: Path, name: str) -> dict[int, float]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry[name] for entry in entries if "mlm_loss" in entry}
+
+
+def losses(run: Path) -> dict[int, float]:
+    return measures(run, "mlm_loss")
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    program = [sys.executable, str(REPOSITORY / "pretrain.py")]
+    return subprocess.Popen(
+        [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+
+
+def wait_for(condition: str, run: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until `condition`, a glob in the run's directory, matches; fail if the process ends before."""
+    deadline = time.monotonic() + 120
+    while not list(run.glob(condition)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    process = start(command(text_file, run))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    (run / "output.txt").write_text(output)
+    return run
+
+
+def test_a_run_leaves_model_chart_log_and_answers(finished: Path, text_file: Path, pretrain: Pretrain) -> None:
+    model = AutoModelForPreTraining.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    assert model.config.num_glyphs == len(tokenizer)
+    assert sorted(losses(finished)) == list(range(1, 13))
+    with Image.open(finished / "loss.png") as chart:
+        assert chart.format == "PNG" and chart.width > 800
+    assert list((finished / "tensorboard").iterdir())
+    output = (finished / "output.txt").read_text()
+    assert "unigram entropy" in output and "▢" in output and "tokens/s" in output
+    again = pretrain(*command(text_file, finished))
+    assert again.returncode == 0 and "step 1:" not in again.stderr and "unigram entropy" in again.stdout
+
+
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    arguments = command(text_file, run, "--save-every", "1", "--workers", "2")
+    # While tokenising, while a checkpoint is being written, after one is complete.
+    for moment in ("data/*", "checkpoint-3/model.safetensors", "checkpoint-7/complete.json"):
+        process = start(arguments)
+        wait_for(moment, run, process)
+        process.kill()
+        process.communicate()
+        assert not (run / "model").exists()
+    process = start(arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "continuing from" in output
+    assert same_weights(run, finished)
+    assert losses(run) == losses(finished)
+    seconds = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
+    assert seconds == sorted(seconds) and seconds[0] >= 0  # the clock of training goes on where it stopped
+
+
+def test_a_run_killed_before_its_model_is_saved_only_saves_it(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "unsaved")
+    shutil.rmtree(run / "model")
+    assert main(command(text_file, run)) == 0
+    assert "unigram entropy" in capsys.readouterr().out
+    assert same_weights(run, finished)
+
+
+def test_a_run_can_start_from_a_finished_model(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "further"
+    assert main(command(text_file, run, "--init", str(finished / "model"), "--steps", "1")) == 0
+    assert "unigram entropy" in capsys.readouterr().out
+
+    def validation(directory: Path) -> list[float]:
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        return [entry["eval_mlm_loss"] for entry in map(json.loads, lines) if "eval_mlm_loss" in entry]
+
+    assert validation(run)[0] == pytest.approx(validation(finished)[-1], abs=1e-5)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread, as in the processes that the tests start: sums come out the same, bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_can_stop_early_on_its_schedule_and_go_on(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "part"
+    for steps in (5, 5, 9):  # the second call has nothing to do
+        assert main(command(text_file, run, "--stop-after", str(steps))) == 0
+        assert max(losses(run)) == steps and not (run / "model").exists()
+    assert main(command(text_file, run)) == 0
+    assert same_weights(run, finished) and losses(run) == losses(finished)
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "stopped"
+    arguments = command(text_file, run, "--save-every", "100")
+    process = start(arguments)
+    wait_for("metrics.jsonl", run, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command continues" in output
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert is_complete(checkpoint)
+    process = start(arguments)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert same_weights(run, finished)
+
+
+def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:
+    """One process, one process in micro-batches, two torchrun processes, and these in micro-batches.
+
+    The same losses after 20 steps, and the same norm of the first gradient, HanGlyph's among them.
+    """
+    last, first_norm = {}, {}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, micro, launcher in (
+        ("one", "4", None),
+        ("micro", "1", None),
+        ("two", "2", torchrun),
+        ("two, micro", "1", torchrun),
+    ):
+        run = tmp_path / name
+        steps = ("--steps", "20", "--save-every", "20", "--log-every", "1")
+        more = ("--dropout", "0", "--micro-batch-size", micro, *steps)
+        result = pretrain(*command(text_file, run, *more), launcher=launcher)
+        assert result.returncode == 0, result.stderr
+        last[name], first_norm[name] = losses(run)[20], measures(run, "grad_norm")[1]
+    for name in ("micro", "two", "two, micro"):
+        assert last[name] == pytest.approx(last["one"], abs=1e-4), name
+        assert first_norm[name] == pytest.approx(first_norm["one"], rel=1e-4), name
+
+
+def test_hanglyph_runs_once_a_step(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of micro-batches."""
+    calls: list[int] = []
+    forward = HanGlyph.forward
+
+    def counted(self: HanGlyph, rows: torch.Tensor, bitmaps: torch.Tensor) -> GlyphVectors:
+        if torch.is_grad_enabled():
+            calls.append(len(rows))
+        return forward(self, rows, bitmaps)
+
+    monkeypatch.setattr(HanGlyph, "forward", counted)
+    more = ("--steps", "3", "--batch-size", "6", "--micro-batch-size", "2", "--save-every", "3", "--workers", "0")
+    assert main(command(text_file, tmp_path / "run", *more)) == 0
+    assert len(calls) == 3
+
+
+def test_a_bert_reads_the_same_batches_and_becomes_a_transformers_bert(text_file: Path, tmp_path: Path) -> None:
+    samples = {}
+    for arch in ("glyphcrm", "bert"):
+        options = parse_options(command(text_file, tmp_path / arch, "--arch", arch, "--vocabulary-size", "40"))
+        corpus, _ = prepare(options, first=True)
+        samples[arch] = [corpus.train[i] for i in range(0, len(corpus.train), 7)]
+    for ours, berts in zip(samples["glyphcrm"], samples["bert"], strict=True):
+        assert all(np.array_equal(ours[name], berts[name]) for name in ours)
+    assert main(command(text_file, tmp_path / "bert", "--arch", "bert", "--vocabulary-size", "40")) == 0
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "bert" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert" / "model")
+    assert type(model) is BertForPreTraining and len(tokenizer) == model.config.vocab_size == 40
+    assert torch.isfinite(model(**tokenizer("天地玄黄", "龘", return_tensors="pt")).prediction_logits).all()
+
+
+def test_runs_over_the_same_text_share_what_is_made_of_it(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--data-dir", str(tmp_path / "text"))
+    prepare(parse_options(command(text_file, tmp_path / "first", *shared)), first=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "text").rglob("*") if path.is_file()}
+    assert main(command(text_file, tmp_path / "second", *shared, "--arch", "bert", "--seed", "1")) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not (tmp_path / "second" / "data").exists()
+    capsys.readouterr()
+    assert main(command(text_file, tmp_path / "third", *shared, "--vocabulary-size", "30")) == 2
+    assert "vocabulary_size" in capsys.readouterr().err and not (tmp_path / "third").exists()
+
+
+def test_excluded_characters_are_never_seen(text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "excluded.txt").write_text("天\n地", encoding="utf-8")
+    excluding = ("--exclude-characters", str(tmp_path / "excluded.txt"))
+    corpus, model = prepare(parse_options(command(text_file, tmp_path / "run", *excluding)), first=True)
+    vocabulary = corpus.tokenizer.tokens[: model.config.vocab_size]
+    assert "玄" in vocabulary and not {"天", "地"} & set(vocabulary)
+    assert not corpus.store.token_counts(len(corpus.tokenizer))[corpus.tokenizer.unk_token_id]
+    whole, _ = prepare(parse_options(command(text_file, tmp_path / "whole")), first=True)
+    assert 0 < corpus.store.token_count < whole.store.token_count
+
+
+@pytest.mark.parametrize("learning_rate", ["1e30", "1e39"])
+def test_a_loss_that_diverges_stops_the_run(
+    text_file: Path, tmp_path: Path, pretrain: Pretrain, learning_rate: str
+) -> None:
+    run = tmp_path / "diverged"
+    result = pretrain(*command(text_file, run, "--learning-rate", learning_rate, "--save-every", "1"))
+    assert result.returncode == 2
+    assert "at step" in result.stderr and "lower --learning-rate" in result.stderr
+    (checkpoint,) = sorted(run.glob("checkpoint-*"))[-1:]
+    assert is_complete(checkpoint)
+    assert all(p.isfinite().all() for p in load_file(checkpoint / "model.safetensors").values())
+    assert not (run / "model").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "full"
+    arguments = command(text_file, run)
+    process = start(arguments)
+    wait_for("checkpoint-4/complete.json", run, process)
+    process.kill()
+    process.communicate()
+    size = (run / "checkpoint-4" / "model.safetensors").stat().st_size
+    limited = subprocess.run(
+        [sys.executable, str(REPOSITORY / "pretrain.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1000, size + 1000)),
+        timeout=300,
+        check=False,
+    )
+    assert limited.returncode == 2, limited.stderr
+    assert "make room" in limited.stderr.splitlines()[-1]
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
+    process = start(arguments)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert same_weights(run, finished)
+
+
+def test_a_directory_with_another_run_is_refused(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(text_file, finished, "--seed", "1")) == 2
+    assert "seed 0 -> 1" in capsys.readouterr().err
+    (tmp_path / "letter.txt").write_text("mine")
+    assert main(command(text_file, tmp_path)) == 2
+    assert "choose another --output-dir" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (None, [], "no-such-file.txt"),
+        (b"", [], "empty"),
+        ("天地。\n玄黄。\n".encode() + b"\xff\xfe", [], "byte 20"),
+        ("天地玄黄。宇宙洪荒。".encode(), [], "at least 4"),
+        ("天\n\n地\n\n玄\n\n黄\n\n宇\n\n宙".encode(), [], "no two neighbouring sentences"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--max-length", "65"], "64 positions"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--micro-batch-size", "3"], "batch of 4 sequences"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--steps", "0"], "steps is 0"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--seed", "-1"], "--seed is -1"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--log-every", "3"], "not a multiple"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--font", "no-such-font.ttf"], "no-such-font.ttf"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--init", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    content: bytes | None,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "no-such-file.txt"
+    if content is not None:
+        text = tmp_path / "text.txt"
+        text.write_bytes(content)
+    run = tmp_path / "run"
+    assert main(command(text, run, *arguments)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and message in lines[0]
+    assert not run.exists()
