@@ -13,7 +13,7 @@ from torch import Tensor
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.glyphs.raster import PACKED_SIZE
+from glyphcrm.glyphs.raster import PACKED_BYTES
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import read_vocabulary
 
@@ -189,8 +189,8 @@ def _read_bitmaps(path: Path) -> NDArray[np.uint8]:
             (bitmaps,) = (arrays[name] for name in arrays.files)
     except Exception as error:  # whatever a damaged or hostile archive makes zipfile and NumPy raise
         raise UserError(f"{path}: damaged, or no .npz with one array ({type(error).__name__})") from error
-    if bitmaps.ndim != 2 or bitmaps.shape[1] != PACKED_SIZE or bitmaps.dtype != np.uint8:
+    if bitmaps.ndim != 2 or bitmaps.shape[1] != PACKED_BYTES or bitmaps.dtype != np.uint8:
         raise UserError(
-            f"{path}: holds {bitmaps.shape} {bitmaps.dtype}; bit-packed images are (V, {PACKED_SIZE}) uint8"
+            f"{path}: holds {bitmaps.shape} {bitmaps.dtype}; bit-packed images are (V, {PACKED_BYTES}) uint8"
         )
     return bitmaps

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from glyphcrm.data.masking import IGNORED
-from glyphcrm.finetuning.windows import windows
+from glyphcrm.data.masking import IGNORED_LABEL
+from glyphcrm.data.sentences import windows
 from glyphcrm.tasks import Example, Kind, TaggedExample, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
@@ -104,7 +104,7 @@ def _encode_texts(
             Feature(
                 input_ids=np.array(input_ids, np.int64),
                 token_type_ids=np.array(types, np.int64),
-                labels=np.array(ids.get(example.label, IGNORED), np.int64),
+                labels=np.array(ids.get(example.label, IGNORED_LABEL), np.int64),
                 example=index,
                 characters=nothing,
                 positions=nothing,
@@ -130,7 +130,7 @@ def _encode_sentence(
     tokens, owners = _locate(tokenizer, example.characters)
     count = len(example.characters)
     sizes = np.bincount(owners, minlength=count)
-    tags = np.array([ids.get(tag, IGNORED) for tag in example.tags], np.int64)
+    tags = np.array([ids.get(tag, IGNORED_LABEL) for tag in example.tags], np.int64)
     features = []
     for start, end in windows(example.characters, max_length - SPECIAL_TOKENS, sizes.tolist()):
         low, high = np.searchsorted(owners, (start, end))
@@ -140,7 +140,7 @@ def _encode_sentence(
         characters, firsts = np.unique(owners[low:high], return_index=True)
         positions = firsts + 1  # after [CLS]
         input_ids = np.concatenate([[tokenizer.cls_token_id], tokens[low:high], [tokenizer.sep_token_id]])
-        labels = np.full(len(input_ids), IGNORED, np.int64)
+        labels = np.full(len(input_ids), IGNORED_LABEL, np.int64)
         labels[positions] = tags[characters]
         features.append(Feature(input_ids, np.zeros(len(input_ids), np.int64), labels, index, characters, positions))
     return features

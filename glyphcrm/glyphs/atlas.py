@@ -22,7 +22,7 @@ from tqdm import tqdm
 from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.fonts import Font
-from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_SIZE, Rasterizer, unpack
+from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_BYTES, Rasterizer, unpack
 
 LABEL_SOURCE = "drawn label"
 FORMAT_VERSION = 1
@@ -54,7 +54,7 @@ class GlyphAtlas:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "fonts", tuple(self.fonts))
         count = len(self.tokens)
-        for name, shape in (("bitmaps", (count, PACKED_SIZE)), ("sources", (count,))):
+        for name, shape in (("bitmaps", (count, PACKED_BYTES)), ("sources", (count,))):
             array = np.array(getattr(self, name), order="C")
             if array.shape != shape or array.dtype != np.uint8:
                 raise UserError(f"{name} of {count} tokens are {shape} uint8, not {array.shape} {array.dtype}")
@@ -81,23 +81,18 @@ class GlyphAtlas:
         sources = bytearray()
         missing: list[str] = []
         for token in tqdm(tokens, "drawing", unit=" glyphs", disable=None if progress else True):
-            if len(token) > 1:
-                able = (r for r in rasterizers if r.draws_label(token))
-            else:
-                able = (r for r in rasterizers if r.font.covers(token))
-            rasterizer = next(able, None)
+            rasterizer = next((r for r in rasterizers if r.draws(token)), None)
             if rasterizer is None:
                 missing.append(token)
             elif not missing:
-                is_label = len(token) > 1
-                bitmaps += rasterizer.draw_label_packed(token) if is_label else rasterizer.draw_packed(token)
-                name = LABEL_SOURCE if is_label else rasterizer.font.name
+                bitmaps += rasterizer.draw_packed(token)
+                name = LABEL_SOURCE if len(token) > 1 else rasterizer.font.name
                 sources.append(drawn_by.setdefault(name, len(drawn_by)))
         if missing:
             raise UserError(_missing_message(missing, fonts))
         return cls(
             tokens,
-            np.frombuffer(bytes(bitmaps), np.uint8).reshape(-1, PACKED_SIZE),
+            np.frombuffer(bytes(bitmaps), np.uint8).reshape(-1, PACKED_BYTES),
             tuple(drawn_by),
             np.frombuffer(bytes(sources), np.uint8),
         )
@@ -113,7 +108,7 @@ class GlyphAtlas:
         """The row of each token."""
         return {token: row for row, token in enumerate(self.tokens)}
 
-    def images(self, rows: ArrayLike) -> NDArray[np.uint8]:
+    def pictures(self, rows: ArrayLike) -> NDArray[np.uint8]:
         """Return the pictures of `rows` (integers of any shape) as `(*rows.shape, 48, 48)` uint8, ink 1."""
         return unpack(self.bitmaps[np.asarray(rows, np.int64)])
 
@@ -140,7 +135,7 @@ class GlyphAtlas:
         sources: NDArray[np.uint8],
     ) -> GlyphAtlas:
         if bitmaps.ndim != 2 or bitmaps.dtype != np.uint8:
-            raise UserError(f"bitmaps to add are (n, {PACKED_SIZE}) uint8, not {bitmaps.shape} {bitmaps.dtype}")
+            raise UserError(f"bitmaps to add are (n, {PACKED_BYTES}) uint8, not {bitmaps.shape} {bitmaps.dtype}")
         used, positions = np.unique(sources, return_inverse=True)
         all_fonts = tuple(dict.fromkeys([*self.fonts, *(fonts[i] for i in used)]))
         if len(all_fonts) > _MOST_SOURCES:
@@ -270,6 +265,6 @@ def _read_description(file: Any) -> dict[str, Any]:
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise UserError(f"its {key} are not a list of strings")
     count = len(description["tokens"])
-    if shapes != {"bitmaps": ("U8", [count, PACKED_SIZE]), "sources": ("U8", [count])}:
+    if shapes != {"bitmaps": ("U8", [count, PACKED_BYTES]), "sources": ("U8", [count])}:
         raise UserError(f"its tensors do not hold {count} pictures of {IMAGE_SIZE}x{IMAGE_SIZE}")
     return description

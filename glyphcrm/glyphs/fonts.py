@@ -26,16 +26,14 @@ REGULAR_WEIGHT = 400
 REFERENCE_PIXELS = 46
 """Pixels to the em at which characters are drawn."""
 COLOUR_TABLES = ("CBDT", "COLR", "sbix", "SVG ")
-SYSTEM_FONT_DIRECTORIES = (
-    Path("/usr/share/fonts"),
-    Path("/usr/local/share/fonts"),
-    Path("~/.local/share/fonts"),
-    Path("~/.fonts"),
-    Path("/Library/Fonts"),
-    Path("~/Library/Fonts"),
-    Path("C:/Windows/Fonts"),
-    Path("~/AppData/Local/Microsoft/Windows/Fonts"),
+_FOLDERS_ON_LINUX = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
+_FOLDERS_ELSEWHERE = (
+    "/Library/Fonts",
+    "~/Library/Fonts",
+    "C:/Windows/Fonts",
+    "~/AppData/Local/Microsoft/Windows/Fonts",
 )
+SYSTEM_FONT_DIRECTORIES = tuple(map(Path, _FOLDERS_ON_LINUX + _FOLDERS_ELSEWHERE))
 SYSTEM_FONT_FILES = re.compile(r"(HanaMin|BabelStoneHan).*\.(ttf|otf)", re.IGNORECASE)
 _LONGEST_NAME = 100
 
