@@ -26,14 +26,10 @@ REGULAR_WEIGHT = 400
 REFERENCE_PIXELS = 46
 """Pixels to the em at which characters are drawn."""
 COLOUR_TABLES = ("CBDT", "COLR", "sbix", "SVG ")
-_FOLDERS_ON_LINUX = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
-_FOLDERS_ELSEWHERE = (
-    "/Library/Fonts",
-    "~/Library/Fonts",
-    "C:/Windows/Fonts",
-    "~/AppData/Local/Microsoft/Windows/Fonts",
-)
-SYSTEM_FONT_DIRECTORIES = tuple(map(Path, _FOLDERS_ON_LINUX + _FOLDERS_ELSEWHERE))
+_LINUX = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
+_MACOS = ("/Library/Fonts", "~/Library/Fonts")
+_WINDOWS = ("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts")
+SYSTEM_FONT_DIRECTORIES = tuple(map(Path, _LINUX + _MACOS + _WINDOWS))
 SYSTEM_FONT_FILES = re.compile(r"(HanaMin|BabelStoneHan).*\.(ttf|otf)", re.IGNORECASE)
 _LONGEST_NAME = 100
 

@@ -18,9 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, shown
 from glyphcrm.tasks.examples import Kind, Splits, TaggedExample, Task, TextExample
-from glyphcrm.tasks.messages import shown
 from glyphcrm.tasks.readers import Columns, read_bio, read_columns, read_csv, read_json_lines
 from glyphcrm.tasks.splits import repeats_note, split, stray_note, tag_labels, text_labels
 

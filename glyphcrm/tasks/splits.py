@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from glyphcrm.data.permutation import visit
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, listed, shown
 from glyphcrm.normalization import normalize
 from glyphcrm.tasks.examples import Example, Kind, MissingFilesError, Splits, TaggedExample, Task, TextExample
-from glyphcrm.tasks.messages import listed, shown
 
 E = TypeVar("E", TextExample, TaggedExample)
 
