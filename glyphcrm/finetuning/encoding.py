@@ -16,7 +16,7 @@ from glyphcrm.data.sentences import windows
 from glyphcrm.tasks import Example, Kind, TaggedExample, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
-SPECIAL_TOKENS = 2  # [CLS] and [SEP] around a single text
+TEXT_SPECIALS = 2  # [CLS] and [SEP] around a single text
 HEAD_SHARE = 128 / 510  # of a text cut to head and tail: Sun et al. 2019 (arXiv:1905.05583), section 5.3.1
 CHUNK = 1024  # texts a tokenizer gets at a time
 
@@ -119,7 +119,7 @@ def _with_bar(work: Sequence[Any], description: str | None) -> Any:
 
 
 def _head_and_tail(input_ids: list[int], max_length: int) -> list[int]:
-    kept = max_length - SPECIAL_TOKENS
+    kept = max_length - TEXT_SPECIALS
     head = round(kept * HEAD_SHARE)
     return input_ids[: 1 + head] + input_ids[len(input_ids) - 1 - (kept - head) :]
 
@@ -132,9 +132,9 @@ def _encode_sentence(
     sizes = np.bincount(owners, minlength=count)
     tags = np.array([ids.get(tag, IGNORED_LABEL) for tag in example.tags], np.int64)
     features = []
-    for start, end in windows(example.characters, max_length - SPECIAL_TOKENS, sizes.tolist()):
+    for start, end in windows(example.characters, max_length - TEXT_SPECIALS, sizes.tolist()):
         low, high = np.searchsorted(owners, (start, end))
-        high = min(high, low + max_length - SPECIAL_TOKENS)  # one character of more tokens than a window has
+        high = min(high, low + max_length - TEXT_SPECIALS)  # one character of more tokens than a window has
         if low == high:
             continue  # white space alone
         characters, firsts = np.unique(owners[low:high], return_index=True)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from glyphcrm.errors import UserError, shown
 from glyphcrm.tasks.examples import Kind, Splits, TaggedExample, Task, TextExample
 from glyphcrm.tasks.readers import Columns, read_bio, read_columns, read_csv, read_json_lines
-from glyphcrm.tasks.splits import repeats_note, split, stray_note, tag_labels, text_labels
+from glyphcrm.tasks.splits import repeats_note, split, tagged_splits, text_labels
 
 E = TypeVar("E", TextExample, TaggedExample)
 
@@ -55,26 +55,22 @@ def read_own_task(toml: Path) -> Task:
     for name, path in files.items():
         if path.suffix.lower() not in endings:
             raise UserError(f"{toml}: {name} = '{path.name}': give a file that ends in {', '.join(endings)}")
-    read: Callable[[Path], Splits]
-    if kind is Kind.TAGGING:
-        read = functools.partial(_read_tagged, files)
-    else:
+    read: Callable[[Path], Splits] = functools.partial(_read_tagged, files)
+    if kind is not Kind.TAGGING:
         columns = _columns(settings, kind)
-        if isinstance(columns.text, int) and any(
-            TEXT_READERS[path.suffix.lower()] is read_json_lines for path in files.values()
-        ):
+        readers = [TEXT_READERS[path.suffix.lower()] for path in files.values()]
+        if isinstance(columns.text, int) and read_json_lines in readers:
             raise UserError(f"{toml}: text = {columns.text}: JSON lines have keys; give their names")
         read = functools.partial(_read_texts, files, columns)
     return Task(
         name=toml.stem,
         title=settings.string("title", toml.stem),
         kind=kind,
-        learning_rate=settings.number("learning_rate", 3e-5, above=0, most=1),
+        learning_rate=settings.number("learning_rate", Task.learning_rate, above=0, most=1),
         metric=settings.choice("metric", METRICS[kind]) if "metric" in settings else METRICS[kind][0],
-        max_length=settings.integer("max_length", 512, least=8),
-        batch_size=settings.integer("batch_size", 32, least=1),
-        epochs=settings.integer("epochs", 3, least=1),
-        folder="",
+        max_length=settings.integer("max_length", Task.max_length, least=8),
+        batch_size=settings.integer("batch_size", Task.batch_size, least=1),
+        epochs=settings.integer("epochs", Task.epochs, least=1),
         source=f"its files are named in {toml}",
         read=read,
     )
@@ -164,8 +160,7 @@ def _read_texts(files: Mapping[str, Path], columns: Columns, _folder: Path) -> S
 
 def _read_tagged(files: Mapping[str, Path], _folder: Path) -> Splits:
     parts = {name: read_bio(path) for name, path in files.items()}
-    (train, dev, test), notes = _completed(parts)
-    return Splits(train, dev, test, tag_labels(train), (*notes, *stray_note((*train, *dev, *test))))
+    return tagged_splits(*_completed(parts))
 
 
 def _completed(

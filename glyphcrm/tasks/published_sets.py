@@ -6,48 +6,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from glyphcrm.errors import UserError
-from glyphcrm.tasks.examples import MissingFilesError, Splits, TaggedExample, TextExample
+from glyphcrm.tasks.examples import MissingFilesError, Splits, TextExample
 from glyphcrm.tasks.readers import Columns, read_bio, read_columns, read_csv, read_json_lines
-from glyphcrm.tasks.splits import deduplicated, identity, repeats_note, split, stray_note, tag_labels
+from glyphcrm.tasks.splits import deduplicated, identity, repeats_note, split, tagged_splits
 
 POLARITIES = {"0": "negative", "1": "positive"}
 RELATIONS = {name: name for name in ("entailment", "neutral", "contradiction")}
 SIMILARITIES = {"0": "different", "1": "same"}
 REVIEW_POLARITIES = {"Negative": "negative", "Positive": "positive"}
-TITLE_CLASSES = [
-    "finance",
-    "realty",
-    "stocks",
-    "education",
-    "science",
-    "society",
-    "politics",
-    "sports",
-    "game",
-    "entertainment",
-]
+TITLE_CLASSES = ["finance", "realty", "stocks", "education", "science", "society", "politics"]
+TITLE_CLASSES += ["sports", "game", "entertainment"]
 DOCUMENT_CLASSES = ["体育", "财经", "房产", "家居", "教育", "科技", "时尚", "时政", "游戏", "娱乐"]
-TOUTIAO_CLASSES = {  # by code; the numbers 0 to 14 stand for them in this order
-    "100": "story",
-    "101": "culture",
-    "102": "entertainment",
-    "103": "sports",
-    "104": "finance",
-    "106": "house",
-    "107": "car",
-    "108": "edu",
-    "109": "tech",
-    "110": "military",
-    "112": "travel",
-    "113": "world",
-    "114": "stock",
-    "115": "agriculture",
-    "116": "game",
-}
+_TOUTIAO_CODES = [code for code in range(100, 117) if code not in (105, 111)]
+_TOUTIAO_NAMES = ["story", "culture", "entertainment", "sports", "finance", "house", "car", "edu", "tech", "military"]
+_TOUTIAO_NAMES += ["travel", "world", "stock", "agriculture", "game"]
+TOUTIAO_CLASSES = dict(zip(map(str, _TOUTIAO_CODES), _TOUTIAO_NAMES, strict=True))  # or numbers from 0 in this order
 PUBLISHED_CNLI_TRAIN = 90_000
 PUBLISHED_TITLES_TRAIN = 180_000
 PUBLISHED_DOCUMENTS = 65_000
 PUBLISHED_TOUTIAO = 382_688
+THREE_TABLES = ("train.tsv", "dev.tsv", "test.tsv")
 
 _SPLIT_NOTE = "the set has no official split: 0.8/0.1/0.1 of each label, drawn with a fixed seed"
 _NO_DEV_NOTE = "the set has no dev part: a tenth of train, drawn with a fixed seed, is dev here"
@@ -56,7 +34,7 @@ _NO_DEV_NOTE = "the set has no dev part: a tenth of train, drawn with a fixed se
 def read_chnsenticorp(folder: Path) -> Splits:
     """Read train.tsv, dev.tsv and test.tsv with a header that names `label` and `text_a`."""
     columns = Columns("text_a", "label")
-    files = _files(folder, ("train.tsv", "dev.tsv", "test.tsv"))
+    files = _files(folder, THREE_TABLES)
     return _text_splits([read_columns(path, columns, POLARITIES) for path in files], POLARITIES.values())
 
 
@@ -77,7 +55,7 @@ def read_hotel(folder: Path) -> Splits:
 def read_cnli(folder: Path) -> Splits:
     """Read train.tsv, dev.tsv and test.tsv of four columns: id, premise, hypothesis, label; no header."""
     columns = Columns(text=1, label=3, pair=2)
-    files = _files(folder, ("train.tsv", "dev.tsv", "test.tsv"))
+    files = _files(folder, THREE_TABLES)
     train, dev, test = (read_columns(path, columns, RELATIONS) for path in files)
     notes = _fewer("train", len(train), PUBLISHED_CNLI_TRAIN)
     return _text_splits((train, dev, test), RELATIONS.values(), notes)
@@ -166,7 +144,7 @@ def read_msra_ner(folder: Path) -> Splits:
     notes = [_NO_DEV_NOTE]
     if dropped := len(train) - len(unseen):
         notes.append(f"train sentences that test also holds were dropped: {dropped:,} of {len(train):,}")
-    return _tagged_splits((train_part, dev_part, test), notes)
+    return tagged_splits((train_part, dev_part, test), notes)
 
 
 def read_people_ner(folder: Path) -> Splits:
@@ -182,7 +160,7 @@ def read_people_ner(folder: Path) -> Splits:
             f"no train sentence is longer than {longest} characters, and test has {tested}: this train file is not "
             "of the same making as test (a stand-in drawn from MSRA-NER circulates)"
         )
-    return _tagged_splits((train, dev, test), notes)
+    return tagged_splits((train, dev, test), notes)
 
 
 def _files(folder: Path, *choices: tuple[str, ...]) -> list[Path]:
@@ -198,11 +176,6 @@ def _files(folder: Path, *choices: tuple[str, ...]) -> list[Path]:
 def _text_splits(parts: Sequence[Sequence[TextExample]], labels: Iterable[str], notes: Sequence[str] = ()) -> Splits:
     train, dev, test = map(tuple, parts)
     return Splits(train, dev, test, tuple(labels), tuple(notes))
-
-
-def _tagged_splits(parts: Sequence[Sequence[TaggedExample]], notes: Sequence[str]) -> Splits:
-    train, dev, test = map(tuple, parts)
-    return Splits(train, dev, test, tag_labels(train), (*notes, *stray_note((*train, *dev, *test))))
 
 
 def _fewer(what: str, count: int, published: int) -> tuple[str, ...]:
