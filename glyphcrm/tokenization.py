@@ -181,10 +181,8 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
         raise UserError(f"{path}: {error.strerror}; give the vocab.txt that was saved with the model") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    if tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
-        raise UserError(
-            f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {tokens[: len(SPECIAL_TOKENS)]}"
-        )
+    if (first := tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise UserError(f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {first}")
     lines: dict[str, int] = {}
     for line, token in enumerate(tokens, 1):
         if lines.setdefault(token, line) != line:

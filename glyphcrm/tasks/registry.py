@@ -1,7 +1,8 @@
 """The tasks of the paper (nine sets, of THUCNews titles and documents), and two that need no files: as data.
 
-The paper fine-tunes with a learning rate of 2e-5 on sentiment and 3e-5 on the rest, and reads 512 tokens at most: the
-defaults of `Task`. Where no published text is as long as that, `max_length` is just above the longest, so that a smaller model fits.
+The paper fine-tunes with a learning rate of 2e-5 on sentiment and 3e-5 on the rest, and reads 512 tokens at most.
+Where no published text is as long as that, `max_length` is just above the longest, so that a smaller model fits.
+What an entry does not say is as in `Task`.
 """
 
 from __future__ import annotations
