@@ -40,14 +40,9 @@ class RunData:
         for part in self.splits.parts.values():
             digest.update(f"\n{len(part)}\n".encode())
             for example in part:
-                digest.update(repr(_content(example)).encode())
+                content = [example.characters] if isinstance(example, TaggedExample) else [example.text, example.pair]
+                digest.update(repr((*content, example.answer)).encode())
         return digest.hexdigest()
-
-
-def _content(example: Example) -> tuple[object, ...]:
-    if isinstance(example, TaggedExample):
-        return example.characters, example.tags
-    return example.text, example.pair, example.label
 
 
 def load_data(options: FinetuneOptions) -> RunData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ HEAD_SHARE = 128 / 510  # of a text cut to head and tail: Sun et al. 2019 (arXiv
 CHUNK = 1024  # texts a tokenizer gets at a time
 
 Integers = npt.NDArray[np.int64]
+E = TypeVar("E", TextExample, TaggedExample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +72,9 @@ def encode(
         return [
             feature
             for index, example in enumerate(_with_bar(examples, description))
-            for feature in _encode_sentence(tokenizer, _tagged(example), index, ids, max_length)
+            for feature in _encode_sentence(tokenizer, _checked(example, TaggedExample), index, ids, max_length)
         ]
-    texts = [_text(example) for example in examples]
+    texts = [_checked(example, TextExample) for example in examples]
     features: list[Feature] = []
     for first in _with_bar(range(0, len(texts), CHUNK), description):
         features += _encode_texts(tokenizer, texts[first : first + CHUNK], first, ids, max_length, truncation)
@@ -161,13 +162,7 @@ def _locate(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str]) -> tu
     return np.array(encoding["input_ids"], np.int64), np.array(owners, np.int64)
 
 
-def _text(example: Example) -> TextExample:
-    if not isinstance(example, TextExample):
-        raise TypeError(f"{example.where}: an example with tags in a task of texts")
-    return example
-
-
-def _tagged(example: Example) -> TaggedExample:
-    if not isinstance(example, TaggedExample):
-        raise TypeError(f"{example.where}: an example without tags in a tagging task")
+def _checked(example: Example, kind: type[E]) -> E:
+    if not isinstance(example, kind):
+        raise TypeError(f"{example.where}: a {type(example).__name__} among examples of {kind.__name__}")
     return example

@@ -25,6 +25,11 @@ class TextExample:
     pair: str | None = None
     where: str = ""
 
+    @property
+    def answer(self) -> str:
+        """What a model is to say: the label."""
+        return self.label
+
 
 @dataclass(frozen=True, slots=True)
 class TaggedExample:
@@ -36,6 +41,11 @@ class TaggedExample:
     characters: tuple[str, ...]
     tags: tuple[str, ...]
     where: str = ""
+
+    @property
+    def answer(self) -> tuple[str, ...]:
+        """What a model is to say: the tags."""
+        return self.tags
 
     @property
     def text(self) -> str:

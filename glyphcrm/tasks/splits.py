@@ -92,7 +92,7 @@ def deduplicated(examples: Iterable[E]) -> tuple[list[E], tuple[str, ...]]:
         kept = first.setdefault(identity(example), example)
         if kept is not example:
             dropped += 1
-            contradicted += _answer(kept) != _answer(example)
+            contradicted += kept.answer != example.answer
     if not dropped:
         return list(first.values()), ()
     note = (
@@ -193,7 +193,7 @@ def _classes_of(examples: Iterable[Example]) -> set[str]:
 def _remarks(splits: Splits) -> tuple[str, ...]:
     answers: dict[Hashable, set[Hashable]] = {}
     for example in splits.train:
-        answers.setdefault(identity(example), set()).add(_answer(example))
+        answers.setdefault(identity(example), set()).add(example.answer)
     notes = []
     if contradicted := sum(len(found) > 1 for found in answers.values()):
         notes.append(f"train gives {contradicted:,} of its {len(answers):,} distinct texts more than one label")
@@ -207,10 +207,6 @@ def _remarks(splits: Splits) -> tuple[str, ...]:
 
 def _seen(examples: Sequence[Example], known: Set[Hashable]) -> set[int]:
     return {index for index, example in enumerate(examples) if identity(example) in known}
-
-
-def _answer(example: Example) -> Hashable:
-    return example.label if isinstance(example, TextExample) else example.tags
 
 
 def _folder(task: Task, data: Path | None) -> Path:
