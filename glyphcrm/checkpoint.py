@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
+from glyphcrm.files import whole_directory
 from glyphcrm.glyphs.atlas import GlyphAtlas, tokens_digest
 from glyphcrm.tokenization import VOCABULARY_FILE, GlyphCRMTokenizer, read_vocabulary
 
@@ -31,24 +30,11 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     Raises:
         UserError: it could not be written.
     """
-    directory = directory.resolve()
-    temporary: Path | None = None
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        temporary.chmod(0o755)
+    with whole_directory(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer = copy.copy(tokenizer)
         tokenizer.model_max_length = model.config.max_position_embeddings
         tokenizer.save_pretrained(temporary)
-        if directory.exists():
-            directory.rmdir()  # only an empty one gives way
-        temporary.rename(directory)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory} could not be written ({error}); make room or name another") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_checkpoint(

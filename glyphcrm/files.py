@@ -1,11 +1,16 @@
-"""Writing a file whole or not at all."""
+"""Writing a file or a directory whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from glyphcrm.errors import UserError
 
@@ -28,3 +33,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """Give the block an empty directory that takes the name `directory` at its end, and is gone if it fails.
+
+    Raises:
+        UserError: files cannot be written, or there is a directory of that name that is not empty.
+    """
+    directory = directory.resolve()
+    temporary: Path | None = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        if directory.exists():
+            directory.rmdir()  # only an empty one gives way
+        temporary.rename(directory)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory} could not be written ({error}); make room or name another") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -181,16 +181,12 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
         raise UserError(f"{path}: {error.strerror}; give the vocab.txt that was saved with the model") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    if tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
-        raise UserError(f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {tokens[:5]}")
-    if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        line, token = next(
-            (i, t)
-            for i, t in enumerate(tokens, 1)
-            if t in seen or seen.add(t)  # type: ignore[func-returns-value]
-        )
-        raise UserError(f"{path}:{line}: {token!r} stands there a second time; each token has one row")
+    if (first := tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise UserError(f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {first}")
+    lines: dict[str, int] = {}
+    for line, token in enumerate(tokens, 1):
+        if lines.setdefault(token, line) != line:
+            raise UserError(f"{path}:{line}: {token!r} stands there a second time; each token has one row")
     return tokens
 
 

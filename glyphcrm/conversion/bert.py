@@ -10,17 +10,18 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForPreTraining, set_seed
 
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.conversion.release import block_name
+from glyphcrm.conversion.release import EMBEDDINGS, renamed
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import Font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import ENCODER_FIELDS
 from glyphcrm.normalization import normalize
-from glyphcrm.vocabulary import SPECIAL_TOKENS, input_only_tokens
+from glyphcrm.tokenization import SPECIAL_TOKENS
+from glyphcrm.vocabulary import input_only_tokens
 
 MODULES = {
-    "bert.embeddings.LayerNorm": "glyphcrm.embedding_norm",
+    **EMBEDDINGS,
     "bert.pooler.dense": "nsp.pooler",
     "cls.seq_relationship": "nsp.classifier",
     "cls.predictions.transform.dense": "mlm.dense",
@@ -28,10 +29,6 @@ MODULES = {
 }
 HEADS = ("cls.", "bert.pooler.")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-EMBEDDINGS = {
-    "bert.embeddings.position_embeddings.weight": "glyphcrm.position_embeddings.weight",
-    "bert.embeddings.token_type_embeddings.weight": "glyphcrm.token_type_embeddings.weight",
-}
 
 
 def convert_bert(directory: Path, fonts: Sequence[Font], seed: int = 0) -> tuple[GlyphCRMForPreTraining, GlyphAtlas]:
@@ -52,7 +49,7 @@ def convert_bert(directory: Path, fonts: Sequence[Font], seed: int = 0) -> tuple
     set_seed(seed)
     model = GlyphCRMForPreTraining.from_atlas(_configuration(bert.config, len(vocabulary)), atlas)
     parameters = bert.state_dict()
-    ours = {ours: tensor for name, tensor in parameters.items() if (ours := _our_name(name)) is not None}
+    ours = renamed(parameters, MODULES)
     rows = torch.tensor([rows_of_bert[token] for token in vocabulary])
     ours["mlm.decoder.weight"] = parameters["cls.predictions.decoder.weight"][rows]
     ours["mlm.decoder.bias"] = parameters["cls.predictions.decoder.bias"][rows]
@@ -108,15 +105,6 @@ def _read_vocabulary(directory: Path, rows: int) -> dict[str, int]:
 
 def _is_readable(token: str, fonts: Sequence[Font]) -> bool:
     return len(token) == 1 and normalize(token) == token and any(font.covers(token) for font in fonts)
-
-
-def _our_name(name: str) -> str | None:
-    if name in EMBEDDINGS:
-        return EMBEDDINGS[name]
-    module, _, leaf = name.rpartition(".")
-    if module in MODULES:
-        return f"{MODULES[module]}.{leaf}"
-    return block_name(name.removeprefix("bert."))
 
 
 def _configuration(bert: BertConfig, vocabulary_size: int) -> GlyphCRMConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 
 from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.errors import UserError
+from glyphcrm.files import whole_directory
 
 COPIED_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -41,18 +41,9 @@ def convert_half(directory: Path, out: Path) -> None:
                 raise UserError(f"{source}: {name} has values that float16 cannot hold; keep the checkpoint as it is")
             tensors[name] = halved
     config.setdefault("dtype", "float32")
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        temporary.chmod(0o755)
+    with whole_directory(out) as temporary:
         save_file(tensors, temporary / WEIGHTS_FILE, metadata)
         for name in COPIED_FILES:
             if (directory / name).exists():
                 shutil.copy(directory / name, temporary / name)
         (temporary / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        temporary.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} could not be written ({error.strerror}); make room or name another") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,32 @@ from torch import Tensor
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.glyphs.raster import PACKED_SIZE
+from glyphcrm.glyphs.raster import PACKED_BYTES
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import read_vocabulary
 
 HEAD_SIZE = 64  # as in all BERTs; the weights do not tell
 SOURCE = "GlyphCRM release bitmaps"
 
-# The release's modules and ours. `{}` is the number of a block.
+# BERT's names and ours, shared with `glyphcrm.conversion.bert`: of the embeddings, and inside a block.
+EMBEDDINGS = {
+    "bert.embeddings.position_embeddings": "glyphcrm.position_embeddings",
+    "bert.embeddings.token_type_embeddings": "glyphcrm.token_type_embeddings",
+    "bert.embeddings.LayerNorm": "glyphcrm.embedding_norm",
+}
+BLOCK_MODULES = {
+    "attention.self.query": "attention.query",
+    "attention.self.key": "attention.key",
+    "attention.self.value": "attention.value",
+    "attention.output.dense": "attention.output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "output.LayerNorm": "output_norm",
+}
+# The release's modules and ours.
 MODULES = {
+    **EMBEDDINGS,
     "cnn_embedding.conv_pre": "glyphcrm.hanglyph.stem",
     "cnn_embedding.conv1_1": "glyphcrm.hanglyph.block1.0",
     "cnn_embedding.conv1_2": "glyphcrm.hanglyph.block1.1",
@@ -33,27 +51,11 @@ MODULES = {
     "cnn_embedding.fc1": "glyphcrm.hanglyph.vector",
     "cnn_embedding.first_linear": "glyphcrm.hanglyph.skip1",
     "cnn_embedding.second_linear": "glyphcrm.hanglyph.skip2",
-    "bert.embeddings.LayerNorm": "glyphcrm.embedding_norm",
     "pooler.dense": "nsp.pooler",
     "nsp.seq_relationship": "nsp.classifier",
     "mlm.predictions.transform.dense": "mlm.dense",
     "mlm.predictions.transform.LayerNorm": "mlm.norm",
     "mlm.predictions.decoder": "mlm.decoder",
-}
-EMBEDDINGS = {
-    "bert.embeddings.position_embeddings.weight": "glyphcrm.position_embeddings.weight",
-    "bert.embeddings.token_type_embeddings.weight": "glyphcrm.token_type_embeddings.weight",
-}
-# BERT's names inside a block, and ours; shared with `glyphcrm.conversion.bert`.
-BLOCK_MODULES = {
-    "attention.self.query": "attention.query",
-    "attention.self.key": "attention.key",
-    "attention.self.value": "attention.value",
-    "attention.output.dense": "attention.output",
-    "attention.output.LayerNorm": "attention_norm",
-    "intermediate.dense": "intermediate",
-    "output.dense": "output",
-    "output.LayerNorm": "output_norm",
 }
 # Carried by the release but not read: BERT's word embeddings, and a second copy of the decoder's bias.
 UNUSED = ("bert.embeddings.word_embeddings.weight", "bert.embeddings.position_ids", "mlm.predictions.bias")
@@ -61,12 +63,12 @@ HYBRID_PREFIXES = ("embedding_matrix.", "fusion_linear.")
 
 
 def convert_release(weights: Path, vocabulary: Path, bitmaps: Path) -> tuple[GlyphCRMForPreTraining, GlyphAtlas]:
-    """Return a released checkpoint as a model of this project, with its vocabulary and images as atlas.
+    """Return a released checkpoint as a model of this project, with its vocabulary and pictures as atlas.
 
     Args:
         weights: the torch-saved checkpoint; loaded with ``weights_only=True``.
         vocabulary: UTF-8, one token a line, as many as the model predicts.
-        bitmaps: .npz with one ``(V, 288)`` uint8 array, bit-packed 48x48 images, ink = 1.
+        bitmaps: .npz with one ``(V, 288)`` uint8 array, bit-packed 48x48 pictures, ink = 1.
 
     Raises:
         UserError: a file is missing, damaged, a glyph-plus-ID hybrid, or of another model.
@@ -74,19 +76,19 @@ def convert_release(weights: Path, vocabulary: Path, bitmaps: Path) -> tuple[Gly
     parameters = _read_parameters(weights)
     config = _configuration(parameters, weights)
     tokens = read_vocabulary(vocabulary)
-    images = _read_bitmaps(bitmaps)
-    for file, count in ((vocabulary, len(tokens)), (bitmaps, len(images))):
+    packed = _read_bitmaps(bitmaps)
+    for file, count in ((vocabulary, len(tokens)), (bitmaps, len(packed))):
         if count != config.vocab_size:
             raise UserError(
                 f"{file} has {count} rows; {weights} predicts {config.vocab_size} tokens: give the release's own files"
             )
     try:
-        atlas = GlyphAtlas(tokens, images, (SOURCE,), np.zeros(len(tokens), np.uint8))
+        atlas = GlyphAtlas(tokens, packed, (SOURCE,), np.zeros(len(tokens), np.uint8))
     except UserError as error:
         raise UserError(f"{vocabulary}: {error}") from None
     model = GlyphCRMForPreTraining(config)
     model.set_atlas(atlas)
-    ours = {ours: tensor for name, tensor in parameters.items() if (ours := _our_name(name)) is not None}
+    ours = renamed(parameters, MODULES)
     for name, parameter in model.named_parameters():
         if name not in ours or ours[name].shape != parameter.shape:
             found = tuple(ours[name].shape) if name in ours else "nothing"
@@ -120,7 +122,7 @@ def _read_parameters(path: Path) -> dict[str, Tensor]:
             "give a checkpoint without embedding_matrix and fusion_linear"
         )
     for name, tensor in parameters.items():
-        if name not in UNUSED and _our_name(name) is None:
+        if name not in UNUSED and our_name(name, MODULES) is None:
             raise UserError(f"{path}: not a released GlyphCRM checkpoint (it has {name!r})")
         if not tensor.isfinite().all():
             raise UserError(f"{path}: {name!r} holds infinite or undefined numbers; the checkpoint is damaged")
@@ -137,14 +139,18 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_complex() or value.is_meta)
 
 
-def _our_name(name: str) -> str | None:
-    if name in EMBEDDINGS:
-        return EMBEDDINGS[name]
+def renamed(parameters: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the parameters that this project has a use for, by its own names."""
+    return {ours: tensor for name, tensor in parameters.items() if (ours := our_name(name, modules)) is not None}
+
+
+def our_name(name: str, modules: Mapping[str, str]) -> str | None:
+    """Return this project's name of a parameter of one of `modules` or of a block, or None for anything else."""
     module, _, leaf = name.rpartition(".")
     if leaf not in ("weight", "bias"):
         return None
-    if module in MODULES:
-        return f"{MODULES[module]}.{leaf}"
+    if module in modules:
+        return f"{modules[module]}.{leaf}"
     return block_name(name.removeprefix("bert.")) if name.startswith("bert.") else None
 
 
@@ -189,8 +195,8 @@ def _read_bitmaps(path: Path) -> NDArray[np.uint8]:
             (bitmaps,) = (arrays[name] for name in arrays.files)
     except Exception as error:  # whatever a damaged or hostile archive makes zipfile and NumPy raise
         raise UserError(f"{path}: damaged, or no .npz with one array ({type(error).__name__})") from error
-    if bitmaps.ndim != 2 or bitmaps.shape[1] != PACKED_SIZE or bitmaps.dtype != np.uint8:
+    if bitmaps.ndim != 2 or bitmaps.shape[1] != PACKED_BYTES or bitmaps.dtype != np.uint8:
         raise UserError(
-            f"{path}: holds {bitmaps.shape} {bitmaps.dtype}; bit-packed images are (V, {PACKED_SIZE}) uint8"
+            f"{path}: holds {bitmaps.shape} {bitmaps.dtype}; bit-packed pictures are (V, {PACKED_BYTES}) uint8"
         )
     return bitmaps

@@ -1,4 +1,4 @@
-"""Samples to a batch in which every distinct character stands once."""
+"""Samples to a batch: padded, with every distinct character named once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.pretraining import Sample
 
+Ids = npt.NDArray[np.int64]
 
-def distinct_glyphs(
-    input_ids: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+MULTIPLE = 8  # batches are padded to a multiple of this length
+
+
+def pad(rows: Sequence[Ids], length: int, value: int) -> Ids:
+    """Return the B rows, each of at most `length` items, as (B, length) int64, filled up with `value`."""
+    padded = np.full((len(rows), length), value, np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def distinct_glyphs(input_ids: Ids) -> tuple[Ids, Ids]:
     """Return the sorted distinct ids (U,) and, for each token, its index among them.
 
     `input_ids` is of any shape, ids 0 or more; input_ids == ids[index], and index has its shape.
@@ -30,6 +40,25 @@ def distinct_glyphs(
     return ids, table[input_ids]
 
 
+def padded_inputs(input_ids: Sequence[Ids], token_type_ids: Sequence[Ids], length: int, pad_id: int) -> dict[str, Ids]:
+    """Return what a model reads of B token sequences, padded to `length` tokens; all int64.
+
+    * `input_ids` (B, L), `token_type_ids` (B, L).
+    * `attention_mask` (B, L): 1 for tokens, 0 for padding.
+    * `glyph_ids` (U,): the distinct input ids, sorted; the padding's too, if there is any.
+    * `glyph_index` (B, L): input_ids == glyph_ids[glyph_index].
+    """
+    ids = pad(input_ids, length, pad_id)
+    glyph_ids, glyph_index = distinct_glyphs(ids)
+    return {
+        "input_ids": ids,
+        "token_type_ids": pad(token_type_ids, length, 0),
+        "attention_mask": (np.arange(length) < np.array([[len(row)] for row in input_ids])).astype(np.int64),
+        "glyph_ids": glyph_ids,
+        "glyph_index": glyph_index,
+    }
+
+
 class PretrainingCollator:
     """Pads samples of `PretrainingStream` to a batch for the model.
 
@@ -37,17 +66,13 @@ class PretrainingCollator:
     `pad_to_multiple_of`: the model needs that many positions.
     """
 
-    def __init__(self, pad_id: int, pad_to_multiple_of: int = 8) -> None:
+    def __init__(self, pad_id: int, pad_to_multiple_of: int = MULTIPLE) -> None:
         self.pad_id = pad_id
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors: B samples, L positions, U distinct ids, M positions to predict.
+        """Return int64 tensors: those of `padded_inputs` for B samples of up to L tokens, M of them to predict, and
 
-        * `glyph_index` (B, L): glyph_ids[glyph_index] are the input ids.
-        * `glyph_ids` (U,): the distinct input ids, sorted; the padding's too, if there is any.
-        * `attention_mask` (B, L): 1 for tokens, 0 for padding.
-        * `token_type_ids` (B, L).
         * `labels` (B, L): -100 where nothing is predicted.
         * `label_index` (M,): where labels.flatten() is not -100.
         * `next_sentence_label` (B,).
@@ -56,27 +81,17 @@ class PretrainingCollator:
         """
         if not samples:
             raise ValueError("a batch needs at least one sample")
-        lengths = np.array([len(sample["input_ids"]) for sample in samples])
-        multiple = self.pad_to_multiple_of
-        length = -(-int(lengths.max()) // multiple) * multiple
-        shape = (len(samples), length)
-        input_ids = np.full(shape, self.pad_id, np.int64)
-        token_type_ids = np.zeros(shape, np.int64)
-        labels = np.full(shape, IGNORED, np.int64)
-        for row, (sample, n) in enumerate(zip(samples, lengths.tolist(), strict=True)):
-            input_ids[row, :n] = sample["input_ids"]
-            token_type_ids[row, :n] = sample["token_type_ids"]
-            labels[row, :n] = sample["labels"]
-        if length == 0 or (input_ids == self.pad_id).all():
+        input_ids, token_type_ids, labels = (
+            [sample[name] for sample in samples] for name in ("input_ids", "token_type_ids", "labels")
+        )
+        if all((ids == self.pad_id).all() for ids in input_ids):
             raise ValueError(f"all {len(samples)} samples of the batch are padding")
-        glyph_ids, glyph_index = distinct_glyphs(input_ids)
+        length = -(-max(map(len, input_ids)) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        padded_labels = pad(labels, length, IGNORED_LABEL)
         batch = {
-            "glyph_index": glyph_index,
-            "glyph_ids": glyph_ids,
-            "attention_mask": (np.arange(length) < lengths[:, None]).astype(np.int64),
-            "token_type_ids": token_type_ids,
-            "labels": labels,
-            "label_index": np.flatnonzero(labels != IGNORED),
+            **padded_inputs(input_ids, token_type_ids, length, self.pad_id),
+            "labels": padded_labels,
+            "label_index": np.flatnonzero(padded_labels != IGNORED_LABEL),
             "next_sentence_label": np.array([sample["next_sentence_label"] for sample in samples], np.int64),
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -1,13 +1,21 @@
-"""BERT's dynamic masking."""
+"""BERT's dynamic masking: which characters are to be predicted, what stands in their place, and their labels."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-IGNORED = -100  # the label of a position that is not predicted: ignore_index of PyTorch's losses
-MASKED_SHARE = 0.8
-RANDOM_SHARE = 0.1
+MASK_PROBABILITY = 0.15  # the masking rate: the share of the characters that are to be predicted
+# What the model sees in the place of one of those: [MASK], a random character, or else the character itself.
+SHOWN_AS_MASK = 0.8
+SHOWN_AS_RANDOM = 0.1
+
+IGNORED_LABEL = -100  # the label of a position that is not predicted: ignore_index of PyTorch's losses
+
+
+def label_ids(ids: npt.NDArray[np.int64], vocabulary_size: int, unk_id: int) -> npt.NDArray[np.int64]:
+    """Return what is to be predicted for each id: itself, or [UNK] for a character that can only be read."""
+    return np.where(ids < vocabulary_size, ids, unk_id)
 
 
 def mask_tokens(
@@ -19,7 +27,7 @@ def mask_tokens(
     vocabulary_size: int,
     first_ordinary_id: int,
     unk_id: int,
-    probability: float = 0.15,
+    probability: float = MASK_PROBABILITY,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Choose positions to predict; return the masked ids and the labels, both (L,) int64.
 
@@ -30,22 +38,21 @@ def mask_tokens(
     Args:
         ids: (L,), not changed.
         maskable: (L,), false at special tokens and padding.
-        unk_id: the label of a chosen id that is not in the vocabulary (id >= vocabulary_size):
-            such a character can be read but not predicted.
+        unk_id: see `label_ids`.
 
     Labels are -100 where nothing is predicted.
     """
     masked = ids.copy()
-    labels = np.full(ids.shape, IGNORED, np.int64)
+    labels = np.full(ids.shape, IGNORED_LABEL, np.int64)
     candidates = np.flatnonzero(maskable)
     if candidates.size == 0:
         return masked, labels
     count = max(1, round(probability * candidates.size))
     chosen = rng.permutation(candidates)[:count]
     truth = ids[chosen]
-    labels[chosen] = np.where(truth < vocabulary_size, truth, unk_id)
+    labels[chosen] = label_ids(truth, vocabulary_size, unk_id)
     fate = rng.random(count)
     random_ids = rng.integers(first_ordinary_id, vocabulary_size, count)
-    replaced = np.where(fate < MASKED_SHARE + RANDOM_SHARE, random_ids, truth)
-    masked[chosen] = np.where(fate < MASKED_SHARE, mask_id, replaced)
+    replaced = np.where(fate < SHOWN_AS_MASK + SHOWN_AS_RANDOM, random_ids, truth)
+    masked[chosen] = np.where(fate < SHOWN_AS_MASK, mask_id, replaced)
     return masked, labels

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from glyphcrm.data.masking import mask_tokens
+from glyphcrm.data.masking import MASK_PROBABILITY, mask_tokens
 from glyphcrm.data.permutation import visit
 from glyphcrm.data.random_streams import Purpose, random_stream
 from glyphcrm.data.sentence_pairs import SentencePairs
@@ -50,7 +50,7 @@ class PretrainingStream(Dataset[Sample]):
         special_ids: SpecialIds,
         vocabulary_size: int,
         seed: int,
-        mask_probability: float = 0.15,
+        mask_probability: float = MASK_PROBABILITY,
     ) -> None:
         """Args:
         length: number of samples of the run; may exceed len(pairs).
@@ -88,15 +88,8 @@ class PretrainingStream(Dataset[Sample]):
         index = visit(self.seed, epoch, k, len(self.pairs))
         a, b, is_next = self.pairs.pair(epoch, index)
         special = self.special_ids
-        length = len(a) + len(b) + 3
-        ids = np.empty(length, np.int64)
-        ids[0] = special.cls
-        ids[1 : len(a) + 1] = a
-        ids[len(a) + 1] = special.sep
-        ids[len(a) + 2 : -1] = b
-        ids[-1] = special.sep
-        token_type_ids = np.zeros(length, np.int64)
-        token_type_ids[len(a) + 2 :] = 1
+        ids = np.concatenate([[special.cls], a, [special.sep], b, [special.sep]])
+        token_type_ids = (np.arange(len(ids)) >= len(a) + 2).astype(np.int64)
         input_ids, labels = mask_tokens(
             ids,
             ids >= special.first_ordinary_id,

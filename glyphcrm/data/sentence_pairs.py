@@ -9,7 +9,7 @@ from glyphcrm.data.random_streams import Purpose, random_stream
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
 
-SPECIALS = 3  # [CLS] a [SEP] b [SEP]
+PAIR_SPECIALS = 3  # [CLS] a [SEP] b [SEP]
 
 # Wrong continuations to choose from by length. On news text the best guess from the lengths of a and
 # b alone is right in 53 % of pairs with 1 candidate that fills the room, and in 51 % with 8.
@@ -58,9 +58,9 @@ class SentencePairs:
         `max_length` is below 5, or `seed` is negative.
         """
         self.store = store
-        self.limit = max_length - SPECIALS
+        self.limit = max_length - PAIR_SPECIALS
         if self.limit < 2:
-            raise UserError(f"max_length is {max_length}, and must be at least {SPECIALS + 2}")
+            raise UserError(f"max_length is {max_length}, and must be at least {PAIR_SPECIALS + 2}")
         if not 0 <= seed < 1 << 64:
             raise UserError(f"the seed is {seed}, and must be in [0, 2**64)")
         self._seed = seed

@@ -1,11 +1,17 @@
-"""Cutting a paragraph into sentences."""
+"""Where text is cut: paragraphs into sentences, and what is too long for a model into pieces."""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 
-_SENTENCE = re.compile(r"[^。！？!?；…]*[。！？!?；…]+[”’」』）】》〉〕\]\)\"']*|[^。！？!?；…]+")
-_CLAUSE_MARKS = "，、：,"
+SENTENCE_ENDS = "。！？!?；…"
+CLOSING = r"”’」』）】》〉〕\]\)\"'"  # stay with the sentence before them
+CLAUSE_ENDS = "，、：,"
+
+_SENTENCE = re.compile(rf"[^{SENTENCE_ENDS}]*[{SENTENCE_ENDS}]+[{CLOSING}]*|[^{SENTENCE_ENDS}]+")
 
 
 def split_sentences(paragraph: str, max_characters: int) -> list[str]:
@@ -21,17 +27,37 @@ def split_sentences(paragraph: str, max_characters: int) -> list[str]:
     sentences: list[str] = _SENTENCE.findall(paragraph)
     if all(len(sentence) <= max_characters for sentence in sentences):
         return sentences
-    return [piece for sentence in sentences for piece in _cut(sentence, max_characters)]
+    return [
+        sentence[start:end]
+        for sentence in sentences
+        for start, end in windows(sentence, max_characters, ends=(CLAUSE_ENDS,))
+    ]
 
 
-def _cut(sentence: str, limit: int) -> list[str]:
-    pieces: list[str] = []
+def windows(
+    characters: Sequence[str],
+    limit: int,
+    sizes: Sequence[int] | None = None,
+    ends: Sequence[str] = (SENTENCE_ENDS + ";", CLAUSE_ENDS),
+) -> list[tuple[int, int]]:
+    """Return ranges (start, end) of characters, none larger than `limit` tokens; joined they are the whole.
+
+    What fits is one window. Else each window ends after the last of the first kind of marks that fits, without one
+    after the last of the next kind, without one anywhere.
+
+    Args:
+        characters: of a sentence, or of several.
+        limit: tokens a window, 1 or more.
+        sizes: tokens of each character; default 1 each. A single one that is larger than `limit` is a window.
+        ends: kinds of marks; by default those of sentences (。！？!?；;…), then those of clauses (，、：,).
+    """
+    total = range(len(characters) + 1) if sizes is None else list(accumulate(sizes, initial=0))
+    ranges: list[tuple[int, int]] = []
     start = 0
-    while len(sentence) - start > limit:
-        end = max(sentence.rfind(mark, start, start + limit) for mark in _CLAUSE_MARKS) + 1
-        if end <= start:  # no mark in this window
-            end = start + limit
-        pieces.append(sentence[start:end])
+    while start < len(characters):
+        end = max(bisect_right(total, total[start] + limit) - 1, start + 1)
+        if end < len(characters):
+            end = next((i for marks in ends for i in range(end, start, -1) if characters[i - 1] in marks), end)
+        ranges.append((start, end))
         start = end
-    pieces.append(sentence[start:])
-    return pieces
+    return ranges

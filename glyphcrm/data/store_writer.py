@@ -22,21 +22,21 @@ FLUSH_TOKENS = 1 << 20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_store(
-    directory: Path,
-    documents: Iterable[list[str]],
-    encode: Callable[[str], npt.NDArray[np.int32]],
-    *,
-    max_sentence_characters: int,
-    fingerprint: str,
-    progress: bool,
-) -> None:
-    """See `TokenStore.write`."""
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """Give the block an empty directory that takes the place of the token store `directory` at its end.
+
+    Raises `UserError` if the disk is full, the directory holds other files or cannot be made, or another process is
+    writing the same store.
+    """
     directory = directory.resolve()
-    _check_replaceable(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; name a directory for the token store")
+    if directory.is_dir() and (others := sorted(set(os.listdir(directory)) - set(FILES))):
+        raise UserError(f"{directory} holds {others[0]}, which is no part of a token store; name another")
     with _building(directory) as building:
         try:
-            _write_files(building, documents, encode, max_sentence_characters, fingerprint, progress)
+            yield building
             if directory.exists():
                 # First the file that makes it whole, so that a kill leaves no half that looks whole.
                 (directory / STORE).unlink(missing_ok=True)
@@ -46,13 +46,6 @@ def write_store(
             if error.errno not in NO_ROOM:
                 raise
             raise UserError(f"no room to write {directory} ({error.strerror}); free some or name another") from None
-
-
-def _check_replaceable(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; name a directory for the token store")
-    if directory.is_dir() and (others := sorted(set(os.listdir(directory)) - set(FILES))):
-        raise UserError(f"{directory} holds {others[0]}, which is no part of a token store; name another")
 
 
 @contextmanager
@@ -88,7 +81,7 @@ def _building(directory: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _write_files(
+def write_files(
     building: Path,
     documents: Iterable[list[str]],
     encode: Callable[[str], npt.NDArray[np.int32]],
@@ -96,6 +89,7 @@ def _write_files(
     fingerprint: str,
     progress: bool,
 ) -> None:
+    """Write the files of a store into `building`; the arguments are those of `TokenStore.write`."""
     with ExitStack() as opened:
         tokens = opened.enter_context(_ArrayFile(building / TOKENS, np.uint16))
         sentence_ends = opened.enter_context(_ArrayFile(building / SENTENCE_ENDS, np.int64))

@@ -12,17 +12,19 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from glyphcrm.data.decompression import COMPRESSED, open_bytes
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, listed
 
 BOM = b"\xef\xbb\xbf"
 LINE_LIMIT = 1 << 26  # bytes; a longer line is no text, and would have to be held in memory
 DOCUMENT_LIMIT = 1 << 26  # characters
 PARQUET_ROWS = 256  # rows held in memory at a time
 PARQUET_BUFFER = 1 << 20  # bytes; without it pyarrow reads a whole column chunk at once
+_SURROGATE = re.compile("[\ud800-\udfff]")
 ENDINGS = (".txt", ".jsonl", ".parquet", *COMPRESSED, *(f".jsonl{c}" for c in COMPRESSED))
 
 
@@ -121,6 +123,33 @@ def read_lines(path: Path) -> Iterator[str]:
             yield text.removesuffix("\n").removesuffix("\r")
 
 
+def read_json_objects(path: Path, keys: Iterable[object]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield "file:line" and the JSON object of each line that is not blank.
+
+    Raises `UserError` as `read_lines` does, and for a line that is no object; `keys` are those it should have.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line or line.isspace():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON: {error}; give one object a line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with {listed(keys)}")
+        yield where, row
+
+
+def checked_text(value: object, where: str) -> str:
+    """Return `value`; raise `UserError` if it is no string, or no Unicode text."""
+    if not isinstance(value, str):
+        raise UserError(f"{where} is {type(value).__name__}, not a string")
+    if _SURROGATE.search(value):
+        raise UserError(f"{where} holds half of a surrogate pair, which is no character")
+    return value
+
+
 def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
     paragraphs: list[str] = []
     characters = 0
@@ -141,21 +170,10 @@ def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
 
 
 def _jsonl_documents(path: Path, text_column: str) -> Iterator[list[str]]:
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line or line.isspace():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with a key '{text_column}'")
+    for where, row in read_json_objects(path, (text_column,)):
         if text_column not in row:
             raise UserError(f"{where}: no key '{text_column}'; the keys are {', '.join(row) or 'none'}")
-        text = _checked_text(row[text_column], f"{where}: '{text_column}'")
-        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in set(text)):
-            raise UserError(f"{where}: '{text_column}' holds half of a surrogate pair, which is no character")
+        text = checked_text(row[text_column], f"{where}: '{text_column}'")
         if document := _paragraphs(text):
             yield document
 
@@ -174,7 +192,7 @@ def _parquet_documents(path: Path, text_column: str) -> Iterator[list[str]]:
                 raise UserError(f"{path}: no column '{text_column}'; the columns are {', '.join(names)}")
             for batch in file.iter_batches(PARQUET_ROWS, columns=[text_column]):
                 for value in batch.column(0):
-                    text = _checked_text(value.as_py(), f"{path}: row {row} of '{text_column}'")
+                    text = checked_text(value.as_py(), f"{path}: row {row} of '{text_column}'")
                     row += 1
                     if document := _paragraphs(text):
                         yield document
@@ -182,12 +200,6 @@ def _parquet_documents(path: Path, text_column: str) -> Iterator[list[str]]:
         raise UserError(f"{path}: row {row} of '{text_column}' is not UTF-8") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {error}") from None
-
-
-def _checked_text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where} is {type(value).__name__}, not a string")
-    return value
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glyphcrm.data.store_format import DOCUMENT_ENDS, SENTENCE_ENDS, TOKENS, read_info
-from glyphcrm.data.store_writer import write_store
+from glyphcrm.data.store_writer import replacing, write_files
 from glyphcrm.errors import UserError
 
 COUNT_BLOCK = 1 << 22  # tokens
@@ -64,14 +64,8 @@ class TokenStore:
         Raises `UserError` if nothing is left to write, the disk is full, the directory holds
         other files or cannot be made, or another process is writing the same store.
         """
-        write_store(
-            directory,
-            documents,
-            encode,
-            max_sentence_characters=max_sentence_characters,
-            fingerprint=fingerprint,
-            progress=progress,
-        )
+        with replacing(directory) as building:
+            write_files(building, documents, encode, max_sentence_characters, fingerprint, progress)
         return cls.open(directory)
 
     @classmethod

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from glyphcrm.data.collator import distinct_glyphs
-from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.collator import MULTIPLE, pad, padded_inputs
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.finetuning.encoding import Feature
 
 
@@ -21,10 +21,8 @@ class FinetuningCollator:
     Args:
         pad_id: id of [PAD].
         positions: the model's.
-        glyphs: whether the model reads distinct glyphs (a GlyphCRM), or ids.
+        glyphs: whether the model reads distinct glyphs (a GlyphCRM), or `input_ids` alone.
     """
-
-    MULTIPLE = 8
 
     def __init__(self, pad_id: int, positions: int, glyphs: bool) -> None:
         self.pad_id = pad_id
@@ -32,35 +30,15 @@ class FinetuningCollator:
         self.glyphs = glyphs
 
     def __call__(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors for B features.
+        """Return int64 tensors for B features: those of `padded_inputs`, with the glyphs if the model reads them, and
 
-        * `input_ids` (B, L), or instead `glyph_ids` (U,) and `glyph_index` (B, L) with
-          input_ids == glyph_ids[glyph_index].
-        * `attention_mask` (B, L): 1 for tokens, 0 for padding.
-        * `token_type_ids` (B, L).
         * `labels`: (B,) for texts, (B, L) for sentences to tag, -100 where none is.
         """
-        lengths = np.array([len(feature) for feature in features])
-        longest = int(lengths.max())
-        length = max(longest, min(-(-longest // self.MULTIPLE) * self.MULTIPLE, self.positions))
-        shape = (len(features), length)
-        input_ids = np.full(shape, self.pad_id, np.int64)
-        token_type_ids = np.zeros(shape, np.int64)
-        labels = np.full(shape if features[0].labels.ndim else shape[:1], IGNORED, np.int64)
-        for row, (feature, n) in enumerate(zip(features, lengths.tolist(), strict=True)):
-            input_ids[row, :n] = feature.input_ids
-            token_type_ids[row, :n] = feature.token_type_ids
-            if feature.labels.ndim:
-                labels[row, :n] = feature.labels
-            else:
-                labels[row] = feature.labels
-        batch = {
-            "attention_mask": (np.arange(length) < lengths[:, None]).astype(np.int64),
-            "token_type_ids": token_type_ids,
-            "labels": labels,
-        }
-        if self.glyphs:
-            batch["glyph_ids"], batch["glyph_index"] = distinct_glyphs(input_ids)
-        else:
-            batch["input_ids"] = input_ids
+        longest = max(map(len, features))
+        length = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, self.positions))
+        ids, types, labels = zip(*((f.input_ids, f.token_type_ids, f.labels) for f in features), strict=True)
+        batch = padded_inputs(ids, types, length, self.pad_id)
+        batch["labels"] = pad(labels, length, IGNORED_LABEL) if labels[0].ndim else np.array(labels)
+        if not self.glyphs:
+            del batch["glyph_ids"], batch["glyph_index"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}

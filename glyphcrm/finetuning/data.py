@@ -27,9 +27,8 @@ class RunData:
     @property
     def sizes(self) -> dict[str, int]:
         """Return how many examples each part has, and "test_unseen" where test texts stand in train."""
-        parts = {"train": self.splits.train, "dev": self.splits.dev, "test": self.splits.test}
         unseen = {} if self.unseen is None else {"test_unseen": len(self.unseen)}
-        return {**{name: len(part) for name, part in parts.items()}, **unseen}
+        return {**{name: len(part) for name, part in self.splits.parts.items()}, **unseen}
 
     def unseen_test(self) -> list[Example]:
         """Return the test examples that do not stand in train."""
@@ -38,17 +37,12 @@ class RunData:
     def fingerprint(self) -> str:
         """Return what changes when an example, its label, or the order does."""
         digest = hashlib.sha256(repr(self.splits.labels).encode())
-        for part in (self.splits.train, self.splits.dev, self.splits.test):
+        for part in self.splits.parts.values():
             digest.update(f"\n{len(part)}\n".encode())
             for example in part:
-                digest.update(repr(_content(example)).encode())
+                content = [example.characters] if isinstance(example, TaggedExample) else [example.text, example.pair]
+                digest.update(repr((*content, example.answer)).encode())
         return digest.hexdigest()
-
-
-def _content(example: Example) -> tuple[object, ...]:
-    if isinstance(example, TaggedExample):
-        return example.characters, example.tags
-    return example.text, example.pair, example.label
 
 
 def load_data(options: FinetuneOptions) -> RunData:
@@ -60,13 +54,8 @@ def load_data(options: FinetuneOptions) -> RunData:
     whole = load_splits(options.definition, Path(options.data) if options.data else None)
     notes = list(whole.notes)
     parts: dict[str, tuple[Example, ...]] = {}
-    for name, count in (
-        ("train", options.train_samples),
-        ("dev", options.dev_samples),
-        ("test", options.test_samples),
-    ):
-        examples: tuple[Example, ...] = getattr(whole, name)
-        parts[name] = sample(examples, count)
+    for name, examples in whole.parts.items():
+        parts[name] = sample(examples, getattr(options, f"{name}_samples"))
         if len(parts[name]) < len(examples):
             notes.append(f"a sample of {len(parts[name]):,} of {len(examples):,} {name} examples was used")
     # Seen is what stands in the whole train set, so that all sample sizes are scored on the same texts.

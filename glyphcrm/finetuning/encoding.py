@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from glyphcrm.data.masking import IGNORED
-from glyphcrm.finetuning.windows import windows
+from glyphcrm.data.masking import IGNORED_LABEL
+from glyphcrm.data.sentences import windows
 from glyphcrm.tasks import Example, Kind, TaggedExample, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
-SPECIAL_TOKENS = 2  # [CLS] and [SEP] around a single text
+TEXT_SPECIALS = 2  # [CLS] and [SEP] around a single text
 HEAD_SHARE = 128 / 510  # of a text cut to head and tail: Sun et al. 2019 (arXiv:1905.05583), section 5.3.1
 CHUNK = 1024  # texts a tokenizer gets at a time
 
 Integers = npt.NDArray[np.int64]
+E = TypeVar("E", TextExample, TaggedExample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +72,9 @@ def encode(
         return [
             feature
             for index, example in enumerate(_with_bar(examples, description))
-            for feature in _encode_sentence(tokenizer, _tagged(example), index, ids, max_length)
+            for feature in _encode_sentence(tokenizer, _checked(example, TaggedExample), index, ids, max_length)
         ]
-    texts = [_text(example) for example in examples]
+    texts = [_checked(example, TextExample) for example in examples]
     features: list[Feature] = []
     for first in _with_bar(range(0, len(texts), CHUNK), description):
         features += _encode_texts(tokenizer, texts[first : first + CHUNK], first, ids, max_length, truncation)
@@ -104,7 +105,7 @@ def _encode_texts(
             Feature(
                 input_ids=np.array(input_ids, np.int64),
                 token_type_ids=np.array(types, np.int64),
-                labels=np.array(ids.get(example.label, IGNORED), np.int64),
+                labels=np.array(ids.get(example.label, IGNORED_LABEL), np.int64),
                 example=index,
                 characters=nothing,
                 positions=nothing,
@@ -119,7 +120,7 @@ def _with_bar(work: Sequence[Any], description: str | None) -> Any:
 
 
 def _head_and_tail(input_ids: list[int], max_length: int) -> list[int]:
-    kept = max_length - SPECIAL_TOKENS
+    kept = max_length - TEXT_SPECIALS
     head = round(kept * HEAD_SHARE)
     return input_ids[: 1 + head] + input_ids[len(input_ids) - 1 - (kept - head) :]
 
@@ -130,17 +131,17 @@ def _encode_sentence(
     tokens, owners = _locate(tokenizer, example.characters)
     count = len(example.characters)
     sizes = np.bincount(owners, minlength=count)
-    tags = np.array([ids.get(tag, IGNORED) for tag in example.tags], np.int64)
+    tags = np.array([ids.get(tag, IGNORED_LABEL) for tag in example.tags], np.int64)
     features = []
-    for start, end in windows(example.characters, max_length - SPECIAL_TOKENS, sizes.tolist()):
+    for start, end in windows(example.characters, max_length - TEXT_SPECIALS, sizes.tolist()):
         low, high = np.searchsorted(owners, (start, end))
-        high = min(high, low + max_length - SPECIAL_TOKENS)  # one character of more tokens than a window has
+        high = min(high, low + max_length - TEXT_SPECIALS)  # one character of more tokens than a window has
         if low == high:
             continue  # white space alone
         characters, firsts = np.unique(owners[low:high], return_index=True)
         positions = firsts + 1  # after [CLS]
         input_ids = np.concatenate([[tokenizer.cls_token_id], tokens[low:high], [tokenizer.sep_token_id]])
-        labels = np.full(len(input_ids), IGNORED, np.int64)
+        labels = np.full(len(input_ids), IGNORED_LABEL, np.int64)
         labels[positions] = tags[characters]
         features.append(Feature(input_ids, np.zeros(len(input_ids), np.int64), labels, index, characters, positions))
     return features
@@ -161,13 +162,7 @@ def _locate(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str]) -> tu
     return np.array(encoding["input_ids"], np.int64), np.array(owners, np.int64)
 
 
-def _text(example: Example) -> TextExample:
-    if not isinstance(example, TextExample):
-        raise TypeError(f"{example.where}: an example with tags in a task of texts")
-    return example
-
-
-def _tagged(example: Example) -> TaggedExample:
-    if not isinstance(example, TaggedExample):
-        raise TypeError(f"{example.where}: an example without tags in a tagging task")
+def _checked(example: Example, kind: type[E]) -> E:
+    if not isinstance(example, kind):
+        raise TypeError(f"{example.where}: a {type(example).__name__} among examples of {kind.__name__}")
     return example

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.tasks import Example, Kind, TaggedExample, TextExample
+from glyphcrm.tasks import Example, Kind, TaggedExample
 
 Prediction = str | tuple[str, ...]
 
@@ -22,11 +22,6 @@ def check_installed() -> None:
     missing = [name for name in ("sklearn", "seqeval", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f'{", ".join(missing)}: not installed; pip install "glyphcrm[finetune]"')
-
-
-def gold(examples: Sequence[Example]) -> list[Prediction]:
-    """Return the label of each text, or the tags of each sentence."""
-    return [example.label if isinstance(example, TextExample) else example.tags for example in examples]
 
 
 def score(
@@ -43,10 +38,10 @@ def score(
     """
     if kind is Kind.TAGGING:
         average = _seqeval_report(examples, predictions)["micro avg"]
-        return {name: float(average[key]) for name, key in _ENTITY_SCORES}
+        return {key.removesuffix("-score"): float(average[key]) for key in _ENTITY_SCORES}
     from sklearn.metrics import accuracy_score, f1_score
 
-    truth = gold(examples)
+    truth = [example.answer for example in examples]
     if len(truth) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions for {len(truth)} examples")
     return {
@@ -59,13 +54,13 @@ def entity_scores(examples: Sequence[Example], predictions: Sequence[Prediction]
     """Return, for each type of entity, `precision`, `recall`, `f1` as in `score`, and how many there are, `support`."""
     report = _seqeval_report(examples, predictions)
     return {
-        name: {**{score: float(values[key]) for score, key in _ENTITY_SCORES}, "support": float(values["support"])}
+        name: {key.removesuffix("-score"): float(values[key]) for key in (*_ENTITY_SCORES, "support")}
         for name, values in report.items()
         if not name.endswith(" avg")
     }
 
 
-_ENTITY_SCORES = (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score"))
+_ENTITY_SCORES = ("precision", "recall", "f1-score")  # as seqeval calls them
 
 
 def _seqeval_report(examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:

@@ -36,9 +36,6 @@ def predict(
 
     Args:
         model: a fine-tuned one, as `load_finetuned` returns it; it is put into evaluation mode.
-        tokenizer: the model's.
-        examples: texts, pairs or sentences.
-        kind: of task.
         labels: of the logits, in their order.
         max_length: tokens that the model reads at once.
         batch_size: features at a time.
@@ -68,12 +65,7 @@ def choose(
     Features of similar length go together; the answers come in the order of `features`. Processes that torchrun started
     share the work, and all get all answers.
 
-    Args:
-        model: is put into evaluation mode.
-        features: of `encode`.
-        collator: makes the model's batches.
-        batch_size: features at a time.
-        description: of a progress bar; None: no bar.
+    The model is put into evaluation mode. `description` is of a progress bar; None: no bar.
     """
     model.eval()
     by_length = sorted(range(len(features)), key=lambda i: -len(features[i]))

@@ -20,7 +20,7 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.callbacks import EvaluationPlan, FinetuningBar, dev_scores, evaluation_steps
 from glyphcrm.finetuning.data import RunData
-from glyphcrm.finetuning.encoding import SPECIAL_TOKENS, Feature, Integers, encode
+from glyphcrm.finetuning.encoding import TEXT_SPECIALS, Feature, Integers, encode
 from glyphcrm.finetuning.metrics import entity_scores, score
 from glyphcrm.finetuning.models import load_model
 from glyphcrm.finetuning.options import FinetuneOptions
@@ -214,7 +214,7 @@ class SeedRun:
             cut = sum(count > 1 for count in pieces.values())
             if cut:
                 notes.append(
-                    f"{cut:,} of {len(examples):,} test sentences have more than {max_length - SPECIAL_TOKENS} tokens; "
+                    f"{cut:,} of {len(examples):,} test sentences have more than {max_length - TEXT_SPECIALS} tokens; "
                     "they were read in pieces and put together again for scoring"
                 )
             characters = sum(len(example.characters) for example in examples if isinstance(example, TaggedExample))

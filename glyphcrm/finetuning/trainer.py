@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.finetuning.encoding import Feature, Integers
 from glyphcrm.finetuning.prediction import choose
 from glyphcrm.training.resumable_trainer import ResumableTrainer
@@ -61,6 +61,6 @@ class FinetuningTrainer(ResumableTrainer):
 def mean_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Return the cross-entropy summed over the labels of this micro-batch, divided by those of the whole step."""
     logits = outputs.logits.float().flatten(0, -2)
-    total = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    total = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+    count = (labels != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp_min(1)

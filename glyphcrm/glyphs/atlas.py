@@ -22,7 +22,7 @@ from tqdm import tqdm
 from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.fonts import Font
-from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_SIZE, Rasterizer, unpack
+from glyphcrm.glyphs.raster import PACKED_BYTES, Rasterizer, unpack
 
 LABEL_SOURCE = "drawn label"
 FORMAT_VERSION = 1
@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 _METADATA_KEY = "glyph_atlas"
 _SPECIAL_TOKEN = re.compile(r"\[[^\s\[\]]+\]")
 _MOST_SOURCES = 256
-_LISTED_CHARACTERS = 5
+MOST_LISTED = 5  # characters that no font has
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class GlyphAtlas:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         object.__setattr__(self, "fonts", tuple(self.fonts))
         count = len(self.tokens)
-        for name, shape in (("bitmaps", (count, PACKED_SIZE)), ("sources", (count,))):
+        for name, shape in (("bitmaps", (count, PACKED_BYTES)), ("sources", (count,))):
             array = np.array(getattr(self, name), order="C")
             if array.shape != shape or array.dtype != np.uint8:
                 raise UserError(f"{name} of {count} tokens are {shape} uint8, not {array.shape} {array.dtype}")
@@ -81,23 +81,21 @@ class GlyphAtlas:
         sources = bytearray()
         missing: list[str] = []
         for token in tqdm(tokens, "drawing", unit=" glyphs", disable=None if progress else True):
-            if len(token) > 1:
-                able = (r for r in rasterizers if r.draws_label(token))
-            else:
-                able = (r for r in rasterizers if r.font.covers(token))
-            rasterizer = next(able, None)
+            rasterizer = next((r for r in rasterizers if r.draws(token)), None)
             if rasterizer is None:
                 missing.append(token)
             elif not missing:
-                is_label = len(token) > 1
-                bitmaps += rasterizer.draw_label_packed(token) if is_label else rasterizer.draw_packed(token)
-                name = LABEL_SOURCE if is_label else rasterizer.font.name
+                bitmaps += rasterizer.draw_packed(token)
+                name = LABEL_SOURCE if len(token) > 1 else rasterizer.font.name
                 sources.append(drawn_by.setdefault(name, len(drawn_by)))
         if missing:
-            raise UserError(_missing_message(missing, fonts))
+            shown = [f"{token} (U+{ord(token):04X})" if len(token) == 1 else token for token in missing[:MOST_LISTED]]
+            more = f" and {len(missing) - MOST_LISTED} more" if len(missing) > MOST_LISTED else ""
+            names = ", ".join(font.name for font in fonts) or "(none given)"
+            raise UserError(f"no font has {', '.join(shown)}{more}; add a font that does to: {names}")
         return cls(
             tokens,
-            np.frombuffer(bytes(bitmaps), np.uint8).reshape(-1, PACKED_SIZE),
+            np.frombuffer(bytes(bitmaps), np.uint8).reshape(-1, PACKED_BYTES),
             tuple(drawn_by),
             np.frombuffer(bytes(sources), np.uint8),
         )
@@ -113,7 +111,7 @@ class GlyphAtlas:
         """The row of each token."""
         return {token: row for row, token in enumerate(self.tokens)}
 
-    def images(self, rows: ArrayLike) -> NDArray[np.uint8]:
+    def pictures(self, rows: ArrayLike) -> NDArray[np.uint8]:
         """Return the pictures of `rows` (integers of any shape) as `(*rows.shape, 48, 48)` uint8, ink 1."""
         return unpack(self.bitmaps[np.asarray(rows, np.int64)])
 
@@ -140,12 +138,10 @@ class GlyphAtlas:
         sources: NDArray[np.uint8],
     ) -> GlyphAtlas:
         if bitmaps.ndim != 2 or bitmaps.dtype != np.uint8:
-            raise UserError(f"bitmaps to add are (n, {PACKED_SIZE}) uint8, not {bitmaps.shape} {bitmaps.dtype}")
+            raise UserError(f"bitmaps to add are (n, {PACKED_BYTES}) uint8, not {bitmaps.shape} {bitmaps.dtype}")
         used, positions = np.unique(sources, return_inverse=True)
         all_fonts = tuple(dict.fromkeys([*self.fonts, *(fonts[i] for i in used)]))
-        if len(all_fonts) > _MOST_SOURCES:
-            raise UserError(f"an atlas is drawn by at most {_MOST_SOURCES} fonts, not {len(all_fonts)}")
-        renumbered = np.array([all_fonts.index(fonts[i]) for i in used], np.uint8)[positions]
+        renumbered = np.array([all_fonts.index(fonts[i]) for i in used], int)[positions].astype(np.uint8)
         return GlyphAtlas(
             self.tokens + tokens,
             np.concatenate([self.bitmaps, bitmaps]),
@@ -180,16 +176,18 @@ class GlyphAtlas:
         """
         try:
             with safe_open(os.fspath(path), framework="np") as file:
-                description = _read_description(file)
-                atlas = cls(
-                    tuple(description["tokens"]),
-                    file.get_tensor("bitmaps"),
-                    tuple(description["fonts"]),
-                    file.get_tensor("sources"),
-                )
+                description = json.loads((file.metadata() or {})[_METADATA_KEY])
+                if (found := description["format"]) != FORMAT_VERSION:
+                    raise UserError(f"its format is {found!r}; this program reads {FORMAT_VERSION}")
+                if sorted(file.keys()) != ["bitmaps", "sources"] or not all(
+                    isinstance(font, str) for font in description["fonts"]
+                ):
+                    raise UserError("it lacks an atlas' tensors or metadata")
+                bitmaps, sources = file.get_tensor("bitmaps"), file.get_tensor("sources")
+            atlas = cls(description["tokens"], bitmaps, description["fonts"], sources)
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such atlas; `glyphcrm atlas build` makes one") from error
-        except (SafetensorError, OSError, UserError) as error:
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: truncated, or not a glyph atlas ({error})") from error
         if atlas._description() != description:
             raise UserError(f"{path}: damaged, its content does not match its digests; make it again")
@@ -240,36 +238,3 @@ def _check_tokens(tokens: tuple[str, ...]) -> None:
             raise UserError(f"the token {token!r} is neither one code point nor a name in brackets, as [PAD]")
         if len(token) == 1 and "\ud800" <= token <= "\udfff":
             raise UserError(f"the token {token!r} is a lone surrogate; give whole code points")
-
-
-def _missing_message(missing: list[str], fonts: Sequence[Font]) -> str:
-    listed = ", ".join(
-        f"{token} (U+{ord(token):04X})" if len(token) == 1 else token for token in missing[:_LISTED_CHARACTERS]
-    )
-    more = f" and {len(missing) - _LISTED_CHARACTERS} more" if len(missing) > _LISTED_CHARACTERS else ""
-    names = ", ".join(font.name for font in fonts) or "(none given)"
-    return f"no font has {listed}{more}; add a font that does to: {names}"
-
-
-def _read_description(file: Any) -> dict[str, Any]:
-    """Read the metadata of an open safetensors file, and refuse tensors that are not an atlas' unread."""
-    found = {name: file.get_slice(name) for name in sorted(file.keys())}
-    shapes = {name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in found.items()}
-    text = (file.metadata() or {}).get(_METADATA_KEY)
-    if text is None or list(shapes) != ["bitmaps", "sources"]:
-        raise UserError("it lacks an atlas' tensors or metadata")
-    try:
-        description = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError("its metadata is no JSON") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT_VERSION:
-        version = description.get("format") if isinstance(description, dict) else None
-        raise UserError(f"its format is {version!r}; this program reads {FORMAT_VERSION}")
-    for key in ("tokens", "fonts"):
-        values = description.get(key)
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise UserError(f"its {key} are not a list of strings")
-    count = len(description["tokens"])
-    if shapes != {"bitmaps": ("U8", [count, PACKED_SIZE]), "sources": ("U8", [count])}:
-        raise UserError(f"its tensors do not hold {count} pictures of {IMAGE_SIZE}x{IMAGE_SIZE}")
-    return description

@@ -26,16 +26,10 @@ REGULAR_WEIGHT = 400
 REFERENCE_PIXELS = 46
 """Pixels to the em at which characters are drawn."""
 COLOUR_TABLES = ("CBDT", "COLR", "sbix", "SVG ")
-SYSTEM_FONT_DIRECTORIES = (
-    Path("/usr/share/fonts"),
-    Path("/usr/local/share/fonts"),
-    Path("~/.local/share/fonts"),
-    Path("~/.fonts"),
-    Path("/Library/Fonts"),
-    Path("~/Library/Fonts"),
-    Path("C:/Windows/Fonts"),
-    Path("~/AppData/Local/Microsoft/Windows/Fonts"),
-)
+_LINUX = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
+_MACOS = ("/Library/Fonts", "~/Library/Fonts")
+_WINDOWS = ("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts")
+SYSTEM_FONT_DIRECTORIES = tuple(map(Path, _LINUX + _MACOS + _WINDOWS))
 SYSTEM_FONT_FILES = re.compile(r"(HanaMin|BabelStoneHan).*\.(ttf|otf)", re.IGNORECASE)
 _LONGEST_NAME = 100
 
@@ -219,17 +213,13 @@ def _variation_axes(face: TTFont, path: Path, weight: float) -> tuple[float, ...
     if "fvar" not in face:
         return ()
     axes: Any = face["fvar"].axes
-    for axis in axes:
-        if axis.axisTag == "wght" and axis.minValue <= weight <= axis.maxValue:
-            break
-        if axis.axisTag == "wght":
-            raise UserError(
-                f"font {path}: weight {weight:g} is outside its axis; "
-                f"give one from {axis.minValue:g} to {axis.maxValue:g}"
-            )
-    else:
+    scale = next((axis for axis in axes if axis.axisTag == "wght"), None)
+    if scale is None:
         tags = ", ".join(_printable(axis.axisTag) for axis in axes) or "none"
         raise UserError(f"font {path}: a variable font without a weight axis (axes: {tags}); give a static font")
+    if not scale.minValue <= weight <= scale.maxValue:
+        bounds = f"from {scale.minValue:g} to {scale.maxValue:g}"
+        raise UserError(f"font {path}: weight {weight:g} is outside its axis; give one {bounds}")
     return tuple(float(weight if axis.axisTag == "wght" else axis.defaultValue) for axis in axes)
 
 

@@ -62,20 +62,18 @@ def _opened(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
             opened = Image.open(path, formats=("PNG",))
         with opened as image:
-            _check_size(path, *image.size)
+            short, long = sorted(image.size)
+            if long > LONGEST_SIDE or long > MOST_ELONGATED * short:
+                raise UserError(
+                    f"{path}: {image.width}x{image.height} pixels; give a picture of one character, about as wide as "
+                    f"high, of at most {LONGEST_SIDE} a side"
+                )
             return _ink(image)
     except UserError:
         raise
     except DAMAGES as error:
         reason = getattr(error, "strerror", None) or "not a PNG image, or a damaged one"
         raise UserError(f"{path}: {reason}; give the PNG file of one character") from None
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if max(width, height) > LONGEST_SIDE:
-        raise UserError(f"{path}: {width}x{height} pixels; give a picture of at most {LONGEST_SIDE} a side")
-    if max(width, height) > MOST_ELONGATED * min(width, height):
-        raise UserError(f"{path}: {width}x{height} pixels; give a picture of one character, about as wide as high")
 
 
 def _ink(image: Image.Image) -> Image.Image:

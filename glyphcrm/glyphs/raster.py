@@ -18,8 +18,8 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import REFERENCE_PIXELS, Font
 from glyphcrm.glyphs.han import is_han
 
-IMAGE_SIZE = 48
-PACKED_SIZE = IMAGE_SIZE * IMAGE_SIZE // 8
+IMAGE_SIZE = 48  # pixels a side
+PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8  # of a bitmap
 BLANK_LABEL = "[PAD]"
 
 _PROBES = 64
@@ -52,25 +52,36 @@ class Rasterizer:
                 centres.append((box[1] + box[3]) / 2)
         return math.floor(_CENTRE - statistics.median(centres) + 0.5) if centres else _CENTRE
 
-    def draw(self, char: str) -> NDArray[np.uint8]:
-        """Return the picture of `char` (one code point), `(48, 48)` uint8, ink 1.
+    def draws(self, token: str) -> bool:
+        """Whether the font has the character `token`, or every letter that the picture of a special token shows."""
+        return token == BLANK_LABEL or all(map(self.font.covers, _shown(token)))
 
-        The glyph stands on `baseline`, its advance centred; it is moved by the least that brings its ink
+    def draw(self, token: str) -> NDArray[np.uint8]:
+        """Return the picture of a character (one code point) or special token, `(48, 48)` uint8, ink 1.
+
+        A character stands on `baseline`, its advance centred; it is moved by the least that brings its ink
         into the cell, and made smaller, towards the cell's centre, only when the ink is larger than the cell.
 
-        Raises `UserError` when the font has no such character or cannot draw it.
-        """
-        return unpack(np.frombuffer(self.draw_packed(char), np.uint8))
+        "[PAD]" is blank. Another special token is small letters, without the brackets, as large as the width of the
+        cell allows.
 
-    def draw_packed(self, char: str) -> bytes:
-        """Return the picture that `draw` returns as 288 bytes, packed as by `pack`."""
-        if not self.font.covers(char):
-            raise UserError(f"font {self.font.name}: has no character {char!r} (U+{ord(char):04X})")
+        Raises `UserError` when the font has no such character, lacks one of the letters, or cannot draw it.
+        """
+        return unpack(np.frombuffer(self.draw_packed(token), np.uint8))
+
+    def draw_packed(self, token: str) -> bytes:
+        """Return the bitmap of the picture that `draw` returns: 288 bytes, packed as by `pack`."""
+        if token == BLANK_LABEL:
+            return bytes(PACKED_BYTES)
+        if len(token) > 1:
+            return self._draw_label(token)
+        if not self.font.covers(token):
+            raise UserError(f"font {self.font.name}: has no character {token!r} (U+{ord(token):04X})")
         pixels = REFERENCE_PIXELS
         while True:
-            canvas, box = self._ink(char, pixels)
+            canvas, box = self._ink(token, pixels)
             if box is None:
-                return bytes(PACKED_SIZE)
+                return bytes(PACKED_BYTES)
             extent = max(box[2] - box[0], box[3] - box[1])
             if extent <= IMAGE_SIZE:
                 left = _shifted(-_CENTRE, box[0], box[2])
@@ -79,34 +90,19 @@ class Rasterizer:
                 return _cut(canvas, left, top)
             pixels = min(pixels - 1, pixels * IMAGE_SIZE // extent)
             if pixels < 1:
-                raise UserError(f"font {self.font.name}: {char!r} (U+{ord(char):04X}) is too large to draw")
+                raise UserError(f"font {self.font.name}: {token!r} (U+{ord(token):04X}) is too large to draw")
 
-    def draw_label(self, label: str) -> NDArray[np.uint8]:
-        """Return the picture of a special token, `(48, 48)` uint8: blank for "[PAD]", else small letters.
-
-        The brackets are left out and the letters are as large as the width of the cell allows.
-        Raises `UserError` when the font lacks one of the letters.
-        """
-        return unpack(np.frombuffer(self.draw_label_packed(label), np.uint8))
-
-    def draw_label_packed(self, label: str) -> bytes:
-        """Return the picture that `draw_label` returns as 288 bytes, packed as by `pack`."""
-        if label == BLANK_LABEL:
-            return bytes(PACKED_SIZE)
-        if not self.draws_label(label):
+    def _draw_label(self, label: str) -> bytes:
+        if not self.draws(label):
             raise UserError(f"font {self.font.name}: lacks letters of the label {label!r}")
         for pixels in range(_LABEL_PIXELS, 0, -1):
-            canvas, box = self._ink(label.strip("[]"), pixels)
+            canvas, box = self._ink(_shown(label), pixels)
             if box is None:
                 break
             if box[2] - box[0] <= _LABEL_WIDTH:
                 left, top = (box[0] + box[2]) // 2 - _CENTRE, (box[1] + box[3]) // 2 - _CENTRE
                 return _cut(canvas, left, top)
         raise UserError(f"the label {label!r} does not fit into {IMAGE_SIZE} pixels; give a shorter one")
-
-    def draws_label(self, label: str) -> bool:
-        """Whether the font has every letter that the picture of the special token `label` shows."""
-        return label == BLANK_LABEL or all(map(self.font.covers, label.strip("[]")))
 
     def _ink(self, text: str, pixels: int) -> tuple[Image.Image, Box | None]:
         """Draw `text` at `pixels` to the em; return the binary canvas and the box of its ink.
@@ -135,18 +131,22 @@ class Rasterizer:
         return canvas.convert("1", dither=Image.Dither.NONE)
 
 
-def pack(images: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Pack images `(..., 48, 48)`, ink non-zero, to `(..., 288)` uint8: rows first, high bit left."""
-    if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"images must be (..., {IMAGE_SIZE}, {IMAGE_SIZE}), not {images.shape}")
-    return np.packbits(images.reshape(*images.shape[:-2], IMAGE_SIZE * IMAGE_SIZE) != 0, axis=-1)
+def pack(pictures: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Pack pictures `(..., 48, 48)`, ink non-zero, to bitmaps `(..., 288)` uint8: rows first, high bit left."""
+    if pictures.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"pictures must be (..., {IMAGE_SIZE}, {IMAGE_SIZE}), not {pictures.shape}")
+    return np.packbits(pictures.reshape(*pictures.shape[:-2], IMAGE_SIZE * IMAGE_SIZE) != 0, axis=-1)
 
 
 def unpack(bitmaps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Unpack bitmaps `(..., 288)` uint8 to images `(..., 48, 48)` uint8, ink 1: the inverse of `pack`."""
-    if bitmaps.shape[-1:] != (PACKED_SIZE,):
-        raise ValueError(f"bitmaps must be (..., {PACKED_SIZE}), not {bitmaps.shape}")
+    """Unpack bitmaps `(..., 288)` uint8 to pictures `(..., 48, 48)` uint8, ink 1: the inverse of `pack`."""
+    if bitmaps.shape[-1:] != (PACKED_BYTES,):
+        raise ValueError(f"bitmaps must be (..., {PACKED_BYTES}), not {bitmaps.shape}")
     return np.unpackbits(bitmaps, axis=-1).reshape(*bitmaps.shape[:-1], IMAGE_SIZE, IMAGE_SIZE)
+
+
+def _shown(token: str) -> str:
+    return token.strip("[]") if len(token) > 1 else token
 
 
 def _shifted(start: int, low: int, high: int) -> int:

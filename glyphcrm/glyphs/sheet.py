@@ -61,7 +61,7 @@ def contact_sheet(text: Iterable[str], atlas: GlyphAtlas) -> Image.Image:
             draw.text(middle, MISSING_LABEL, _MISSING_INK, face, "mm")
         else:
             draw.rectangle(frame, _CELL, _BORDER)
-            picture = Image.fromarray(atlas.images(row) * 255).resize((_PICTURE, _PICTURE), Image.Resampling.NEAREST)
+            picture = Image.fromarray(atlas.pictures(row) * 255).resize((_PICTURE, _PICTURE), Image.Resampling.NEAREST)
             draw.bitmap((x, y), picture, _INK)
         caption = f"U+{ord(token):04X}" if len(token) == 1 else token
         ink = _MISSING_INK if row is None else _CAPTION_INK

@@ -64,17 +64,17 @@ class BertBaseline(BertForPreTraining):
 
     def forward(
         self,
-        glyph_ids: Tensor,
-        glyph_index: Tensor,
+        input_ids: Tensor,
         attention_mask: Tensor,
         token_type_ids: Tensor,
         labels: Tensor,
         label_index: Tensor,
         next_sentence_label: Tensor,
+        **_glyphs: Tensor,
     ) -> GlyphCRMForPreTrainingOutput:
         """Return losses and logits of a batch; the arguments are the tensors of `PretrainingCollator`."""
         sequence, pooled = self.bert(
-            self._known(glyph_ids)[glyph_index],
+            self._known(input_ids),
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
         )[:2]

@@ -214,6 +214,8 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
                 than `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the
                 values can tell is checked on the CPU, and where the distinct `input_ids` are found.)
         """
+        if glyph_index is not None:
+            input_ids = None  # the prepared form of the same
         if sum(x is not None for x in (input_ids, glyph_ids, glyph_vectors, inputs_embeds)) != 1:
             raise ValueError(
                 "give exactly one of input_ids, glyph_ids (with glyph_index), glyph_vectors (with glyph_index), "

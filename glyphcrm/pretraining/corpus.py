@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from glyphcrm.data.demo_corpus import demo_documents
 from glyphcrm.data.excluded_characters import read_characters, without
+from glyphcrm.data.masking import label_ids
 from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
-from glyphcrm.data.sentence_pairs import SentencePairs, split_documents
+from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, split_documents
 from glyphcrm.data.text_files import expand, iter_documents
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
@@ -24,8 +25,8 @@ from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import font_chain, open_font
 from glyphcrm.pretraining.options import PretrainOptions
-from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.vocabulary import SPECIAL_TOKENS, build_vocabulary, count_characters, input_only_tokens
+from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
+from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
 
 ATLAS_FILE = "atlas.safetensors"
 VOCABULARY_RECORD = "vocabulary.json"
@@ -76,9 +77,11 @@ class Corpus:
 
         Characters that can only be read count as [UNK].
         """
-        counts = self.store.token_counts(self.tokenizer.vocab_size)
-        counts[self.tokenizer.unk_token_id] += counts[self.vocabulary_size :].sum()
-        return counts[: self.vocabulary_size]
+        counts = np.zeros(self.vocabulary_size, np.int64)
+        readable = self.tokenizer.vocab_size
+        labels = label_ids(np.arange(readable), self.vocabulary_size, self.tokenizer.unk_token_id)
+        np.add.at(counts, labels, self.store.token_counts(readable))
+        return counts
 
     def unigram_entropy(self) -> float:
         """Return the entropy of the text's characters, in nats a character.
@@ -117,7 +120,7 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, pr
     user_fonts = [open_font(font) for font in options.font]
     chain = font_chain(user_fonts)
     vocabulary = build_vocabulary(counts, chain, options.vocabulary_size)
-    if len(vocabulary) <= 5:
+    if len(vocabulary) == len(SPECIAL_TOKENS):
         raise UserError("no font draws any character of the text; give one that does with --font")
     input_only = input_only_tokens(vocabulary, chain) if options.input_only else []
     atlas = GlyphAtlas.build([*vocabulary, *input_only], chain, progress=progress)
@@ -147,7 +150,7 @@ def _read_record(directory: Path) -> dict[str, Any]:
 
 def tokenized(text: Text, tokenizer: GlyphCRMTokenizer, directory: Path, max_length: int, progress: bool) -> TokenStore:
     """Open the tokenised text in `directory`, made if it is not there or of another text."""
-    longest_sentence = (max_length - 3) // 2
+    longest_sentence = (max_length - PAIR_SPECIALS) // 2
     key = json.dumps([text.fingerprint(), tokenizer.tokens, longest_sentence])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     if TokenStore.matches(directory / STORE_DIRECTORY, fingerprint):

@@ -8,17 +8,7 @@ from torch import Tensor
 
 from glyphcrm.modeling import GlyphCRMForPreTrainingOutput
 
-_FIELDS = (
-    "mlm_loss",
-    "labels",
-    "mlm_right",
-    "nsp_loss",
-    "pairs",
-    "nsp_right",
-    "tokens",
-    "distinct",
-    "batches",
-)
+_FIELDS = ("mlm_loss", "labels", "mlm_right", "nsp_loss", "pairs", "nsp_right", "tokens", "distinct", "batches")
 
 
 class Measures:
@@ -28,18 +18,15 @@ class Measures:
         self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, batch: dict[str, Tensor], outputs: GlyphCRMForPreTrainingOutput, vocab: int, unk: int) -> None:
+    def add(self, batch: dict[str, Tensor], outputs: GlyphCRMForPreTrainingOutput) -> None:
         """Add a batch of `PretrainingCollator` and what the model said of it."""
-        labels = batch["labels"].flatten()[batch["label_index"]]
-        labels = labels.masked_fill(labels >= vocab, unk)
-        pairs = batch["next_sentence_label"]
+        labels, pairs = batch["labels"].flatten()[batch["label_index"]], batch["next_sentence_label"]
         logits, nsp_logits = outputs.prediction_logits, outputs.seq_relationship_logits
         assert outputs.mlm_loss is not None and outputs.nsp_loss is not None
         assert logits is not None and nsp_logits is not None
-        count = labels.numel()
         values = (
-            outputs.mlm_loss.double() * count,
-            count,
+            outputs.mlm_loss.double() * len(labels),
+            len(labels),
             (logits.argmax(-1) == labels).sum(),
             outputs.nsp_loss.double() * len(pairs),
             len(pairs),

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from glyphcrm.configuration import POSITION_INITIALIZERS, PRESETS
+from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
 from glyphcrm.pretraining.ablations import ABLATIONS, FREE, PLAIN, UNTIED
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
@@ -142,7 +143,7 @@ class PretrainOptions:
         default=0.01, metadata={"help": "AdamW's, not on biases, norms, and projections with a rate of their own"}
     )
     dropout: float | None = field(default=None, metadata={"help": "everywhere, attention too"})
-    mask_probability: float = field(default=0.15, metadata={"help": "share of the characters to predict"})
+    mask_probability: float = field(default=MASK_PROBABILITY, metadata={"help": "share of the characters to predict"})
     held_out: float = field(default=0.02, metadata={"help": "share of the documents kept for validation"})
     eval_every: int | None = field(default=None, metadata={"help": "steps between validations"})
     eval_samples: int = field(default=128, metadata={"help": "sequences a validation reads"})

@@ -75,8 +75,7 @@ class PretrainingTrainer(ResumableTrainer):
     ) -> Any:
         """Return this micro-batch's share of the step's loss, scaled for DDP's mean over processes."""
         outputs = model(**(self._glyphs.arguments(inputs) if self._glyphs is not None else inputs))
-        config = self.accelerator.unwrap_model(model).config
-        self._measures.add(inputs, outputs, config.vocab_size, config.unk_token_id)
+        self._measures.add(inputs, outputs)
         assert num_items_in_batch is not None
         share = inputs["label_index"].numel() * self.accelerator.num_processes / num_items_in_batch
         loss = outputs.mlm_loss * share + outputs.nsp_loss / self.current_gradient_accumulation_steps
@@ -99,13 +98,12 @@ class PretrainingTrainer(ResumableTrainer):
         measures = Measures(self.args.device)
         model = self.model
         assert model is not None
-        config = self.accelerator.unwrap_model(model).config
         model.eval()
         for batch in self.get_eval_dataloader(eval_dataset):
             inputs = self._prepare_inputs(batch)
             with self.accelerator.autocast():
                 outputs = model(**inputs)
-            measures.add(inputs, outputs, config.vocab_size, config.unk_token_id)
+            measures.add(inputs, outputs)
         means = measures.take()
         means["loss"] = means["mlm_loss"] + means["nsp_loss"]
         self._check_finite("validation loss", means["loss"])

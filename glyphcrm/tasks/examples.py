@@ -25,6 +25,11 @@ class TextExample:
     pair: str | None = None
     where: str = ""
 
+    @property
+    def answer(self) -> str:
+        """What a model is to say: the label."""
+        return self.label
+
 
 @dataclass(frozen=True, slots=True)
 class TaggedExample:
@@ -36,6 +41,11 @@ class TaggedExample:
     characters: tuple[str, ...]
     tags: tuple[str, ...]
     where: str = ""
+
+    @property
+    def answer(self) -> tuple[str, ...]:
+        """What a model is to say: the tags."""
+        return self.tags
 
     @property
     def text(self) -> str:
@@ -60,22 +70,30 @@ class Splits:
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def parts(self) -> dict[str, tuple[Example, ...]]:
+        """The three parts by name, in order."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task: where its examples come from, and how a model is trained and scored on them."""
+    """A task: where its examples come from, and how a model is trained and scored on them.
+
+    The defaults are the recipe of the paper (learning rate, length), and ours where it gives none.
+    """
 
     name: str
     title: str
     kind: Kind
-    learning_rate: float
-    metric: str  # "accuracy", or "f1": micro F1 over entities
-    max_length: int  # tokens, [CLS] and [SEP] included
-    batch_size: int
-    epochs: int
-    folder: str  # its folder below --data; empty: the task brings its files along
     source: str  # where the set can be had and in which format; one line
     read: Callable[[Path], Splits]  # takes the folder that holds the files
+    folder: str = ""  # its folder below --data; empty: the task brings its files along
+    learning_rate: float = 3e-5
+    metric: str = "accuracy"  # or "macro_f1"; of tagging "f1": micro F1 over entities
+    max_length: int = 512  # tokens, [CLS] and [SEP] included
+    batch_size: int = 32
+    epochs: int = 3
 
 
 class MissingFilesError(Exception):

@@ -12,17 +12,15 @@ Optional are `dev` and `test` (what is missing is split off), `title`, `metric`,
 from __future__ import annotations
 
 import functools
-import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, shown
 from glyphcrm.tasks.examples import Kind, Splits, TaggedExample, Task, TextExample
-from glyphcrm.tasks.messages import shown
 from glyphcrm.tasks.readers import Columns, read_bio, read_columns, read_csv, read_json_lines
-from glyphcrm.tasks.splits import repeats_note, split, stray_note, tag_labels, text_labels
+from glyphcrm.tasks.splits import repeats_note, split, tagged_splits, text_labels
 
 E = TypeVar("E", TextExample, TaggedExample)
 
@@ -51,31 +49,27 @@ def read_own_task(toml: Path) -> Task:
     settings = _Settings(toml)
     kind = Kind(settings.choice("kind", tuple(Kind)))
     settings.refuse_others((*_FILES, *_COLUMNS[kind], *_OTHER_KEYS), f"of a {kind} task")
-    files = {name: toml.parent / settings.string(name) for name in _FILES if name == "train" or name in settings}
+    files = {name: toml.parent / settings.string(name) for name in _FILES if name == "train" or name in settings.values}
     endings = TAG_ENDINGS if kind is Kind.TAGGING else tuple(TEXT_READERS)
     for name, path in files.items():
         if path.suffix.lower() not in endings:
             raise UserError(f"{toml}: {name} = '{path.name}': give a file that ends in {', '.join(endings)}")
-    read: Callable[[Path], Splits]
-    if kind is Kind.TAGGING:
-        read = functools.partial(_read_tagged, files)
-    else:
+    read: Callable[[Path], Splits] = functools.partial(_read_tagged, files)
+    if kind is not Kind.TAGGING:
         columns = _columns(settings, kind)
-        if isinstance(columns.text, int) and any(
-            TEXT_READERS[path.suffix.lower()] is read_json_lines for path in files.values()
-        ):
+        readers = [TEXT_READERS[path.suffix.lower()] for path in files.values()]
+        if isinstance(columns.text, int) and read_json_lines in readers:
             raise UserError(f"{toml}: text = {columns.text}: JSON lines have keys; give their names")
         read = functools.partial(_read_texts, files, columns)
     return Task(
         name=toml.stem,
         title=settings.string("title", toml.stem),
         kind=kind,
-        learning_rate=settings.number("learning_rate", 3e-5, above=0, most=1),
-        metric=settings.choice("metric", METRICS[kind]) if "metric" in settings else METRICS[kind][0],
-        max_length=settings.integer("max_length", 512, least=8),
-        batch_size=settings.integer("batch_size", 32, least=1),
-        epochs=settings.integer("epochs", 3, least=1),
-        folder="",
+        learning_rate=float(settings.get("learning_rate", _is_rate, "a number above 0, at most 1", Task.learning_rate)),
+        metric=settings.choice("metric", METRICS[kind], METRICS[kind][0]),
+        max_length=settings.integer("max_length", Task.max_length, least=8),
+        batch_size=settings.integer("batch_size", Task.batch_size, least=1),
+        epochs=settings.integer("epochs", Task.epochs, least=1),
         source=f"its files are named in {toml}",
         read=read,
     )
@@ -97,54 +91,42 @@ class _Settings:
             raise UserError(f"{path}: not TOML: {error}") from None
         self.path = path
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.values
-
     def refuse_others(self, known: Sequence[str], of: str) -> None:
         for key in self.values:
             if key not in known:
                 raise UserError(f"{self.path}: unknown key {shown(key)}; the keys {of} are {', '.join(known)}")
 
-    def string(self, key: str, default: str | None = None) -> str:
-        value = self._value(key, default)
-        if not isinstance(value, str) or not value.strip():
-            raise self._wrong(key, value, "a string")
-        return value
-
-    def choice(self, key: str, choices: Sequence[str]) -> str:
-        value = self._value(key, None)
-        if not isinstance(value, str) or value not in choices:
-            raise self._wrong(key, value, " or ".join(f'"{choice}"' for choice in choices))
-        return value
-
-    def integer(self, key: str, default: int, *, least: int) -> int:
-        value = self._value(key, default)
-        if type(value) is not int or not least <= value <= 10**6:
-            raise self._wrong(key, value, f"a whole number from {least} to a million")
-        return value
-
-    def number(self, key: str, default: float, *, above: float, most: float) -> float:
-        value = self._value(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or not above < value <= most:
-            raise self._wrong(key, value, f"a number above {above:g}, at most {most:g}")
-        return float(value)
-
-    def column(self, key: str) -> str | int:
-        value = self._value(key, None)
-        if type(value) is int and 0 <= value < 1000:
-            return value
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-        raise self._wrong(key, value, "the name of a column, or its number from 0")
-
-    def _value(self, key: str, default: object) -> Any:
+    def get(self, key: str, accepts: Callable[[Any], bool], expected: str, default: object = None) -> Any:
         value = self.values.get(key, default)
         if value is None:
             raise UserError(f"{self.path}: no key '{key}'")
+        if not accepts(value):
+            raise UserError(f"{self.path}: {key} = {shown(str(value))}; give {expected}")
         return value
 
-    def _wrong(self, key: str, value: object, expected: str) -> UserError:
-        return UserError(f"{self.path}: {key} = {shown(str(value))}; give {expected}")
+    def string(self, key: str, default: str | None = None) -> str:
+        return self.get(key, _is_text, "a string", default)
+
+    def choice(self, key: str, choices: Sequence[str], default: str | None = None) -> str:
+        expected = " or ".join(f'"{choice}"' for choice in choices)
+        return self.get(key, lambda value: isinstance(value, str) and value in choices, expected, default)
+
+    def integer(self, key: str, default: int, *, least: int) -> int:
+        expected = f"a whole number from {least} to a million"
+        return self.get(key, lambda value: type(value) is int and least <= value <= 10**6, expected, default)
+
+    def column(self, key: str) -> str | int:
+        expected = "the name of a column, or its number from 0"
+        column = self.get(key, lambda value: value in range(1000) if type(value) is int else _is_text(value), expected)
+        return column.strip() if isinstance(column, str) else column
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and 0 < value <= 1
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _columns(settings: _Settings, kind: Kind) -> Columns:
@@ -165,8 +147,7 @@ def _read_texts(files: Mapping[str, Path], columns: Columns, _folder: Path) -> S
 
 def _read_tagged(files: Mapping[str, Path], _folder: Path) -> Splits:
     parts = {name: read_bio(path) for name, path in files.items()}
-    (train, dev, test), notes = _completed(parts)
-    return Splits(train, dev, test, tag_labels(train), (*notes, *stray_note((*train, *dev, *test))))
+    return tagged_splits(*_completed(parts))
 
 
 def _completed(

@@ -13,18 +13,16 @@ UTF-8, with or without a byte order mark; lines end in LF or CR LF; blank lines 
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from glyphcrm.data.text_files import read_lines
-from glyphcrm.errors import UserError
+from glyphcrm.data.text_files import checked_text, read_json_objects, read_lines
+from glyphcrm.errors import UserError, listed, shown
 from glyphcrm.normalization import normalize
 from glyphcrm.tasks.examples import TaggedExample, TextExample
-from glyphcrm.tasks.messages import listed, shown
 
 E = TypeVar("E")
 
@@ -86,19 +84,8 @@ def read_json_lines(path: Path, columns: Columns, labels: Mapping[str, str] | No
         UserError: the file cannot be read or is not UTF-8, a line is no JSON object or lacks a key, a
             value is of another type, a text is empty, or a label is empty or unknown.
     """
-    examples = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line or line.isspace():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON: {error}; give one object a line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object with {listed(columns.used)}")
-        examples.append(_example(where, [_json_field(where, row, key) for key in columns.used], labels))
-    return _some(path, examples)
+    rows = read_json_objects(path, columns.used)
+    return _some(path, [_example(at, [_json_field(at, row, key) for key in columns.used], labels) for at, row in rows])
 
 
 def read_bio(path: Path) -> list[TaggedExample]:
@@ -193,13 +180,7 @@ def _json_field(where: str, row: dict[str, object], key: str | int) -> str:
     if key not in row:
         raise UserError(f"{where}: no key '{key}'; the keys are {listed(row) or 'none'}")
     value = row[str(key)]
-    if type(value) is int:
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: '{key}' is {type(value).__name__}, not a string")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(f"{where}: '{key}' holds half of a surrogate pair, which is no character")
-    return value
+    return str(value) if type(value) is int else checked_text(value, f"{where}: '{key}'")
 
 
 def _example(where: str, fields: Sequence[str], labels: Mapping[str, str] | None) -> TextExample:

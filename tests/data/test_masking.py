@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphcrm.data.masking import IGNORED, mask_tokens
+from glyphcrm.data.masking import IGNORED_LABEL, mask_tokens
 
 MASK, UNK, FIRST, VOCABULARY = 4, 1, 5, 1000
 
@@ -29,7 +29,7 @@ def test_properties(values: list[int], seed: int, probability: float) -> None:
     before = ids.copy()
     maskable = ids >= FIRST
     masked, labels = mask(ids, maskable, seed, probability)
-    chosen = labels != IGNORED
+    chosen = labels != IGNORED_LABEL
     assert (ids == before).all()
     assert chosen.sum() == (max(1, round(probability * maskable.sum())) if maskable.any() else 0)
     assert not (chosen & ~maskable).any()
@@ -43,7 +43,7 @@ def test_shares() -> None:
     n = 400_000
     ids = np.random.default_rng(1).integers(FIRST, VOCABULARY, n)
     masked, labels = mask(ids, np.ones(n, bool), 2)
-    chosen = labels != IGNORED
+    chosen = labels != IGNORED_LABEL
     count = 60_000
     assert chosen.sum() == count
 

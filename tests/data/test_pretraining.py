@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from glyphcrm.data.collator import PretrainingCollator
-from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.permutation import visit
 from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds
 from glyphcrm.data.sentence_pairs import SentencePairs
@@ -39,7 +39,7 @@ def test_samples(stream: PretrainingStream) -> None:
         truth = np.array([special.cls, *a, special.sep, *b, special.sep])
         assert len(truth) <= MAX_LENGTH
         input_ids, labels = sample["input_ids"], sample["labels"]
-        chosen = labels != IGNORED
+        chosen = labels != IGNORED_LABEL
         assert (input_ids[~chosen] == truth[~chosen]).all()
         assert (labels[chosen] == np.where(truth < VOCABULARY, truth, special.unk)[chosen]).all()
         assert not (chosen & (truth < special.first_ordinary_id)).any()

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from glyphcrm.data.masking import IGNORED
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.finetuning.collator import FinetuningCollator
 from glyphcrm.finetuning.encoding import Feature, encode
 from glyphcrm.finetuning.prediction import assemble
 from glyphcrm.finetuning.training_order import TrainingOrder
-from glyphcrm.finetuning.windows import windows
 from glyphcrm.tasks import Kind, TaggedExample, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
@@ -29,23 +28,6 @@ def any_tokenizer(
     return tokenizer if request.param == "glyphcrm" else bert_tokenizer
 
 
-@given(st.text("天地。，！", max_size=60), st.integers(1, 20), st.data())
-def test_windows_are_the_sentence_in_order_and_end_at_sentence_ends(text: str, limit: int, data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(0, 2), min_size=len(text), max_size=len(text)))
-    ranges = windows(text, limit, sizes)
-    assert "".join(text[start:end] for start, end in ranges) == text
-    assert all(start < end for start, end in ranges)
-    assert all(sum(sizes[start:end]) <= limit or end == start + 1 for start, end in ranges)
-    for start, end in ranges[:-1]:
-        assert sum(sizes[start : end + 1]) > limit or text[end - 1] in "。！，"
-        inside = text[start:end]
-        if inside[-1] not in "。！":
-            assert not set("。！") & set(inside)
-            assert inside[-1] == "，" or "，" not in inside
-    if sum(sizes) <= limit and text:
-        assert ranges == [(0, len(text))]
-
-
 @settings(deadline=None)
 @given(characters=st.text(ODD, min_size=1, max_size=40), data=st.data())
 def test_tags_survive_cutting_and_gluing(
@@ -56,8 +38,8 @@ def test_tags_survive_cutting_and_gluing(
     for reader in (tokenizer, bert_tokenizer):
         features = encode(reader, [example], Kind.TAGGING, TAGS, max_length=12)
         assert all(len(feature) <= 12 for feature in features)
-        assert all((feature.labels[feature.positions] != IGNORED).all() for feature in features)
-        assert sum((feature.labels != IGNORED).sum() for feature in features) == sum(map(_tokens, features))
+        assert all((feature.labels[feature.positions] != IGNORED_LABEL).all() for feature in features)
+        assert sum((feature.labels != IGNORED_LABEL).sum() for feature in features) == sum(map(_tokens, features))
         # A model that is always right: what has a token gets its tag back, all else is outside.
         right = [feature.labels[feature.positions] for feature in features]
         (predicted,) = assemble(features, right, [example], Kind.TAGGING, TAGS)
@@ -78,7 +60,7 @@ def test_each_character_keeps_its_own_tag_among_odd_ones(
     (feature,) = encode(tokenizer, [example], Kind.TAGGING, TAGS, 64)
     assert feature.characters.tolist() == [0, 2, 4]  # the accent is part of é
     assert tokenizer.convert_ids_to_tokens(feature.input_ids.tolist()) == ["[CLS]", "天", "[UNK]", "地", "[SEP]"]
-    assert feature.labels.tolist() == [IGNORED, 1, 0, 1, IGNORED]
+    assert feature.labels.tolist() == [IGNORED_LABEL, 1, 0, 1, IGNORED_LABEL]
     (feature,) = encode(bert_tokenizer, [example], Kind.TAGGING, TAGS, 64)
     assert feature.characters.tolist() == [0, 2, 4]
 
@@ -111,13 +93,14 @@ def test_a_batch_holds_every_feature_for_either_kind_of_model(tokenizer: GlyphCR
     glyphs = FinetuningCollator(0, positions=64, glyphs=True)(features)
     ids = FinetuningCollator(0, positions=64, glyphs=False)(features)
     assert ids["input_ids"].shape == (2, 16) and ids["labels"].tolist() == [0, 1]
-    assert (glyphs["glyph_ids"][glyphs["glyph_index"]] == ids["input_ids"]).all() and "input_ids" not in glyphs
+    assert (glyphs["glyph_ids"][glyphs["glyph_index"]] == ids["input_ids"]).all() and "glyph_ids" not in ids
+    assert (glyphs["input_ids"] == ids["input_ids"]).all()
     assert ids["attention_mask"].sum(1).tolist() == [4, 13]
     # A model with 13 positions cannot be given 16.
     assert FinetuningCollator(0, positions=13, glyphs=False)(features)["input_ids"].shape == (2, 13)
     tagged = [TaggedExample(tuple("天地"), ("O", "B-PER")), TaggedExample(tuple("玄" * 9), ("O",) * 9)]
     batch = FinetuningCollator(0, positions=64, glyphs=True)(encode(tokenizer, tagged, Kind.TAGGING, TAGS, 64))
-    assert batch["labels"][0].tolist() == [IGNORED, 0, 1] + [IGNORED] * 13
+    assert batch["labels"][0].tolist() == [IGNORED_LABEL, 0, 1] + [IGNORED_LABEL] * 13
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 4), st.integers(1, 9))

@@ -43,17 +43,17 @@ def test_rows_are_the_pictures_of_their_tokens(noto, small_atlas):
     rasterizer = Rasterizer(noto)
     assert len(small_atlas) == 7
     assert small_atlas.rows["文"] == 3
-    np.testing.assert_array_equal(small_atlas.images([3, 4])[0], rasterizer.draw("文"))
-    np.testing.assert_array_equal(small_atlas.images(1), rasterizer.draw_label("[UNK]"))
-    assert small_atlas.images([[0, 1, 2]]).shape == (1, 3, 48, 48)
-    assert not small_atlas.images(0).any()
+    np.testing.assert_array_equal(small_atlas.pictures([3, 4])[0], rasterizer.draw("文"))
+    np.testing.assert_array_equal(small_atlas.pictures(1), rasterizer.draw("[UNK]"))
+    assert small_atlas.pictures([[0, 1, 2]]).shape == (1, 3, 48, 48)
+    assert not small_atlas.pictures(0).any()
 
 
 def test_each_row_is_drawn_by_the_first_font_that_has_it(tmp_path, noto):
     user = open_font(font_file(tmp_path / "user.ttf", {"文": SQUARE, "𠮷": SQUARE}))
     atlas = GlyphAtlas.build(["[CLS]", *"中文𠮷"], [user, noto])
     assert [atlas.fonts[i] for i in atlas.sources] == [LABEL_SOURCE, noto.name, user.name, user.name]
-    np.testing.assert_array_equal(atlas.images(2), Rasterizer(user).draw("文"))
+    np.testing.assert_array_equal(atlas.pictures(2), Rasterizer(user).draw("文"))
 
 
 def test_characters_that_no_font_has_are_listed(noto):
@@ -71,7 +71,7 @@ def test_an_atlas_does_not_change(small_atlas):
     bitmaps = np.zeros((1, 288), np.uint8)
     atlas = GlyphAtlas(("中",), bitmaps, ("x",), np.zeros(1, np.uint8))
     bitmaps[:] = 255
-    assert not atlas.images(0).any()
+    assert not atlas.pictures(0).any()
     for twin in (copy.deepcopy(small_atlas), pickle.loads(pickle.dumps(small_atlas))):
         assert_equal(twin, small_atlas)
         assert not twin.bitmaps.flags.writeable
@@ -99,11 +99,11 @@ def test_rows_are_added_behind_and_none_changes(noto, small_atlas):
     more = small_atlas.extended(GlyphAtlas.build([*"好文人"], [noto]))
     assert more.tokens == (*small_atlas.tokens, "好", "人")
     np.testing.assert_array_equal(more.bitmaps[:7], small_atlas.bitmaps)
-    np.testing.assert_array_equal(more.images(8), Rasterizer(noto).draw("人"))
+    np.testing.assert_array_equal(more.pictures(8), Rasterizer(noto).draw("人"))
     assert more.fonts == small_atlas.fonts
     picture = np.eye(48, dtype=np.uint8)
     most = more.append(["𠮷"], pack(picture[None]), "imported")
-    np.testing.assert_array_equal(most.images(most.rows["𠮷"]), picture)
+    np.testing.assert_array_equal(most.pictures(most.rows["𠮷"]), picture)
     assert most.fonts[most.sources[-1]] == "imported"
     assert most.fonts[most.sources[-2]] == noto.name
     with pytest.raises(UserError, match="'文' has 2 rows"):

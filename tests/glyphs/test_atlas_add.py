@@ -94,7 +94,7 @@ def test_a_trained_model_reads_more_and_is_the_same(
     picture, out = saved(ring(), tmp_path / "a=b.png"), tmp_path / "more"
     exact = tmp_path / "exact.png"
     before = load_atlas(checkpoint)
-    Image.fromarray(255 - before.images(before.rows["天"]) * 255).save(exact)
+    Image.fromarray(255 - before.pictures(before.rows["天"]) * 255).save(exact)
     assert (
         run(
             "𠮷 犇",
@@ -247,7 +247,7 @@ def test_the_ink_of_a_picture_comes_to_the_middle(tmp_path: Path, size: int) -> 
 
 def test_a_picture_of_48_pixels_is_taken_as_it_is(tmp_path: Path, atlas: GlyphAtlas) -> None:
     for row in range(1, len(atlas)):
-        levels = np.where(atlas.images(row), 127, 128).astype(np.uint8)  # the middle is paper, what is darker is ink
+        levels = np.where(atlas.pictures(row), 127, 128).astype(np.uint8)  # the middle is paper, what is darker is ink
         assert np.array_equal(read_picture(saved(Image.fromarray(levels), tmp_path / "a.png")), atlas.bitmaps[row])
 
 

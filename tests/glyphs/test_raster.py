@@ -107,8 +107,8 @@ def test_a_character_that_the_cmap_lacks_is_an_error(rasterizer):
 
 
 def test_labels_are_small_letters_and_padding_is_blank(tmp_path, rasterizer):
-    assert not rasterizer.draw_label("[PAD]").any()
-    drawn = [rasterizer.draw_label(f"[{name}]") for name in ("UNK", "CLS", "SEP", "MASK")]
+    assert not rasterizer.draw("[PAD]").any()
+    drawn = [rasterizer.draw(f"[{name}]") for name in ("UNK", "CLS", "SEP", "MASK")]
     for image in drawn:
         left, top, right, bottom = ink_box(image)
         assert abs((left + right) / 2 - 24) <= 1 >= abs((top + bottom) / 2 - 24)
@@ -117,9 +117,9 @@ def test_labels_are_small_letters_and_padding_is_blank(tmp_path, rasterizer):
     assert len({image.tobytes() for image in drawn}) == 4
     han_only = open_font(font_file(tmp_path / "han.ttf", {"一": SQUARE}))
     with pytest.raises(UserError, match="lacks letters"):
-        Rasterizer(han_only).draw_label("[UNK]")
+        Rasterizer(han_only).draw("[UNK]")
     with pytest.raises(UserError, match="does not fit"):
-        rasterizer.draw_label(f"[{'W' * 200}]")
+        rasterizer.draw(f"[{'W' * 200}]")
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,7 +11,7 @@ def test_a_sheet_shows_the_pictures_and_marks_the_missing(small_atlas):
     dark = (sheet < 60).all(-1)
     red = (sheet[..., 0] > 150) & (sheet[..., 1] < 80)
     middle = sheet.shape[1] // 2
-    picture = np.kron(small_atlas.images(small_atlas.rows["中"]), np.ones((2, 2), np.uint8))
+    picture = np.kron(small_atlas.pictures(small_atlas.rows["中"]), np.ones((2, 2), np.uint8))
     assert dark[:, :middle].sum() == picture.sum()
     top, left = np.argwhere(dark).min(0) - np.argwhere(picture).min(0)
     np.testing.assert_array_equal(dark[top : top + 96, left : left + 96], picture)

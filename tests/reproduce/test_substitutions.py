@@ -143,7 +143,7 @@ def test_nearest_pictures(atlas: GlyphAtlas, monkeypatch: pytest.MonkeyPatch, bl
     characters = [token for token in atlas.tokens if len(token) == 1]
     found = look_alikes_from_atlas(atlas, [*characters, "無", characters[0]], 4)
     assert list(found) == characters
-    pictures = atlas.images([atlas.rows[char] for char in characters]).reshape(len(characters), -1).astype(int)
+    pictures = atlas.pictures([atlas.rows[char] for char in characters]).reshape(len(characters), -1).astype(int)
     for row, char in enumerate(characters):
         pixels = np.abs(pictures - pictures[row]).sum(1)
         expected = sorted((other for other in range(len(characters)) if other != row), key=lambda i: (pixels[i], i))

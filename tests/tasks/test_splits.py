@@ -27,7 +27,7 @@ def distinct(own: list[str]) -> list[TextExample]:
 
 
 def task(splits: Splits, kind: Kind = Kind.SENTENCE) -> Task:
-    return Task("t", "T", kind, 1e-4, "accuracy", 64, 8, 1, "", "nowhere", lambda _folder: splits)
+    return Task(name="t", title="T", kind=kind, source="nowhere", read=lambda _folder: splits)
 
 
 @given(st.lists(labels, max_size=150), st.integers(0, 2**32), st.sampled_from([(0.1, 0.1), (0.1, 0.0), (0.25, 0.5)]))
@@ -139,7 +139,7 @@ def test_tags_that_cannot_be_learnt() -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    files = Task("t", "T", Kind.SENTENCE, 1e-4, "accuracy", 64, 8, 1, "t", "it is at home", lambda folder: 1 / 0)
+    files = Task(name="t", title="T", kind=Kind.SENTENCE, folder="t", source="it is at home", read=lambda folder: 1 / 0)
     for data, message in ((None, "no --data was given"), (tmp_path / "no", "no folder")):
         with pytest.raises(UserError, match=f"T: {message}.*it is at home"):
             load_splits(files, data)
