@@ -1,0 +1,82 @@
+"""The C functions for the CPU, built on installation where there is a compiler and called through ctypes.
+
+ctypes releases the interpreter's lock, and needs no headers of PyTorch or Python at build time. The library's OpenMP
+is the one that PyTorch has loaded, so both share one pool of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+LANES = (16, 8, 4)  # floats in a vector of AVX-512, AVX2, and SSE2 or NEON
+NAME = "_cpu"
+NOT_BUILT = "the C functions were not built; install this package where there is a C compiler"
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """Return the library, or None where it could not be built."""
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).parents[1] / (NAME + suffix)
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    return None
+
+
+@torch.compiler.assume_constant_result
+def lanes(*channels: int) -> int:
+    """Return the longest vectors that this processor has and that divide all numbers of channels, or 0."""
+    library = load()
+    if library is None:
+        return 0
+    fitting = (n for n in LANES if not any(c % n for c in channels) and library.glyphcrm_has_lanes(n))
+    return next(fitting, 0)
+
+
+def cpu_obstacle(*tensors: Tensor | None, channels: tuple[int, ...] = ()) -> str:
+    """Return what keeps the C functions from taking the tensors, or nothing; vectors must divide all `channels`."""
+    for tensor in tensors:
+        if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype != torch.float32):
+            return "the C functions take float32 on a CPU; give them that"
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return "the C functions have no rule for forward-mode differentiation and torch.func; differentiate backward"
+    if lanes(*channels):
+        return ""
+    return f"channels of {', '.join(map(str, channels))}; the C functions take multiples of 4" if lanes() else NOT_BUILT
+
+
+def constant(name: str) -> int:
+    """Return what ``glyphcrm_NAME``, which takes no arguments, returns."""
+    library = load()
+    assert library is not None
+    return int(getattr(library, f"glyphcrm_{name}")())
+
+
+def call(name: str, *arguments: float | Tensor | None) -> None:
+    """Call ``glyphcrm_NAME`` with numbers as they are and the addresses of tensors, which must be contiguous.
+
+    Raises:
+        MemoryError: the function could not get the memory that it needs in between.
+    """
+    library = load()
+    assert library is not None
+    if getattr(library, f"glyphcrm_{name}")(*map(_argument, arguments)):
+        raise MemoryError(f"{name}: no memory for the buffers; take a smaller batch")
+
+
+def _argument(value: float | Tensor | None) -> ctypes.c_int | ctypes.c_float | ctypes.c_void_p | None:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if value is not None and not -(2**31) <= value < 2**31:
+        raise OverflowError(f"{value} does not fit the C functions' 32 bits; take a smaller batch")
+    return None if value is None else ctypes.c_int(int(value))
