@@ -7,14 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glyphcrm.files import write_atomically
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Write JSON for people, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
-
 
 def is_made_from(path: Path, inputs: Any) -> bool:
     """Whether `path` holds what was made from these inputs, which it keeps under "inputs"."""
@@ -27,5 +19,5 @@ def digest(path: Path | None) -> str | None:
 
 
 def load_json(path: Path) -> Any:
-    """Read what `save_json` wrote."""
+    """Return the content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))

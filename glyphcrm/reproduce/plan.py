@@ -8,7 +8,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glyphcrm.files import write_atomically
+from glyphcrm.files import write_json
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.tasks import Kind, Splits, Task
 
@@ -46,7 +46,7 @@ class Plan:
 
     def save(self, directory: Path) -> None:
         """Write ``plan.json``."""
-        write_atomically(directory / PLAN_FILE, json.dumps(asdict(self), indent=1).encode())
+        write_json(directory / PLAN_FILE, asdict(self))
 
     @classmethod
     def load(cls, directory: Path) -> Plan:

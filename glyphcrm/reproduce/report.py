@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.files import write_atomically
+from glyphcrm.files import write_atomically, write_json
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
-from glyphcrm.reproduce.json_files import load_json, save_json
+from glyphcrm.reproduce.json_files import load_json
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PLAN_FILE, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
-from glyphcrm.reproduce.study import variants
+from glyphcrm.reproduce.trials import variants
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
 from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE
@@ -59,7 +59,7 @@ def write_report(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits
     ]
     text = "\n\n".join(section for section in sections if section) + "\n"
     write_atomically(report.directory / "RESULTS.md", text.encode())
-    save_json(report.directory / "results.json", report.numbers)
+    write_json(report.directory / "results.json", report.numbers)
     directory = options.output_dir / REPORT
     shutil.rmtree(directory, ignore_errors=True)
     report.directory.rename(directory)

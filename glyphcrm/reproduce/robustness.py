@@ -38,7 +38,7 @@ Rewrite = Callable[[str, int], str]
 """Text and index of the example to a text of the same length."""
 
 
-def robustness(options: ReproduceOptions, task: Task, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def score_rewritten(options: ReproduceOptions, task: Task, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Score the kept models of a task on its test texts, rewritten in every way that there is data for.
 
     Args:

@@ -13,8 +13,8 @@ from glyphcrm.errors import UserError
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PROBE_STEPS, Plan, Speed, evaluate_every, measured_speed
-from glyphcrm.reproduce.study import Variant, variants
 from glyphcrm.reproduce.trainings import run_finetune, run_pretrain
+from glyphcrm.reproduce.trials import Variant, variants
 from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
 from glyphcrm.training.resumable_trainer import TrainingDiverged
@@ -67,7 +67,7 @@ class Choice:
     arguments: tuple[str, ...]
 
 
-def study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
+def run_study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
     """Run the beginning of every variant; return the best of each architecture's trials, by validation MLM loss."""
     losses: dict[Variant, float] = {}
     for variant in variants(options.preset):
@@ -92,13 +92,13 @@ def variant_directory(options: ReproduceOptions, variant: Variant) -> Path:
     return options.output_dir / STUDY / variant.name
 
 
-def pretraining(options: ReproduceOptions, plan: Plan, choices: dict[str, Choice]) -> None:
+def pretrain_both(options: ReproduceOptions, plan: Plan, choices: dict[str, Choice]) -> None:
     """Pre-train both models to the end, from where the study left the chosen ones."""
     for arch, choice in choices.items():
         pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
 
 
-def finetuning(options: ReproduceOptions, plan: Plan, models: dict[str, Path], tasks: Sequence[Task]) -> None:
+def finetune_all(options: ReproduceOptions, plan: Plan, models: dict[str, Path], tasks: Sequence[Task]) -> None:
     """Fine-tune both models on every task, into ``finetuning/TASK/ARCHITECTURE``."""
     for task in tasks:
         for arch, model in models.items():

@@ -11,16 +11,18 @@ loss.png  model/     at the end: the chart, and the model with its tokenizer
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.files import write_atomically
+from glyphcrm.files import write_atomically, write_json
 
 RUN_FILE = "run.json"
 MODEL_DIRECTORY = "model"
@@ -57,7 +59,7 @@ def claim(run_dir: Path, identity: dict[str, Any]) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run_dir}: {error.strerror}; choose another --output-dir") from None
-    write_atomically(run_file, (json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(run_file, identity)
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -110,3 +112,14 @@ def forget(run_dir: Path) -> None:
     shutil.rmtree(run_dir / DATA_DIRECTORY, ignore_errors=True)
     with contextlib.suppress(OSError):
         run_dir.rmdir()
+
+
+@contextlib.contextmanager
+def needing_room(run_dir: Path) -> Iterator[None]:
+    """Turn the `OSError` of a full disk into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"{run_dir}: {error.strerror}; make room, then repeat the command") from error
