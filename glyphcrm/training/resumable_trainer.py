@@ -42,7 +42,8 @@ class ResumableTrainer(PartwiseTrainer):
 
     def __init__(self, *args: Any, bar: ProgressBar, callbacks: Sequence[TrainerCallback], **kwargs: Any) -> None:
         self._bar, self._stop = bar, StopOnSignal()
-        super().__init__(*args, callbacks=[*callbacks, bar, self._stop], **kwargs)
+        # The stop comes first: once another has shown or written anything, a signal is heard.
+        super().__init__(*args, callbacks=[self._stop, bar, *callbacks], **kwargs)
         self.remove_callback(PrinterCallback)
         self._since = time.perf_counter()
 

@@ -14,8 +14,8 @@ def run(*arguments):
     return parse(list(map(str, arguments)), "glyphcrm atlas")()
 
 
-def test_build_from_text_and_show(tmp_path, capsys, monkeypatch, noto):
-    few = replace(noto, coverage=frozenset(map(ord, "好文人〇UNKCLSEPMA")))
+def test_build_from_text_and_show(tmp_path, capsys, monkeypatch):
+    few = replace(fonts.default_font(), coverage=frozenset(map(ord, "好文人〇UNKCLSEPMA")))
     monkeypatch.setattr(fonts, "default_font", lambda: few)
     text, out, sheet = tmp_path / "text.txt", tmp_path / "atlas.safetensors", tmp_path / "sheet.png"
     text.write_text("好好好\n中中 文\n🀀🀀🀀🀀", encoding="utf-8")
