@@ -154,6 +154,7 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
         path = options.output_dir / ROBUSTNESS / f"{task.name}.json"
         if task.name in tuned and not is_made_from(path, inputs):
             print(f"rewriting the test texts of {task.title}", flush=True)
+            path.parent.mkdir(exist_ok=True)
             write_json(path, {"inputs": inputs, **score_rewritten(options, task, tuned[task.name])})
 
 
