@@ -88,10 +88,7 @@ def make_plan(options: ReproduceOptions, speed: dict[str, Speed], tasks: dict[Ta
         return sum(_tokens(task, splits, samples) for task, splits in tasks.items()) * seconds_per_token
 
     most = max((len(splits.train) for splits in tasks.values()), default=FEWEST_SAMPLES)
-    samples = next(
-        (n for n in _falling(most) if seconds(n) <= FINETUNING * time),
-        FEWEST_SAMPLES,
-    )
+    samples = next((n for n in _falling(most) if seconds(n) <= FINETUNING * time), FEWEST_SAMPLES)
     steps = options.pretraining_steps or max(FEWEST_STEPS, int(PRETRAINING * time / a_step))
     return Plan(
         pretraining_steps=steps,

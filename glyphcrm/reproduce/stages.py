@@ -106,12 +106,7 @@ def finetune_all(options: ReproduceOptions, plan: Plan, models: dict[str, Path],
 
 
 def pretrain(
-    options: ReproduceOptions,
-    directory: Path,
-    arch: str,
-    steps: int,
-    settings: Sequence[str],
-    text: str = "text",
+    options: ReproduceOptions, directory: Path, arch: str, steps: int, settings: Sequence[str], text: str = "text"
 ) -> None:
     """Run pretrain.py in `directory`; runs with the same `text` share what is made of the text."""
     if (directory / MODEL_DIRECTORY).exists():
@@ -121,11 +116,7 @@ def pretrain(
     recipe = RECIPES[options.preset]
     fits = recipe.micro_batch_size * recipe.max_length // options.max_length  # as many characters at once
     micro = math.gcd(options.batch_size, 1 << max(fits, 1).bit_length() - 1)
-    defaults = {
-        "--warmup-steps": every,
-        "--eval-samples": VALIDATION_SAMPLES,
-        "--log-every": 1,
-    }
+    defaults = {"--warmup-steps": every, "--eval-samples": VALIDATION_SAMPLES, "--log-every": 1}
     run_pretrain(
         [
             *("--arch", arch, "--preset", options.preset, *files),
@@ -135,7 +126,7 @@ def pretrain(
             *("--steps", steps, "--eval-every", every, "--save-every", every),
             *(word for name, value in defaults.items() if name not in settings for word in (name, value)),
             *settings,
-        ],
+        ]
     )
 
 
@@ -154,7 +145,7 @@ def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, dir
             *("--task", named, "--model", model, *data, "--output-dir", directory),
             *("--seeds", options.seeds, *own_rate),
             *("--train-samples", cap, "--dev-samples", cap, "--test-samples", scored, "--keep-model", "best"),
-        ],
+        ]
     )
 
 

@@ -56,10 +56,7 @@ class UnknownCharacters:
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields and both shares, ready for `json.dumps`."""
-        shares = {
-            "unknown_token_share": self.unknown_token_share,
-            "unknown_text_share": self.unknown_text_share,
-        }
+        shares = {"unknown_token_share": self.unknown_token_share, "unknown_text_share": self.unknown_text_share}
         return {**asdict(self), "most_frequent": [list(pair) for pair in self.most_frequent], **shares}
 
 
