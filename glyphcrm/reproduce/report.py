@@ -96,9 +96,10 @@ class _Report:
             ("written on", date.today().isoformat()),
         ]
         return (
-            "# Results\n\nGlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here "
-            "was written by `glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, "
-            f"in [{RUNS}/]({RUNS}), that it comes from.\n\n" + _table(("", ""), rows)
+            "# Results\n\n"
+            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was written by "
+            "`glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
+            f"[{RUNS}/]({RUNS}), that it comes from.\n\n" + _table(("", ""), rows)
         )
 
     def unknown(self) -> str:
