@@ -97,8 +97,8 @@ class _Report:
         ]
         return (
             "# Results\n\n"
-            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was written by "
-            "`glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
+            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was "
+            "written by `glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
             f"[{RUNS}/]({RUNS}), that it comes from.\n\n" + _table(("", ""), rows)
         )
 
