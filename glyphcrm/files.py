@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from glyphcrm.errors import UserError
 
@@ -30,8 +28,3 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON for people, whole or not at all."""
-    write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from glyphcrm.errors import UserError
-from glyphcrm.files import write_atomically, write_json
+from glyphcrm.files import write_atomically
 from glyphcrm.finetuning.metrics import Prediction
 from glyphcrm.tasks import Example, TaggedExample, TextExample
+from glyphcrm.training.run_directory import read_json, write_json
 
 RESULT_FILE = "result.json"
 SUMMARY_FILE = "summary.json"
@@ -73,7 +74,7 @@ class SeedResult:
         """
         path = directory / RESULT_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**read_json(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glyphcrm.files import write_json
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.tasks import Kind, Splits, Task
+from glyphcrm.training.run_directory import read_json, write_json
 
 # Shares of the time; what is left over is for reading, scoring and charts.
 PRETRAINING, FINETUNING, HELD_OUT = 0.57, 0.27, 0.1  # pre-training with the study
@@ -51,7 +50,7 @@ class Plan:
     @classmethod
     def load(cls, directory: Path) -> Plan:
         """Read ``plan.json``."""
-        values = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
+        values = read_json(directory / PLAN_FILE)
         values["speed"] = {arch: Speed(**speed) for arch, speed in values["speed"].items()}
         return cls(**values)
 

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.files import write_atomically, write_json
+from glyphcrm.files import write_atomically
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
-from glyphcrm.reproduce.json_files import load_json
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PLAN_FILE, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
-from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE
+from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE, read_json, write_json
 
 REPORT = "report"
 RUNS = "runs"
@@ -97,8 +96,8 @@ class _Report:
         ]
         return (
             "# Results\n\n"
-            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was "
-            "written by `glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
+            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was written "
+            "by `glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
             f"[{RUNS}/]({RUNS}), that it comes from.\n\n" + _table(("", ""), rows)
         )
 
@@ -106,7 +105,7 @@ class _Report:
         path = self.output_dir / "unknown.json"
         if not path.exists():
             return ""
-        counted = load_json(path)["counted"]
+        counted = read_json(path)["counted"]
         self._number("unknown characters", path, counted)
         by_set: dict[str, list[dict[str, Any]]] = {}
         for entry in counted:
@@ -140,7 +139,7 @@ class _Report:
         rows = []
         for arch, run in runs.items():
             start, *_, end = validations(run, self.plan.pretraining_steps)
-            config, parameters = load_json(run / RUN_FILE), load_json(run / PARAMETERS_FILE)
+            config, parameters = read_json(run / RUN_FILE), read_json(run / PARAMETERS_FILE)
             self._number(f"pre-training {arch}", run / METRICS_FILE, end)
             self._keep(run / RUN_FILE)
             self._keep(run / PARAMETERS_FILE)
@@ -251,7 +250,7 @@ class _Report:
         if not path.exists():
             return ""
         title = "## Characters never seen in pre-training"
-        result = load_json(path)
+        result = read_json(path)
         if "not_possible" in result:
             return _section(title, f"Not measured: {result['not_possible']}.")
         self._number("held-out characters", path, result["accuracy"])
@@ -272,9 +271,9 @@ class _Report:
         files = sorted((self.output_dir / "robustness").glob("*.json"))
         if not files:
             return ""
-        results = {self._title(path.stem): load_json(path) for path in files}
+        results = {self._title(path.stem): read_json(path) for path in files}
         for path in files:
-            self._number(f"robustness {path.stem}", path, load_json(path))
+            self._number(f"robustness {path.stem}", path, read_json(path))
         curves = {
             title: {arch: [(float(x), y) for x, y in scores.items()] for arch, scores in result["look_alikes"].items()}
             for title, result in results.items()
@@ -320,7 +319,7 @@ class _Report:
 
     def differences(self) -> str:
         options = self.options
-        size = load_json(self.output_dir / self.choices["glyphcrm"].directory / PARAMETERS_FILE)["without_heads"]
+        size = read_json(self.output_dir / self.choices["glyphcrm"].directory / PARAMETERS_FILE)["without_heads"]
         rate = FINETUNING_RATES[options.preset]
         recipe = RECIPES[options.preset]
         longest = max((task.max_length for task in self.tasks), default=0)
@@ -407,7 +406,7 @@ def read_paper_scores(path: Path) -> dict[str, dict[str, float]]:
         UserError: it cannot be read, or is of another form.
     """
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        scores = read_json(path)
         return {task: {arch: float(of_arch[arch]) for arch in of_arch} for task, of_arch in scores.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.files import write_json
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.reproduce.held_out import compare_held_out, task_for_held_out
-from glyphcrm.reproduce.json_files import digest, is_made_from, load_json
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import PLAN_FILE, Plan, make_plan
 from glyphcrm.reproduce.report import read_paper_scores, write_report
@@ -32,7 +32,7 @@ from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
 from glyphcrm.tasks import Splits, TaggedExample, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, write_json
 
 CHOICES_FILE = "choices.json"
 HELD_OUT_FILE = "held_out.json"
@@ -107,15 +107,15 @@ def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
     path = options.output_dir / CHOICES_FILE
     if not path.exists():
         write_json(path, {arch: asdict(choice) for arch, choice in run_study(options, plan).items()})
-    return {arch: Choice(kept["directory"], tuple(kept["arguments"])) for arch, kept in load_json(path).items()}
+    return {arch: Choice(kept["directory"], tuple(kept["arguments"])) for arch, kept in read_json(path).items()}
 
 
 def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) -> None:
     """Count what the vocabularies lack, of all texts of each task (the paper's Table 1)."""
     path = options.output_dir / UNKNOWN_FILE
     sizes = {task.name: [len(splits.train), len(splits.dev), len(splits.test)] for task, splits in tasks.items()}
-    inputs = {"tasks": sizes, "bert_vocabulary": digest(options.bert_vocabulary)}
-    if is_made_from(path, inputs):
+    inputs = {"tasks": sizes, "bert_vocabulary": _digest(options.bert_vocabulary)}
+    if _is_made_from(path, inputs):
         return
     tokenizer = GlyphCRMTokenizer.from_pretrained(model)
     config = GlyphCRMConfig.from_pretrained(model)
@@ -146,13 +146,13 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
     for name, arch, summary, _ in summaries(options.output_dir):
         tuned.setdefault(name, {})[arch] = summary
     inputs = {
-        "look_alikes": digest(options.look_alikes),
-        "traditional": digest(options.traditional),
+        "look_alikes": _digest(options.look_alikes),
+        "traditional": _digest(options.traditional),
         "other_font": options.other_font,
     }
     for task in tasks:
         path = options.output_dir / ROBUSTNESS / f"{task.name}.json"
-        if task.name in tuned and not is_made_from(path, inputs):
+        if task.name in tuned and not _is_made_from(path, inputs):
             print(f"rewriting the test texts of {task.title}", flush=True)
             path.parent.mkdir(exist_ok=True)
             write_json(path, {"inputs": inputs, **score_rewritten(options, task, tuned[task.name])})
@@ -161,6 +161,16 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
 def _held_out(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]) -> None:
     path = options.output_dir / HELD_OUT_FILE
     task = task_for_held_out(tasks)
-    if task is None or is_made_from(path, {"task": task.name}):
+    if task is None or _is_made_from(path, {"task": task.name}):
         return
     write_json(path, {"inputs": {"task": task.name}, **compare_held_out(options, plan, task, tasks[task], choices)})
+
+
+def _is_made_from(path: Path, inputs: Any) -> bool:
+    """Whether `path` holds what was made from these inputs, which it keeps under "inputs"."""
+    return path.exists() and read_json(path).get("inputs") == json.loads(json.dumps(inputs))
+
+
+def _digest(path: Path | None) -> str | None:
+    """Return the SHA-256 of a file; None for none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None

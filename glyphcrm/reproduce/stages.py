@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from glyphcrm.reproduce.trials import Variant, variants
 from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
 from glyphcrm.training.resumable_trainer import TrainingDiverged
-from glyphcrm.training.run_directory import MODEL_DIRECTORY
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, read_json
 
 ARCHITECTURES = ("glyphcrm", "bert")
 STUDY = "study"
@@ -158,4 +157,4 @@ def validations(directory: Path, until: int) -> list[dict[str, float]]:
 def summaries(output_dir: Path) -> Iterator[tuple[str, str, dict[str, Any], Path]]:
     """Yield task, architecture, summary and its file, of every fine-tuning that is finished."""
     for path in sorted((output_dir / "finetuning").glob("*/*/summary.json")):
-        yield path.parts[-3], path.parts[-2], json.loads(path.read_text(encoding="utf-8")), path
+        yield path.parts[-3], path.parts[-2], read_json(path), path

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.files import write_atomically, write_json
+from glyphcrm.files import write_atomically
 
 RUN_FILE = "run.json"
 MODEL_DIRECTORY = "model"
@@ -42,7 +42,7 @@ def claim(run_dir: Path, identity: dict[str, Any]) -> None:
     run_file = run_dir / RUN_FILE
     if run_file.exists():
         try:
-            found = json.loads(run_file.read_text(encoding="utf-8"))
+            found = read_json(run_file)
         except ValueError:
             raise UserError(f"{run_file}: not JSON; delete {run_dir} or choose another --output-dir") from None
         differing = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
@@ -75,7 +75,7 @@ def mark_complete(checkpoint: Path) -> None:
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end and still has all its bytes."""
     try:
-        sizes = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
+        sizes = read_json(checkpoint / COMPLETE_FILE)
         return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
@@ -112,6 +112,16 @@ def forget(run_dir: Path) -> None:
     shutil.rmtree(run_dir / DATA_DIRECTORY, ignore_errors=True)
     with contextlib.suppress(OSError):
         run_dir.rmdir()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people, whole or not at all."""
+    write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
