@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.tasks import Kind, Splits, Task
+from glyphcrm.reproduce.substitutions import whole_text
+from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.run_directory import read_json, write_json
 
 # Shares of the time; what is left over is for reading, scoring and charts.
@@ -106,11 +107,7 @@ def _falling(most: int) -> list[int]:
 
 def _tokens(task: Task, splits: Splits, samples: int) -> float:
     """Return how many tokens fine-tuning reads in one run: its epochs, with dev after each and test once."""
-    some = splits.train[:200]
-    if task.kind is Kind.TAGGING:
-        lengths = [len(example.characters) for example in some]  # type: ignore[union-attr]
-    else:
-        lengths = [len(example.text) + len(example.pair or "") for example in some]  # type: ignore[union-attr]
+    lengths = [len(whole_text(example)) for example in splits.train[:200]]
     length = min(task.max_length, statistics.mean(lengths) + 3)
     train = min(samples, len(splits.train))
     dev, test = min(samples, len(splits.dev)), min(max(samples, FEWEST_TEST_SAMPLES), len(splits.test))

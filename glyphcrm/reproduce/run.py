@@ -27,10 +27,10 @@ from glyphcrm.reproduce.stages import (
     run_study,
     summaries,
 )
-from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional
+from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional, whole_text
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
-from glyphcrm.tasks import Splits, TaggedExample, Task
+from glyphcrm.tasks import Splits, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, write_json
 
@@ -128,17 +128,11 @@ def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) 
     counted = [
         found.as_json()
         for task, splits in tasks.items()
-        for found in count_unknown(task.title, _texts(splits), vocabularies)
+        for found in count_unknown(
+            task.title, map(whole_text, (*splits.train, *splits.dev, *splits.test)), vocabularies
+        )
     ]
     write_json(path, {"inputs": inputs, "counted": counted})
-
-
-def _texts(splits: Splits) -> list[str]:
-    return [
-        "".join(example.characters) if isinstance(example, TaggedExample) else example.text + (example.pair or "")
-        for part in (splits.train, splits.dev, splits.test)
-        for example in part
-    ]
 
 
 def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
