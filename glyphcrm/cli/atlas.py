@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from glyphcrm.atlas_sources import build_atlas, frequent_characters, listed_characters, named, read_pictures
 from glyphcrm.cli.arguments import add_font, refuse_used
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
-from glyphcrm.glyphs.building import build_atlas, frequent_characters, listed_characters, named, read_pictures
 from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
 from glyphcrm.glyphs.picture_file import PICTURE_SOURCE
 from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
