@@ -1,4 +1,7 @@
-"""`glyphcrm atlas`: draw an atlas, look at one, add characters to a model's, and encode it."""
+"""`glyphcrm atlas`: draw an atlas, look at one, add characters to a model's, and encode it.
+
+What needs torch is imported where it is used: `--help` need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,6 @@ from glyphcrm.glyphs.picture_file import PICTURE_SOURCE
 from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
 from glyphcrm.normalization import normalize
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
-
-# What needs torch and transformers is imported where it is used: --help need not wait for it.
 
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
