@@ -27,7 +27,7 @@ from glyphcrm.pretraining.trainer import PretrainingBar, PretrainingTrainer
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, StopAfter, read_metrics
 from glyphcrm.training.freed_memory import keep_freed_memory
-from glyphcrm.training.machine import training_arguments
+from glyphcrm.training.machine import checkpointing_argument, training_arguments
 from glyphcrm.training.options import accumulation, check_length
 from glyphcrm.training.run_directory import (
     DATA_DIRECTORY,
@@ -122,7 +122,7 @@ def trainer_arguments(options: PretrainOptions) -> TrainingArguments:
         weight_decay=options.weight_decay,
         adam_beta1=0.9,
         adam_beta2=0.999,
-        activation_checkpointing=options.gradient_checkpointing,
+        **checkpointing_argument(options.gradient_checkpointing),
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_steps=recipe.save_every,

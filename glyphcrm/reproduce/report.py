@@ -302,18 +302,18 @@ class _Report:
                 _table(("set", "", *conditions), script),
             ]
         if pictures := {title: result["pictures"] for title, result in results.items() if result["pictures"]}:
-            conditions = ("as it is", "lost", "lost, then added in another font", "all in another font")
+            changes = ("as it is", "lost", "lost, then added in another font", "all in another font")
             first = next(iter(pictures.values()))
             font = f" The other font is {first['other font']}." if "other font" in first else ""
             rows = [
-                (title, *(_percent(scores[name]) if name in scores else "–" for name in conditions))
+                (title, *(_percent(scores[name]) if name in scores else "–" for name in changes))
                 for title, scores in pictures.items()
             ]
             parts += [
                 "### Pictures taken away, added, and drawn in another font",
                 f"GlyphCRM alone. Lost: the {first['lost characters']} most frequent Han characters of the test texts "
                 f"are read as [UNK]. Added: afterwards they get pictures again, without training.{font}",
-                _table(("set", *conditions), rows),
+                _table(("set", *changes), rows),
             ]
         return _section(*parts)
 

@@ -57,3 +57,9 @@ def training_arguments(program: str, run_dir: Path, bf16: str, workers: int, **s
             f"there are several GPUs: start it with torchrun --standalone --nproc-per-node=NUMBER {program}"
         )
     return arguments
+
+
+def checkpointing_argument(on: bool) -> dict[str, Any]:
+    """Return the argument of `TrainingArguments` that recomputes activations; transformers 5 renames it on its way."""
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    return {new if new in TrainingArguments.__dataclass_fields__ else old: on}
