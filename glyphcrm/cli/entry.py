@@ -59,5 +59,5 @@ def run_command(name: str, words: Sequence[str] | None = None, prog: str | None 
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
     except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted; the same command continues from the last checkpoint'}", file=sys.stderr)
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE

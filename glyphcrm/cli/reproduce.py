@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from glyphcrm.pretraining.options import RECIPES
     from glyphcrm.reproduce.plan import FEWEST_STEPS
     from glyphcrm.reproduce.run import reproduce
+    from glyphcrm.training.run_directory import resumable
 
     for name, low in (
         ("hours", 0.01),
@@ -68,5 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
     }
     settings["max_length"] = arguments.max_length or recipe.max_length
     settings["batch_size"] = arguments.batch_size or recipe.batch_size
-    print(f"\n{reproduce(ReproduceOptions(**settings))}")
+    with resumable(arguments.output_dir):
+        print(f"\n{reproduce(ReproduceOptions(**settings))}")
     return 0

@@ -29,7 +29,7 @@ from glyphcrm.finetuning.results import (
 )
 from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, trainer_arguments
 from glyphcrm.tasks import Kind
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, needing_room
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -41,7 +41,7 @@ def finetune(options: FinetuneOptions) -> Summary:
         UserError: for what the user can mend: model, data, settings, a full disk, a loss that diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
-    with needing_room(options.run_dir):
+    with resumable(options.run_dir):
         return _finetune(options)
 
 

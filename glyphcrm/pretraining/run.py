@@ -37,7 +37,7 @@ from glyphcrm.training.run_directory import (
     claim,
     forget,
     last_checkpoint,
-    needing_room,
+    resumable,
     step_of,
 )
 
@@ -51,7 +51,7 @@ def pretrain(options: PretrainOptions) -> None:
         UserError: for what the user can mend: text, fonts, settings, a full disk, a loss that diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
-    with needing_room(options.run_dir):
+    with resumable(options.run_dir):
         arguments = trainer_arguments(options)
         check_kernel_backend(preset(options.preset), arguments.device)
         if options.reuse_memory and arguments.device.type == "cpu":

@@ -125,10 +125,13 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def needing_room(run_dir: Path) -> Iterator[None]:
-    """Turn the `OSError` of a full disk into a `UserError`."""
+def resumable(run_dir: Path) -> Iterator[None]:
+    """Say of an interruption that the run can go on, and turn the `OSError` of a full disk into a `UserError`."""
     try:
         yield
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted; the same command continues from the last checkpoint"
+        raise KeyboardInterrupt(told) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
