@@ -23,7 +23,7 @@ def test_an_interruption_names_what_continues(raised: str, told: str) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_the_users_to_mend(number: int) -> None:
-    with pytest.raises(UserError, match="runs/x: .*; make room, then repeat the command"), resumable(Path("runs/x")):
+    with pytest.raises(UserError, match=r"runs/x: .*; make room, then repeat the command"), resumable(Path("runs/x")):
         raise OSError(number, "full")
     with pytest.raises(PermissionError), resumable(Path("runs/x")):
         raise PermissionError(errno.EACCES, "forbidden")
