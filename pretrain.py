@@ -1,6 +1,6 @@
 """Pre-train GlyphCRM: `torchrun --standalone --nproc-per-node=1 pretrain.py --help`."""
 
-from glyphcrm.pretraining.run import main
+from glyphcrm.cli.entry import run_command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command("pretrain"))

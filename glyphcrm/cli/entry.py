@@ -1,30 +1,63 @@
-"""The `glyphcrm` command."""
+"""The `glyphcrm` command: a table of its commands, each imported when it is called."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
-import transformers
+from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
 
-from glyphcrm.cli.atlas import add_atlas_parser
-from glyphcrm.cli.convert import add_conversion_parsers
-from glyphcrm.errors import exit_on_user_error
-from glyphcrm.reproduce.options import add_reproduce_parser
+# Name -> where its command line is read, and what it does.
+COMMANDS = {
+    "pretrain": ("pretrain:parse", "pre-train GlyphCRM, or a BERT to compare it with, on text"),
+    "finetune": ("finetune:parse", "fine-tune a GlyphCRM or a BERT on a task"),
+    "atlas": ("atlas:parse", "draw the pictures of characters, look at them, or add some to a model"),
+    "convert-release": ("convert:parse_release", "convert a checkpoint of the authors' release"),
+    "convert-bert": ("convert:parse_bert", "warm-start from a transformers BERT directory"),
+    "convert-half": ("convert:parse_half", "store a checkpoint's weights in float16"),
+    "reproduce": ("reproduce:parse", "pre-train GlyphCRM and BERT, fine-tune both on every task, write RESULTS.md"),
+}
 
 
-@exit_on_user_error
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `glyphcrm atlas|convert-release|convert-bert|convert-half|reproduce`; return the exit code."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command that `words` (default: this process's) begin with; return the exit code."""
+    words = sys.argv[1:] if words is None else list(words)
+    if words and words[0] in COMMANDS:
+        return run_command(words[0], words[1:], f"glyphcrm {words[0]}")
     parser = argparse.ArgumentParser(
-        prog="glyphcrm", description="Glyph atlases, checkpoints, the paper's experiments."
+        prog="glyphcrm", description="Training, glyph atlases, checkpoints, the paper's experiments."
     )
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_atlas_parser(subparsers)
-    add_conversion_parsers(subparsers)
-    add_reproduce_parser(subparsers)
-    parsed = parser.parse_args(arguments)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    result: int = parsed.run(parsed)
-    return result
+    parser.add_argument("--version", action="version", version=f"glyphcrm {version('glyphcrm')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (_, help) in COMMANDS.items():
+        commands.add_parser(name, help=help)
+    parser.parse_args(words)  # prints help or version, or names what is wrong
+    parser.error("the command comes first")
+
+
+def run_command(name: str, words: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run one command on `words` and return its exit code: 2 after a `UserError`, 130 after Ctrl-C.
+
+    Args:
+        name: one of `COMMANDS`.
+        words: its command line; default: this process's.
+        prog: what its usage calls it; default: this program.
+    """
+    module, _, parse = COMMANDS[name][0].partition(":")
+    try:
+        run = getattr(importlib.import_module(f"glyphcrm.cli.{module}"), parse)(words, prog)
+        import transformers  # not before: --help need not wait for it
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        exit_code: int = run()
+        return exit_code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE

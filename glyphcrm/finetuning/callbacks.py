@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from glyphcrm.training.callbacks import ProgressBar
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
@@ -40,23 +41,15 @@ class EvaluationPlan(TrainerCallback):
         self.metric = metric
         self.patience = patience
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for an evaluation and a checkpoint when they are due."""
         if state.global_step in self.steps:
-            control.should_log = True
-            control.should_evaluate = True
-            control.should_save = True
-        return control
+            control.should_log = control.should_evaluate = control.should_save = True
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for the end when patience is at its end."""
         if self.is_over(state):
             control.should_training_stop = True
-        return control
 
     def is_over(self, state: TrainerState) -> bool:
         """Whether the run with this history needs no further step."""
@@ -64,41 +57,15 @@ class EvaluationPlan(TrainerCallback):
         return state.global_step >= max(self.steps) or has_lost_patience(scores, self.patience)
 
 
-class FinetuningBar(TrainerCallback):
-    """One line: step, time left, loss, best dev score."""
+class FinetuningBar(ProgressBar):
+    """One line: step, time left, loss, the last dev scores."""
 
     def __init__(self, description: str, metric: str) -> None:
-        self._description = description
+        super().__init__(description)
         self._metric = metric
         self._loss = ""
-        self._bar: tqdm | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar where the run stands."""
-        if state.is_local_process_zero:
-            self._bar = tqdm(
-                desc=self._description,
-                total=state.max_steps,
-                initial=state.global_step,
-                unit="step",
-                dynamic_ncols=True,
-            )
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the bar."""
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Show the newest loss and the dev scores."""
         if self._bar is None or logs is None:
             return
@@ -106,8 +73,3 @@ class FinetuningBar(TrainerCallback):
             self._loss = f"loss {logs['loss']:.3f}"
         scores = [f"{score:.4f}" for _, score in dev_scores(state, self._metric)]
         self._bar.set_postfix_str(" ".join([self._loss, "dev" if scores else "", *scores[-5:]]).strip())
-
-    def close(self) -> None:
-        """End the line, so that what is printed next has one of its own."""
-        if self._bar is not None:
-            self._bar.close()

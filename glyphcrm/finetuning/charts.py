@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from glyphcrm.glyphs.fonts import default_font
+from glyphcrm.training.figures import BLUE, PALE, RED, new_figure, save_figure, unframe
 
 LABELS_SHOWN = 40  # more would not be legible
 LONGEST_LABEL = 16
-COLOURS = ("#1f4e8c", "#9db8d9", "#c8452d")
 
 
 def draw_confusion_matrix(
@@ -38,7 +38,7 @@ def draw_confusion_matrix(
     counts = confusion_matrix(gold, predicted, labels=shown)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(4.0, 0.5 * len(shown) + 2.2)
-    figure = _figure(side + 0.6, side)
+    figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     font = _font()
@@ -54,7 +54,7 @@ def draw_confusion_matrix(
     axes.set_xlabel("predicted", fontproperties=_font())
     axes.set_ylabel("gold", fontproperties=_font())
     axes.set_title(title, fontproperties=_font(11))
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def draw_entity_scores(scores: dict[str, dict[str, float]], title: str, path: Path) -> None:
@@ -65,10 +65,10 @@ def draw_entity_scores(scores: dict[str, dict[str, float]], title: str, path: Pa
         title: of the chart.
         path: the PNG.
     """
-    figure = _figure(max(5.5, 1.7 * len(scores) + 1.5), 4.2)
+    figure = new_figure(max(5.5, 1.7 * len(scores) + 1.5), 4.2)
     axes = figure.subplots()
     width = 0.27
-    for offset, (name, colour) in enumerate(zip(("precision", "recall", "f1"), COLOURS, strict=True)):
+    for offset, (name, colour) in enumerate(zip(("precision", "recall", "f1"), (BLUE, PALE, RED), strict=True)):
         values = [entity[name] for entity in scores.values()]
         places = np.arange(len(scores)) + (offset - 1) * width
         bars = axes.bar(places, values, width * 0.94, color=colour, label="F1" if name == "f1" else name)
@@ -76,23 +76,12 @@ def draw_entity_scores(scores: dict[str, dict[str, float]], title: str, path: Pa
     names = [f"{_short(name)}\n{entity['support']:.0f} in the test set" for name, entity in scores.items()]
     axes.set_xticks(range(len(scores)), names, fontproperties=_font())
     axes.set_ylim(0, 1.15)
-    axes.grid(axis="y", alpha=0.25)
+    unframe(axes, grid="y")
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)], fontproperties=_font())
     axes.legend(frameon=False, prop=_font(8), ncols=3, loc="upper right")
     axes.set_title(title, fontproperties=_font(11))
-    figure.savefig(path, dpi=130)
-
-
-def _figure(width: float, height: float):  # type: ignore[no-untyped-def]  # matplotlib is an extra
-    # Without pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    save_figure(figure, path)
 
 
 def _font(size: float = 9):  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 from glyphcrm.finetuning.metrics import Prediction
 from glyphcrm.tasks import Example, TaggedExample, TextExample
+from glyphcrm.training.run_directory import read_json, write_json
 
 RESULT_FILE = "result.json"
 SUMMARY_FILE = "summary.json"
@@ -62,7 +63,7 @@ class SeedResult:
 
     def save(self, directory: Path) -> None:
         """Write result.json, whole or not at all; it says that the seed is finished."""
-        write_atomically(directory / RESULT_FILE, _json(asdict(self)))
+        write_json(directory / RESULT_FILE, asdict(self))
 
     @classmethod
     def load(cls, directory: Path) -> Self | None:
@@ -73,7 +74,7 @@ class SeedResult:
         """
         path = directory / RESULT_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**read_json(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -135,7 +136,7 @@ class Summary:
 
     def save(self) -> None:
         """Write summary.json."""
-        write_atomically(Path(self.run_dir) / SUMMARY_FILE, _json(asdict(self)))
+        write_json(Path(self.run_dir) / SUMMARY_FILE, asdict(self))
 
 
 def spreads(scores: Sequence[Scores]) -> dict[str, Spread]:
@@ -168,7 +169,3 @@ def _with_prediction(example: Example, prediction: Prediction) -> dict[str, Any]
     assert isinstance(example, TextExample)
     pair = {} if example.pair is None else {"pair": example.pair}
     return {"text": example.text, **pair, "gold": example.label, "predicted": prediction}
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()

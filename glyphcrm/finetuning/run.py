@@ -13,8 +13,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import transformers
-
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
 from glyphcrm.finetuning.metrics import check_installed
@@ -29,9 +27,9 @@ from glyphcrm.finetuning.results import (
     load_predictions,
     spreads,
 )
-from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, training_arguments
+from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, trainer_arguments
 from glyphcrm.tasks import Kind
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -43,12 +41,15 @@ def finetune(options: FinetuneOptions) -> Summary:
         UserError: for what the user can mend: model, data, settings, a full disk, a loss that diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    with resumable(options.run_dir):
+        return _finetune(options)
+
+
+def _finetune(options: FinetuneOptions) -> Summary:
     check_installed()
     model = Path(options.model)
     length_of(options, int(read_config(model).get("max_position_embeddings", 512)))
-    arguments = training_arguments(options, seed=0)
+    arguments = trainer_arguments(options, seed=0)
     data = load_data(options)
     if arguments.should_save:
         contents = {"model": fingerprint_of_model(model), "data": data.fingerprint()}
@@ -57,7 +58,7 @@ def finetune(options: FinetuneOptions) -> Summary:
     arguments.distributed_state.wait_for_everyone()
     results: list[SeedResult] = []
     for seed in range(options.seeds):
-        results.append(SeedRun(options, data, seed, training_arguments(options, seed)).finish())
+        results.append(SeedRun(options, data, seed, trainer_arguments(options, seed)).finish())
         if arguments.should_save:
             keep_best_model(options, results)
     summary = summarise(options, data, results)

@@ -11,13 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments, set_seed
 
 from glyphcrm.checkpoint import WEIGHTS_FILE, save_checkpoint
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.errors import UserError
 from glyphcrm.finetuning.callbacks import EvaluationPlan, FinetuningBar, dev_scores, evaluation_steps
 from glyphcrm.finetuning.data import RunData
 from glyphcrm.finetuning.encoding import TEXT_SPECIALS, Feature, Integers, encode
@@ -30,8 +28,8 @@ from glyphcrm.finetuning.trainer import FinetuningTrainer
 from glyphcrm.finetuning.training_order import TrainingOrder
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
 from glyphcrm.tasks import Kind, TaggedExample
-from glyphcrm.training.callbacks import StopOnSignal
-from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
+from glyphcrm.training.machine import training_arguments
+from glyphcrm.training.options import check_length
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
 
 LOGS = 50  # of the training loss, in a run
@@ -45,7 +43,7 @@ class SeedRun:
         options: of the run.
         data: its examples.
         seed: of the head, the order of the examples, and dropout.
-        arguments: of `training_arguments` for this seed.
+        arguments: of `trainer_arguments` for this seed.
     """
 
     def __init__(self, options: FinetuneOptions, data: RunData, seed: int, arguments: TrainingArguments) -> None:
@@ -103,8 +101,6 @@ class SeedRun:
         self.arguments.max_steps = order.steps
         self.arguments.warmup_steps = round(options.warmup * order.steps)
         self.arguments.logging_steps = -(-order.steps // LOGS)
-        stop = StopOnSignal()
-        bar = FinetuningBar(f"{self.task.name}, seed {self.seed}", self.metric)
         trainer = FinetuningTrainer(
             model=model,
             args=self.arguments,
@@ -113,19 +109,17 @@ class SeedRun:
             **options.hanglyph_rates(),
             dev=dev,
             score_dev=partial(self._score_dev, dev),
-            callbacks=[plan, bar, stop],
+            bar=FinetuningBar(f"{self.task.name}, seed {self.seed}", self.metric),
+            callbacks=[plan],
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        state = self._train(trainer, plan, bar, stop)
+        state = self._train(trainer, plan)
         best_step, _ = max(dev_scores(state, self.metric), key=lambda entry: entry[1])
         weights = load_file(self.directory / f"checkpoint-{best_step}" / WEIGHTS_FILE)
         model.load_state_dict(weights)
         choices = trainer.choose(test, "test")
         return self._conclude(model, tokenizer, state, best_step, test, choices, max_length)
 
-    def _train(
-        self, trainer: FinetuningTrainer, plan: EvaluationPlan, bar: FinetuningBar, stop: StopOnSignal
-    ) -> TrainerState:
+    def _train(self, trainer: FinetuningTrainer, plan: EvaluationPlan) -> TrainerState:
         """Train to the end, from the last whole checkpoint; return the history."""
         with self.arguments.main_process_first(local=False, desc="looking for a checkpoint"):
             resume = last_checkpoint(self.directory) if self.directory.exists() else None
@@ -135,15 +129,7 @@ class SeedRun:
                 return state
             if self.arguments.should_log:
                 print(f"continuing from {resume}")
-        try:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except RuntimeError as error:
-            # The signal that stops this process may reach its data loading process first.
-            if not (stop.stopped and "DataLoader worker" in str(error)):
-                raise
-        finally:
-            bar.close()
-        if stop.stopped:
+        if trainer.train_from(resume):
             raise KeyboardInterrupt
         return trainer.state
 
@@ -235,17 +221,18 @@ def length_of(options: FinetuneOptions, positions: int) -> int:
     Raises:
         UserError: more were asked for than the model has.
     """
-    if options.max_length is not None and options.max_length > positions:
-        raise UserError(f"--max-length is {options.max_length}; the model has {positions} positions")
+    check_length(options.max_length, positions)
     return min(options.recipe.max_length, positions)
 
 
-def training_arguments(options: FinetuneOptions, seed: int) -> TrainingArguments:
+def trainer_arguments(options: FinetuneOptions, seed: int) -> TrainingArguments:
     """Translate the options for one seed; this also joins the processes that torchrun started."""
-    arguments = TrainingArguments(
-        **machine_arguments(seed_directory(options, seed), options.bf16, options.workers),
+    arguments = training_arguments(
+        "finetune.py",
+        seed_directory(options, seed),
+        options.bf16,
+        options.workers,
         learning_rate=options.recipe.learning_rate,
-        lr_scheduler_type="linear",
         weight_decay=options.weight_decay,
         eval_strategy="no",
         save_strategy="steps",
@@ -255,7 +242,6 @@ def training_arguments(options: FinetuneOptions, seed: int) -> TrainingArguments
         greater_is_better=True,
         seed=seed,
     )
-    refuse_several_gpus(arguments, "finetune.py")
     micro = options.micro_batch(arguments.world_size)
     arguments.per_device_train_batch_size = micro
     arguments.per_device_eval_batch_size = 2 * micro

@@ -1,4 +1,4 @@
-"""GlyphCRM or BERT with another part, to find out what that part does to learning."""
+"""GlyphCRM with another part, to find out what that part does to learning."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from glyphcrm.modeling.hanglyph import CHUNK, GlyphVectors
 from glyphcrm.modeling.heads import GlyphCRMForPreTraining
-
-UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
-ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the architecture that each changes
 
 
 class FreeGlyphs(nn.Module):

@@ -1,38 +1,34 @@
-"""Pre-training from the command line to the finished model."""
+"""Pre-training from the options to the finished model."""
 
 from __future__ import annotations
 
-import errno
 import json
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
-import transformers
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from glyphcrm.checkpoint import load_checkpoint, save_checkpoint
 from glyphcrm.configuration import preset
 from glyphcrm.data.collator import PretrainingCollator
-from glyphcrm.errors import UserError, exit_on_user_error
 from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
 from glyphcrm.pretraining import corpus as corpora
-from glyphcrm.pretraining.ablations import FREE, PLAIN, UNTIED, free_glyphs
+from glyphcrm.pretraining.ablations import free_glyphs
 from glyphcrm.pretraining.fill_mask import print_fill_mask
 from glyphcrm.pretraining.loss_chart import draw_loss_chart
-from glyphcrm.pretraining.options import PretrainOptions, parse_options
-from glyphcrm.pretraining.trainer import PretrainingTrainer
+from glyphcrm.pretraining.options import FREE, PLAIN, UNTIED, PretrainOptions
+from glyphcrm.pretraining.trainer import PretrainingBar, PretrainingTrainer
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopAfter, StopOnSignal, read_metrics
+from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, StopAfter, read_metrics
 from glyphcrm.training.freed_memory import keep_freed_memory
-from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
+from glyphcrm.training.machine import checkpointing_argument, training_arguments
+from glyphcrm.training.options import accumulation, check_length
 from glyphcrm.training.run_directory import (
     DATA_DIRECTORY,
     MODEL_DIRECTORY,
@@ -41,110 +37,92 @@ from glyphcrm.training.run_directory import (
     claim,
     forget,
     last_checkpoint,
+    resumable,
     step_of,
 )
-
-INTERRUPTED_EXIT_CODE = 130
 
 PretrainingModel = GlyphCRMForPreTraining | BertBaseline
 
 
-@exit_on_user_error
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Pre-train as the command line says; return the exit code."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    options = parse_options(arguments)
-    try:
-        return pretrain(options)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(f"{options.run_dir}: {error.strerror}; make room, then repeat the command") from error
-
-
-def pretrain(options: PretrainOptions) -> int:
-    """Run, or continue, the pre-training in `options.run_dir`; return the exit code.
+def pretrain(options: PretrainOptions) -> None:
+    """Run, or continue, the pre-training in `options.run_dir`. Under torchrun all processes call this.
 
     Raises:
         UserError: for what the user can mend: text, fonts, settings, a full disk, a loss that diverged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
-    arguments = training_arguments(options)
-    check_kernel_backend(preset(options.preset), arguments.device)
-    if options.reuse_memory and arguments.device.type == "cpu":
-        keep_freed_memory()
-    is_main = arguments.process_index == 0
-    is_new = not (options.run_dir / RUN_FILE).exists()
-    with arguments.main_process_first(local=False, desc="preparing the text"):
-        try:
-            corpus, model = prepare(options, first=is_main)
-        except Exception:
-            if is_new and is_main:
-                forget(options.run_dir)
-            raise
+    with resumable(options.run_dir):
+        arguments = trainer_arguments(options)
+        check_kernel_backend(preset(options.preset), arguments.device)
+        if options.reuse_memory and arguments.device.type == "cpu":
+            keep_freed_memory()
+        is_main = arguments.process_index == 0
+        is_new = not (options.run_dir / RUN_FILE).exists()
+        with arguments.main_process_first(local=False, desc="preparing the text"):
+            try:
+                corpus, model = prepare(options, first=is_main)
+            except Exception:
+                if is_new and is_main:
+                    forget(options.run_dir)
+                raise
+        if train(options, arguments, corpus, model) and is_main:
+            report(options, corpus)
+
+
+def train(
+    options: PretrainOptions, arguments: TrainingArguments, corpus: corpora.Corpus, model: PretrainingModel
+) -> bool:
+    """Train what is left to train, and save the model; return whether the run has come to its end, with a model."""
     set_seed(options.seed)
-    bar, stop = ProgressBar(), StopOnSignal()
     with arguments.main_process_first(local=False, desc="looking for a checkpoint"):
         resume = last_checkpoint(options.run_dir)
     arguments.eval_on_start = resume is None
+    is_main = arguments.process_index == 0
     if is_main:
         announce(options, corpus, model, resume)
     end = options.stop_after or options.recipe.steps
     has_no_model = end < options.recipe.steps or options.ablation is not None
     if resume is not None and step_of(resume) >= end and has_no_model:
-        return 0
-    if not (options.run_dir / MODEL_DIRECTORY).exists():
-        trainer = PretrainingTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=corpus.train,
-            eval_dataset=corpus.validation,
-            data_collator=PretrainingCollator(corpus.tokenizer.pad_token_id),
-            processing_class=corpus.tokenizer,
-            glyph_learning_rate=options.recipe.glyph_learning_rate,
-            projection_learning_rate=None if options.ablation == PLAIN else options.recipe.projection_learning_rate,
-            callbacks=[bar, MetricsFile(options.run_dir / METRICS_FILE), stop, StopAfter(end)],
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        try:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except RuntimeError as error:
-            # The signal that stops this process may reach its data loading process first.
-            if not (stop.stopped and "DataLoader worker" in str(error)):
-                raise
-        finally:
-            bar.close()
-        if stop.stopped:
-            last = last_checkpoint(options.run_dir)
-            print(f"\nstopped, saved up to {last}; the same command continues", file=sys.stderr)
-            return INTERRUPTED_EXIT_CODE
-        if has_no_model:
-            return 0
-        if is_main:
-            save_model(model, corpus, options.run_dir)
-    if is_main:
-        report(options, corpus)
-    return 0
+        return False
+    if (options.run_dir / MODEL_DIRECTORY).exists():
+        return True
+    trainer = PretrainingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=corpus.train,
+        eval_dataset=corpus.validation,
+        data_collator=PretrainingCollator(corpus.tokenizer.pad_token_id),
+        processing_class=corpus.tokenizer,
+        glyph_learning_rate=options.recipe.glyph_learning_rate,
+        projection_learning_rate=None if options.ablation == PLAIN else options.recipe.projection_learning_rate,
+        bar=PretrainingBar("pre-training"),
+        callbacks=[MetricsFile(options.run_dir / METRICS_FILE), StopAfter(end)],
+    )
+    if trainer.train_from(resume):
+        saved = last_checkpoint(options.run_dir)
+        raise KeyboardInterrupt(f"stopped, saved up to {saved}; the same command continues")
+    if is_main and not has_no_model:
+        save_model(model, corpus, options.run_dir)
+    return not has_no_model
 
 
-def training_arguments(options: PretrainOptions) -> TrainingArguments:
+def trainer_arguments(options: PretrainOptions) -> TrainingArguments:
     """Translate the options; this also joins the processes that torchrun started."""
     recipe = options.recipe
-    arguments = TrainingArguments(
-        **machine_arguments(options.run_dir, options.bf16, options.workers),
+    arguments = training_arguments(
+        "pretrain.py",
+        options.run_dir,
+        options.bf16,
+        options.workers,
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.micro_batch_size,
         per_device_eval_batch_size=2 * recipe.micro_batch_size,
         learning_rate=recipe.learning_rate,
         warmup_steps=recipe.warmup_steps,
-        lr_scheduler_type="linear",
         weight_decay=options.weight_decay,
         adam_beta1=0.9,
         adam_beta2=0.999,
-        activation_checkpointing=options.gradient_checkpointing,
+        **checkpointing_argument(options.gradient_checkpointing),
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_steps=recipe.save_every,
@@ -153,8 +131,9 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         seed=options.seed,
         accelerator_config={"even_batches": False},  # validation reads each sample once, however many processes
     )
-    refuse_several_gpus(arguments, "pretrain.py")
-    arguments.gradient_accumulation_steps = options.accumulation(arguments.world_size)
+    arguments.gradient_accumulation_steps = accumulation(
+        recipe.batch_size, recipe.micro_batch_size, arguments.world_size
+    )
     return arguments
 
 
@@ -192,7 +171,7 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
         position_initializer=options.position_initializer,
         attn_implementation=options.attention,
     )
-    check_length(options, config.max_position_embeddings)
+    check_length(options.recipe.max_length, config.max_position_embeddings)
     set_seed(options.seed)
     if options.arch == "bert":
         tied = options.ablation != UNTIED
@@ -213,14 +192,8 @@ def load_initial(origin: Path, options: PretrainOptions) -> tuple[GlyphCRMForPre
         hidden_dropout_prob=options.recipe.dropout,
         attention_probs_dropout_prob=options.recipe.dropout,
     )
-    check_length(options, model.config.max_position_embeddings)
+    check_length(options.recipe.max_length, model.config.max_position_embeddings)
     return model, tokenizer
-
-
-def check_length(options: PretrainOptions, positions: int) -> None:
-    """Refuse sequences that the model has no positions for."""
-    if options.recipe.max_length > positions:
-        raise UserError(f"--max-length is {options.recipe.max_length}; the model has {positions} positions")
 
 
 def save_model(model: PretrainingModel, corpus: corpora.Corpus, run_dir: Path) -> None:

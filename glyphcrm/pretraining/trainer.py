@@ -9,14 +9,37 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from torch import Tensor
+from transformers import TrainerControl, TrainerState
 
 from glyphcrm.modeling import GlyphCRMPreTrainedModel
 from glyphcrm.pretraining.measures import Measures
+from glyphcrm.training.callbacks import ProgressBar
 from glyphcrm.training.resumable_trainer import ResumableTrainer
 from glyphcrm.training.shared_glyphs import SharedGlyphs
 
 # Where HanGlyph can be called by itself; others wrap its weights.
 PLAIN_OR_DDP = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+class PretrainingBar(ProgressBar):
+    """One line: step, time left, MLM loss and accuracy, NSP accuracy, tokens per second, distinct characters."""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Show the newest measures; a validation gets a line of its own above the bar."""
+        if self._bar is None or logs is None:
+            return
+        if "mlm_loss" in logs:
+            self._bar.set_postfix_str(
+                f"mlm {logs['mlm_loss']:.3f} acc {logs['mlm_accuracy']:.1%} "
+                f"nsp {logs['nsp_loss']:.3f} acc {logs['nsp_accuracy']:.1%} "
+                f"{logs['tokens_per_second']:.0f} tokens/s {logs['distinct_characters']:.0f} distinct"
+            )
+        elif "eval_mlm_loss" in logs:
+            self._bar.write(
+                f"step {state.global_step}: validation mlm {logs['eval_mlm_loss']:.4f} "
+                f"acc {logs['eval_mlm_accuracy']:.1%}, nsp {logs['eval_nsp_loss']:.4f} "
+                f"acc {logs['eval_nsp_accuracy']:.1%}"
+            )
 
 
 class PretrainingTrainer(ResumableTrainer):

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"glyphcrm": "#c8452d", "bert": "#1f4e8c"}
+from glyphcrm.training.figures import BLUE, RED, new_figure, save_figure, smoothed, unframe
+
+COLOURS = {"glyphcrm": RED, "bert": BLUE}
 MOST_COLUMNS = 3  # of panels
+SMOOTHING = 0.03  # share of a run that its training loss is averaged over
 NAMES = {"glyphcrm": "GlyphCRM", "bert": "BERT"}
 
 
@@ -24,12 +27,13 @@ def draw_pretraining(runs: Mapping[str, list[dict[str, float]]], path: Path) -> 
         for arch, entries in runs.items():
             train = [(e[key] / scale, e["mlm_loss"]) for e in entries if "mlm_loss" in e]
             validation = [(e[key] / scale, e["eval_mlm_loss"]) for e in entries if "eval_mlm_loss" in e]
-            axes.plot(*_columns(_smoothed(train)), color=COLOURS[arch], linewidth=1, alpha=0.4)
+            steps, losses = _columns(train)
+            axes.plot(steps, smoothed(losses, SMOOTHING), color=COLOURS[arch], linewidth=1, alpha=0.4)
             axes.plot(*_columns(validation), "o-", color=COLOURS[arch], markersize=4, label=NAMES[arch])
         axes.set(xlabel=label, ylabel="MLM loss (nats)", xlim=(0, None))
         axes.legend(frameon=False, fontsize=8)
     panels[0].set_title("Masked language modelling: validation, and training (pale)", fontsize=10, loc="left")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def draw_scores(rows: Sequence[tuple[str, Mapping[str, tuple[float, float]]]], path: Path) -> None:
@@ -55,7 +59,7 @@ def draw_scores(rows: Sequence[tuple[str, Mapping[str, tuple[float, float]]]], p
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy, or entity F1 for NER (%)", xlim=(0, 100))
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> None:
@@ -72,34 +76,21 @@ def draw_robustness(curves: Mapping[str, Mapping[str, Sequence[tuple[float, floa
         axes.set(xlabel="replaced, of characters with look-alikes (%)", ylabel="score (%)")
         axes.set_title(title, fontsize=10, loc="left")
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _figure(panels: int, height: float = 3.8) -> tuple[Any, list[Any]]:
-    # Without pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(panels, MOST_COLUMNS)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(5 * max(columns, 1.5), height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5 * max(columns, 1.5), height * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[panels:]:
         unused.remove()
     axes = axes[:panels]
     for one in axes:
-        one.grid(alpha=0.25)
-        one.spines[["top", "right"]].set_visible(False)
+        unframe(one)
     return figure, axes
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _smoothed(points: Sequence[tuple[float, float]], share: float = 0.03) -> list[tuple[float, float]]:
-    """Return each point with the mean of the values before it, over a window of a share of the run."""
-    window = max(1, round(len(points) * share))
-    values = [y for _, y in points]
-    return [(x, sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window)) for i, (x, _) in enumerate(points)]

@@ -32,7 +32,7 @@ def task_for_held_out(tasks: Iterable[Task]) -> Task | None:
     return next((task for task in tasks if task.kind is Kind.SENTENCE), None)
 
 
-def held_out(
+def compare_held_out(
     options: ReproduceOptions, plan: Plan, task: Task, splits: Splits, choices: Mapping[str, Choice]
 ) -> dict[str, Any]:
     """Pre-train both models without a hundred characters, fine-tune them on texts with these, and compare.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glyphcrm.files import write_atomically
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.tasks import Kind, Splits, Task
+from glyphcrm.reproduce.substitutions import whole_text
+from glyphcrm.tasks import Splits, Task
+from glyphcrm.training.run_directory import read_json, write_json
 
 # Shares of the time; what is left over is for reading, scoring and charts.
 PRETRAINING, FINETUNING, HELD_OUT = 0.57, 0.27, 0.1  # pre-training with the study
@@ -46,12 +46,12 @@ class Plan:
 
     def save(self, directory: Path) -> None:
         """Write ``plan.json``."""
-        write_atomically(directory / PLAN_FILE, json.dumps(asdict(self), indent=1).encode())
+        write_json(directory / PLAN_FILE, asdict(self))
 
     @classmethod
     def load(cls, directory: Path) -> Plan:
         """Read ``plan.json``."""
-        values = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
+        values = read_json(directory / PLAN_FILE)
         values["speed"] = {arch: Speed(**speed) for arch, speed in values["speed"].items()}
         return cls(**values)
 
@@ -88,10 +88,7 @@ def make_plan(options: ReproduceOptions, speed: dict[str, Speed], tasks: dict[Ta
         return sum(_tokens(task, splits, samples) for task, splits in tasks.items()) * seconds_per_token
 
     most = max((len(splits.train) for splits in tasks.values()), default=FEWEST_SAMPLES)
-    samples = next(
-        (n for n in _falling(most) if seconds(n) <= FINETUNING * time),
-        FEWEST_SAMPLES,
-    )
+    samples = next((n for n in _falling(most) if seconds(n) <= FINETUNING * time), FEWEST_SAMPLES)
     steps = options.pretraining_steps or max(FEWEST_STEPS, int(PRETRAINING * time / a_step))
     return Plan(
         pretraining_steps=steps,
@@ -110,11 +107,7 @@ def _falling(most: int) -> list[int]:
 
 def _tokens(task: Task, splits: Splits, samples: int) -> float:
     """Return how many tokens fine-tuning reads in one run: its epochs, with dev after each and test once."""
-    some = splits.train[:200]
-    if task.kind is Kind.TAGGING:
-        lengths = [len(example.characters) for example in some]  # type: ignore[union-attr]
-    else:
-        lengths = [len(example.text) + len(example.pair or "") for example in some]  # type: ignore[union-attr]
+    lengths = [len(whole_text(example)) for example in splits.train[:200]]
     length = min(task.max_length, statistics.mean(lengths) + 3)
     train = min(samples, len(splits.train))
     dev, test = min(samples, len(splits.dev)), min(max(samples, FEWEST_TEST_SAMPLES), len(splits.test))

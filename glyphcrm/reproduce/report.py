@@ -15,14 +15,13 @@ from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
-from glyphcrm.reproduce.json_files import load_json, save_json
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PLAN_FILE, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
-from glyphcrm.reproduce.study import variants
+from glyphcrm.reproduce.trials import variants
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
-from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE
+from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE, read_json, write_json
 
 REPORT = "report"
 RUNS = "runs"
@@ -48,18 +47,12 @@ def write_report(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits
     """
     report = _Report(options, plan, tasks, choices)
     sections = [
-        report.head(),
-        report.unknown(),
-        report.pretraining(),
-        report.study(),
-        report.finetuning(),
-        report.held_out(),
-        report.robustness(),
-        report.differences(),
+        *(report.head(), report.unknown(), report.pretraining(), report.study(), report.finetuning()),
+        *(report.held_out(), report.robustness(), report.differences()),
     ]
     text = "\n\n".join(section for section in sections if section) + "\n"
     write_atomically(report.directory / "RESULTS.md", text.encode())
-    save_json(report.directory / "results.json", report.numbers)
+    write_json(report.directory / "results.json", report.numbers)
     directory = options.output_dir / REPORT
     shutil.rmtree(directory, ignore_errors=True)
     report.directory.rename(directory)
@@ -73,6 +66,7 @@ class _Report:
         self, options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]
     ) -> None:
         self.options, self.plan, self.tasks, self.choices = options, plan, tasks, choices
+        self.titles = {task.name: task.title for task in tasks}
         self.output_dir = options.output_dir
         self.directory = options.output_dir / f"{REPORT}.new"  # the old one stays until this one is whole
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -83,61 +77,59 @@ class _Report:
     def head(self) -> str:
         plan, options = self.plan, self.options
         self._keep(self.output_dir / PLAN_FILE)
-        text = ", ".join(Path(pattern).name for pattern in options.text) or "the demo corpus"
+        scored = max(plan.train_samples, FEWEST_TEST_SAMPLES)
+        rows = [
+            ("size", options.preset),
+            ("pre-training text", ", ".join(Path(pattern).name for pattern in options.text) or "the demo corpus"),
+            (
+                "pre-training",
+                f"{plan.pretraining_steps:,} steps of {options.batch_size} × {options.max_length} characters at most, "
+                "both models",
+            ),
+            (
+                "fine-tuning",
+                f"at most {plan.train_samples:,} examples of train and of dev and {scored:,} of test, "
+                f"{options.seeds} seeds",
+            ),
+            ("machine", f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"),
+            ("written on", date.today().isoformat()),
+        ]
         return (
             "# Results\n\n"
-            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was "
-            "written by "
-            "`glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
-            f"[{RUNS}/]({RUNS}), that it comes from.\n\n"
-            + _table(
-                ("", ""),
-                [
-                    ("size", options.preset),
-                    ("pre-training text", text),
-                    (
-                        "pre-training",
-                        f"{plan.pretraining_steps:,} steps of {options.batch_size} × {options.max_length} "
-                        f"characters at "
-                        "most, both models",
-                    ),
-                    (
-                        "fine-tuning",
-                        f"at most {plan.train_samples:,} examples of train and of dev and "
-                        f"{max(plan.train_samples, FEWEST_TEST_SAMPLES):,} of test, {options.seeds} seeds",
-                    ),
-                    ("machine", f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"),
-                    ("written on", date.today().isoformat()),
-                ],
-            )
+            "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was written "
+            "by `glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
+            f"[{RUNS}/]({RUNS}), that it comes from.\n\n" + _table(("", ""), rows)
         )
 
     def unknown(self) -> str:
         path = self.output_dir / "unknown.json"
         if not path.exists():
             return ""
-        counted = load_json(path)["counted"]
+        counted = read_json(path)["counted"]
         self._number("unknown characters", path, counted)
-        vocabularies = list(dict.fromkeys(entry["vocabulary"] for entry in counted))
-        by_set: dict[str, dict[str, Any]] = {}
+        by_set: dict[str, list[dict[str, Any]]] = {}
         for entry in counted:
-            by_set.setdefault(entry["data_set"], {})[entry["vocabulary"]] = entry
-        rows = []
-        for name, entries in by_set.items():
-            first = next(iter(entries.values()))
-            cells = [
-                f"{entries[v]['unknown_characters']:,} ({entries[v]['unknown_token_share']:.4%}; "
-                f"{entries[v]['unknown_text_share']:.2%})"
-                for v in vocabularies
-            ]
-            rows.append((name, f"{first['characters']:,}", *cells))
-        return (
-            "## Unknown characters\n\n"
+            by_set.setdefault(entry["data_set"], []).append(entry)
+        rows = [
+            (
+                name,
+                f"{entries[0]['characters']:,}",
+                *(
+                    f"{entry['unknown_characters']:,} ({entry['unknown_token_share']:.4%}; "
+                    f"{entry['unknown_text_share']:.2%})"
+                    for entry in entries
+                ),
+            )
+            for name, entries in by_set.items()
+        ]
+        vocabularies = dict.fromkeys(entry["vocabulary"] for entry in counted)
+        return _section(
+            "## Unknown characters",
             "Distinct characters that a vocabulary lacks, over all examples of a set; in brackets their share of all "
             "characters, and the share of texts with at least one. The paper's Table 1. A GlyphCRM reads all that "
-            "its fonts "
-            "draw, and predicts what was frequent enough in its pre-training text; the BERT beside it reads only "
-            "what it predicts.\n\n" + _table(("set", "characters", *vocabularies), rows)
+            "its fonts draw, and predicts what was frequent enough in its pre-training text; the BERT beside it reads "
+            "only what it predicts.",
+            _table(("set", "characters", *vocabularies), rows),
         )
 
     def pretraining(self) -> str:
@@ -147,8 +139,7 @@ class _Report:
         rows = []
         for arch, run in runs.items():
             start, *_, end = validations(run, self.plan.pretraining_steps)
-            config = load_json(run / RUN_FILE)
-            parameters = load_json(run / PARAMETERS_FILE)
+            config, parameters = read_json(run / RUN_FILE), read_json(run / PARAMETERS_FILE)
             self._number(f"pre-training {arch}", run / METRICS_FILE, end)
             self._keep(run / RUN_FILE)
             self._keep(run / PARAMETERS_FILE)
@@ -166,22 +157,15 @@ class _Report:
                 )
             )
         columns = (
-            "",
-            "parameters (without heads)",
-            "rate",
-            "positions at the start",
-            "MLM loss before",
-            "after",
-            "MLM accuracy",
-            "NSP accuracy",
-            "minutes",
+            *("", "parameters (without heads)", "rate", "positions at the start", "MLM loss before", "after"),
+            *("MLM accuracy", "NSP accuracy", "minutes"),
         )
-        return (
-            "## Pre-training\n\n"
-            "![Validation loss of both models by step and by time](pretraining.png)\n\n"
-            f"Validation, on documents held out from training, before the first and after "
-            f"{self.plan.pretraining_steps:,} "
-            "steps. Minutes are those of this machine. The paper's Figure 7.\n\n" + _table(columns, rows)
+        return _section(
+            "## Pre-training",
+            "![Validation loss of both models by step and by time](pretraining.png)",
+            "Validation, on documents held out from training, before the first and after "
+            f"{self.plan.pretraining_steps:,} steps. Minutes are those of this machine. The paper's Figure 7.",
+            _table(columns, rows),
         )
 
     def study(self) -> str:
@@ -200,13 +184,14 @@ class _Report:
             rows.append((NAMES[variant.arch], variant.what, *losses))
         before = self.plan.study_steps - evaluate_every(self.plan.pretraining_steps)
         columns = ("", "settings", f"MLM loss, step {before:,}", f"step {self.plan.study_steps:,}", "NSP loss")
-        return (
-            "## What the paper leaves open\n\n"
+        return _section(
+            "## What the paper leaves open",
             f"The same settings of both models, one seed: the first {self.plan.study_steps:,} of the "
             f"{self.plan.pretraining_steps:,} steps. The best of each by MLM loss went on to the end. Then the "
             "ablations, models with another part, to see what that part does; none of them went on. (HanGlyph's own "
             "rates, initialisation and clipping are GlyphCRM's alone and were tuned before, on `tiny`: "
-            "docs/convergence.md of the project.)\n\n" + _table(columns, rows)
+            "docs/convergence.md of the project.)",
+            _table(columns, rows),
         )
 
     def finetuning(self) -> str:
@@ -216,187 +201,156 @@ class _Report:
             self._number(f"fine-tuning {name} {arch}", path, summary["test"])
         if not found:
             return ""
-        titles = {task.name: task.title for task in self.tasks}
         chart_rows = [
-            (titles.get(name, name), {arch: _mean_and_deviation(s, s["metric"]) for arch, s in of_arch.items()})
+            (self._title(name), {arch: _mean_and_deviation(s, s["metric"]) for arch, s in of_arch.items()})
             for name, of_arch in found.items()
         ]
         draw_scores(chart_rows, self.directory / "scores.png")
         parts = [
-            "## Fine-tuning\n\n![Test scores of both models](scores.png)\n\n"
+            "## Fine-tuning",
+            "![Test scores of both models](scores.png)",
             "Scores on test in per cent, mean ± standard deviation over the seeds of fine-tuning, all from one "
             "pre-trained model each; the model of a seed is the best one on dev. One linear layer on [CLS], or on each "
             "character. The paper's Tables 2 to 9. All are scored on the same n test examples; their choice gives an "
-            "accuracy p a standard error of √(p(1-p)/n): 1.3 points at p = 80 %, n = 1,000."
+            "accuracy p a standard error of √(p(1-p)/n): 1.3 points at p = 80 %, n = 1,000.",
         ]
-        for family, names in FAMILIES:
-            there = [name for name in names if name in found]
-            if there:
-                parts.append(f"### {family}\n\n" + self._scores({name: found[name] for name in there}, titles))
-        own = {name: of_arch for name, of_arch in found.items() if not any(name in names for _, names in FAMILIES)}
-        if own:
-            parts.append("### Tasks of your own\n\n" + self._scores(own, titles))
-        return "\n\n".join(parts)
+        own = tuple(name for name in found if not any(name in names for _, names in FAMILIES))
+        for family, names in (*FAMILIES, ("Tasks of your own", own)):
+            if there := {name: found[name] for name in names if name in found}:
+                parts += [f"### {family}", *self._scores(there)]
+        return _section(*parts)
 
-    def _scores(self, found: Mapping[str, Mapping[str, dict[str, Any]]], titles: Mapping[str, str]) -> str:
+    def _scores(self, found: Mapping[str, Mapping[str, dict[str, Any]]]) -> tuple[str, str]:
+        """Return the table of some tasks, and a note on each."""
         has_paper = any(name in self.paper for name in found)
         rows, notes = [], []
         for name, of_arch in found.items():
             some = next(iter(of_arch.values()))
             shown = ("precision", "recall", "f1") if some["metric"] == "f1" else (some["metric"], "macro_f1")
             for key in ("test", "test_unseen"):
-                if some[key] is None:
-                    continue
-                for score in shown:
+                for score in shown if some[key] is not None else ():
                     cells = [_spread(of_arch[arch][key][score]) if arch in of_arch else "–" for arch in ARCHITECTURES]
                     if has_paper:
                         paper = self.paper.get(name, {}) if (key, score) == ("test", some["metric"]) else {}
-                        cells += [f"{100 * paper[arch]:.2f}" if arch in paper else "" for arch in ARCHITECTURES]
+                        cells += [_percent(paper[arch]) if arch in paper else "" for arch in ARCHITECTURES]
                     suffix = ", without texts that stand in train" if key == "test_unseen" else ""
                     count = f"{some['sizes'][key]:,}"
-                    rows.append((titles.get(name, name), score.replace("_", "-") + suffix, count, *cells))
+                    rows.append((self._title(name), score.replace("_", "-") + suffix, count, *cells))
             sizes = some["sizes"]
             notes.append(
-                f"* {titles.get(name, name)}: {sizes['train']:,} / {sizes['dev']:,} / {sizes['test']:,} examples. "
+                f"* {self._title(name)}: {sizes['train']:,} / {sizes['dev']:,} / {sizes['test']:,} examples. "
                 + " ".join(f"{note[0].upper()}{note[1:]}." for note in some["notes"])
             )
         columns = ["set", "score", "n", *(NAMES[arch] for arch in ARCHITECTURES)]
-        if has_paper:
-            columns += [f"{NAMES[arch]}, paper" for arch in ARCHITECTURES]
-        return _table(columns, rows) + "\n\n" + "\n".join(notes)
+        columns += [f"{NAMES[arch]}, paper" for arch in ARCHITECTURES if has_paper]
+        return _table(columns, rows), "\n".join(notes)
 
     def held_out(self) -> str:
         path = self.output_dir / "held_out.json"
         if not path.exists():
             return ""
-        result = load_json(path)
+        title = "## Characters never seen in pre-training"
+        result = read_json(path)
         if "not_possible" in result:
-            return f"## Characters never seen in pre-training\n\nNot measured: {result['not_possible']}."
+            return _section(title, f"Not measured: {result['not_possible']}.")
         self._number("held-out characters", path, result["accuracy"])
-        title = next((task.title for task in self.tasks if task.name == result["task"]), result["task"])
         rows = [
             (NAMES[arch], *(f"{_spread(parts[name])} ({parts[name]['texts']:,} texts)" for name in ("with", "without")))
             for arch, parts in result["accuracy"].items()
         ]
-        return (
-            "## Characters never seen in pre-training\n\n"
-            f"Both models were pre-trained anew for {self.plan.held_out_steps:,} steps without any sentence that "
-            f"holds one of "
-            f"{len(result['characters'])} characters, and fine-tuned on {title}. BERT reads these as [UNK]. "
-            f"Accuracy in per cent.\n\n"
-            + _table(("", "texts with such a character", "texts without"), rows)
-            + f"\n\nThe characters: {result['characters']}"
+        return _section(
+            title,
+            f"Both models were pre-trained anew for {self.plan.held_out_steps:,} steps without any sentence that holds "
+            f"one of {len(result['characters'])} characters, and fine-tuned on {self._title(result['task'])}. BERT "
+            "reads these as [UNK]. Accuracy in per cent.",
+            _table(("", "texts with such a character", "texts without"), rows),
+            f"The characters: {result['characters']}",
         )
 
     def robustness(self) -> str:
         files = sorted((self.output_dir / "robustness").glob("*.json"))
         if not files:
             return ""
-        titles = {task.name: task.title for task in self.tasks}
-        results = {titles.get(path.stem, path.stem): load_json(path) for path in files}
+        results = {self._title(path.stem): read_json(path) for path in files}
         for path in files:
-            self._number(f"robustness {path.stem}", path, load_json(path))
-        draw_robustness(
-            {
-                title: {
-                    arch: [(float(share), score) for share, score in scores.items()]
-                    for arch, scores in result["look_alikes"].items()
-                }
-                for title, result in results.items()
-            },
-            self.directory / "look-alikes.png",
-        )
+            self._number(f"robustness {path.stem}", path, read_json(path))
+        curves = {
+            title: {arch: [(float(x), y) for x, y in scores.items()] for arch, scores in result["look_alikes"].items()}
+            for title, result in results.items()
+        }
+        draw_robustness(curves, self.directory / "look-alikes.png")
+        some = next(iter(results.values()))
+        shares = list(next(iter(some["look_alikes"].values())))
         parts = [
-            "## Rewritten test texts\n\n"
+            "## Rewritten test texts",
             "The fine-tuned models above (the seed that was best on dev) on the same test texts, rewritten. Scores "
-            "in per cent.\n\n"
-            "![Score against the share of characters replaced by look-alikes](look-alikes.png)\n\n"
-            + self._look_alikes(results)
+            "in per cent.",
+            "![Score against the share of characters replaced by look-alikes](look-alikes.png)",
+            "### Look-alikes",
+            "Of the characters that have look-alikes, a share is replaced, each by one of "
+            f"{some['look_alikes_from']}; the same for both models.",
+            _table(
+                ("set", "", *(f"{float(share):.0%} of them" for share in shares)),
+                _rows_by_model(results, "look_alikes", shares),
+            ),
         ]
-        script = [
-            (title, NAMES[arch], *(f"{100 * scores[name]:.2f}" for name in ("as it is", "traditional")))
-            for title, result in results.items()
-            for arch, scores in result["script"].items()
-        ]
-        if script:
-            parts.append(
-                "### Simplified to traditional\n\nCharacter by character. Nearly all of the new characters are "
-                "[UNK] to BERT.\n\n" + _table(("set", "", "as it is", "traditional"), script)
-            )
-        conditions = ("as it is", "lost", "lost, then added in another font", "all in another font")
-        pictures = [
-            (
-                title,
-                *(
-                    f"{100 * result['pictures'][name]:.2f}" if name in result["pictures"] else "–"
-                    for name in conditions
-                ),
-            )
-            for title, result in results.items()
-            if result["pictures"]
-        ]
-        if pictures:
-            some = next(result["pictures"] for result in results.values() if result["pictures"])
-            font = f" The other font is {some['other font']}." if "other font" in some else ""
-            parts.append(
-                "### Pictures taken away, added, and drawn in another font\n\n"
-                f"GlyphCRM alone. Lost: the {some['lost characters']} most frequent Han characters of the test "
-                f"texts are read as "
-                f"[UNK]. Added: afterwards they get pictures again, without training.{font}\n\n"
-                + _table(("set", *conditions), pictures)
-            )
-        return "\n\n".join(parts)
-
-    def _look_alikes(self, results: Mapping[str, Any]) -> str:
-        shares = list(next(iter(next(iter(results.values()))["look_alikes"].values())))
-        rows = [
-            (title, NAMES[arch], *(f"{100 * scores[share]:.2f}" for share in shares))
-            for title, result in results.items()
-            for arch, scores in result["look_alikes"].items()
-        ]
-        source = next(iter(results.values()))["look_alikes_from"]
-        return (
-            "### Look-alikes\n\nOf the characters that have look-alikes, a share is replaced, each by one of "
-            f"{source}; the same for both models.\n\n"
-            + _table(("set", "", *(f"{float(share):.0%} of them" for share in shares)), rows)
-        )
+        conditions = ("as it is", "traditional")
+        if script := _rows_by_model(results, "script", conditions):
+            parts += [
+                "### Simplified to traditional",
+                "Character by character. Nearly all of the new characters are [UNK] to BERT.",
+                _table(("set", "", *conditions), script),
+            ]
+        if pictures := {title: result["pictures"] for title, result in results.items() if result["pictures"]}:
+            changes = ("as it is", "lost", "lost, then added in another font", "all in another font")
+            first = next(iter(pictures.values()))
+            font = f" The other font is {first['other font']}." if "other font" in first else ""
+            rows = [
+                (title, *(_percent(scores[name]) if name in scores else "–" for name in changes))
+                for title, scores in pictures.items()
+            ]
+            parts += [
+                "### Pictures taken away, added, and drawn in another font",
+                f"GlyphCRM alone. Lost: the {first['lost characters']} most frequent Han characters of the test texts "
+                f"are read as [UNK]. Added: afterwards they get pictures again, without training.{font}",
+                _table(("set", *changes), rows),
+            ]
+        return _section(*parts)
 
     def differences(self) -> str:
         options = self.options
-        parameters = {
-            arch: load_json(self.output_dir / choice.directory / PARAMETERS_FILE)["without_heads"]
-            for arch, choice in self.choices.items()
-        }
+        size = read_json(self.output_dir / self.choices["glyphcrm"].directory / PARAMETERS_FILE)["without_heads"]
         rate = FINETUNING_RATES[options.preset]
         recipe = RECIPES[options.preset]
         longest = max((task.max_length for task in self.tasks), default=0)
         facts = [
-            f"Size: `{options.preset}`, {parameters['glyphcrm']:,} parameters without heads; the paper's model has "
-            f"{PAPER_PARAMETERS:,}.",
+            f"Size: `{options.preset}`, {size:,} parameters without heads; the paper's model has {PAPER_PARAMETERS:,}.",
             f"Pre-training: {self.plan.pretraining_steps:,} steps of {options.batch_size} sequences of at most "
             f"{options.max_length} characters; the paper has batches of 256 sequences of at most 512.",
+            *([f"Fine-tuning: both models learn at {rate:g}, not at the paper's 2e-5 and 3e-5."] if rate else []),
             "Rates of pre-training: those of the table above, warm-up over "
             f"{evaluate_every(self.plan.pretraining_steps)} steps, dropout {recipe.dropout:g}; the paper has a rate of "
             f"1e-4. GlyphCRM's HanGlyph has a rate of its own, {recipe.glyph_learning_rate:g}, and its gradients are "
             "clipped apart.",
             "The sets of fine-tuning are samples where the notes say so.",
             "BERT here is not bert-base-chinese: it is trained from scratch on the same text, and reads the "
-            "characters that "
-            "GlyphCRM predicts.",
+            "characters that GlyphCRM predicts.",
         ]
         if longest > options.max_length:
             facts.append(
                 f"Fine-tuning reads up to {longest} tokens, pre-training had {options.max_length}: the embeddings of "
                 "later positions had not been trained."
             )
-        if rate is not None:
-            facts.insert(2, f"Fine-tuning: both models learn at {rate:g}, not at the paper's 2e-5 and 3e-5.")
         if not self.paper:
             facts.append(
                 "The paper's own numbers are not printed: they are not in this project, and can be given with "
                 "`--paper-scores`."
             )
-        return "## What differs from the paper\n\n" + "\n".join(f"* {fact}" for fact in facts)
+        return _section("## What differs from the paper", "\n".join(f"* {fact}" for fact in facts))
+
+    def _title(self, name: str) -> str:
+        """Return the title of a task; one that is no longer asked for has its name."""
+        return self.titles.get(name, name)
 
     def _keep(self, path: Path) -> str:
         """Copy a file of a run into the report, but of its metrics the validations alone; return its path there."""
@@ -414,14 +368,30 @@ class _Report:
         self.numbers[name] = {"file": self._keep(path), "value": value}
 
 
+def _section(*parts: str) -> str:
+    return "\n\n".join(parts)
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def _rows_by_model(results: Mapping[str, Any], experiment: str, conditions: Sequence[str]) -> list[tuple[str, ...]]:
+    return [
+        (title, NAMES[arch], *(_percent(scores[name]) for name in conditions))
+        for title, result in results.items()
+        for arch, scores in result[experiment].items()
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
 def _spread(spread: Mapping[str, Any]) -> str:
-    mean = f"{100 * spread['mean']:.2f}"
-    return mean if spread["deviation"] is None else f"{mean} ± {100 * spread['deviation']:.2f}"
+    mean = _percent(spread["mean"])
+    return mean if spread["deviation"] is None else f"{mean} ± {_percent(spread['deviation'])}"
 
 
 def _mean_and_deviation(summary: Mapping[str, Any], metric: str) -> tuple[float, float]:
@@ -436,7 +406,7 @@ def read_paper_scores(path: Path) -> dict[str, dict[str, float]]:
         UserError: it cannot be read, or is of another form.
     """
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        scores = read_json(path)
         return {task: {arch: float(of_arch[arch]) for arch in of_arch} for task, of_arch in scores.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(

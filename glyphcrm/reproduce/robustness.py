@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from glyphcrm.finetuning.models import load_finetuned
 from glyphcrm.finetuning.prediction import predict
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, load_predictions
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.glyphs.fonts import Font, font_chain, open_font
+from glyphcrm.glyphs.fonts import font_chain, open_font
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.modeling import GlyphCRMPreTrainedModel
 from glyphcrm.reproduce.options import ReproduceOptions
@@ -25,6 +25,7 @@ from glyphcrm.reproduce.substitutions import (
     rewrite,
     rewritten,
     substitute,
+    whole_text,
 )
 from glyphcrm.tasks import Example, Kind, TaggedExample, Task, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
@@ -38,7 +39,7 @@ Rewrite = Callable[[str, int], str]
 """Text and index of the example to a text of the same length."""
 
 
-def robustness(options: ReproduceOptions, task: Task, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def score_rewritten(options: ReproduceOptions, task: Task, tuned: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Score the kept models of a task on its test texts, rewritten in every way that there is data for.
 
     Args:
@@ -48,13 +49,9 @@ def robustness(options: ReproduceOptions, task: Task, tuned: dict[str, dict[str,
     Returns:
         experiment -> architecture -> condition -> score.
     """
-    result: dict[str, Any] = {
-        "metric": task.metric,
-        "look_alikes_from": "SIGHAN's look-alikes" if options.look_alikes else "the five nearest pictures",
-        "look_alikes": {},
-        "script": {},
-        "pictures": {},
-    }
+    source = "SIGHAN's look-alikes" if options.look_alikes else "the five nearest pictures"
+    result: dict[str, Any] = {"metric": task.metric, "look_alikes_from": source}
+    result |= {"look_alikes": {}, "script": {}, "pictures": {}}
     look_alikes: dict[str, str] | None = None
     traditional = read_traditional(options.traditional) if options.traditional else None
     # GlyphCRM comes first: it says which characters both models know, and its atlas has the pictures.
@@ -89,8 +86,8 @@ class _Scorer:
         names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
         self.labels = [names[i] for i in range(len(names))]
 
-    def score(self, rewrite_text: Rewrite | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> float:
-        """Return the task's metric on the examples, each rewritten, as read by `tokenizer` (default: the model's)."""
+    def score(self, rewrite_text: Rewrite | None = None) -> float:
+        """Return the task's metric on the examples, each rewritten."""
         examples = self.examples
         if rewrite_text is not None:
             examples = [
@@ -99,7 +96,7 @@ class _Scorer:
             ]
         length = min(self.task.max_length, self.model.config.max_position_embeddings)
         kind = self.task.kind
-        guesses = predict(self.model, tokenizer or self.tokenizer, examples, kind, self.labels, length)
+        guesses = predict(self.model, self.tokenizer, examples, kind, self.labels, length)
         return score(kind, self.examples, guesses, self.labels)[self.task.metric]
 
 
@@ -134,28 +131,25 @@ def _pictures(
     assert isinstance(tokenizer, GlyphCRMTokenizer)
     atlas = _atlas_of(model, tokenizer)
     lost = [char for char in _frequent_han(scorer.examples, LOST_CHARACTERS) if char in atlas.rows]
-    unknown = atlas.rows["[UNK]"]
+
+    def scored_with(pictures: Mapping[str, Any]) -> float:
+        model.set_atlas(_with_rows(atlas, pictures))
+        return scorer.score()
+
     scores: dict[str, Any] = {"as it is": untouched, "lost characters": len(lost)}
-    scores["lost"] = _scored_with(scorer, model, _with_rows(atlas, dict.fromkeys(lost, atlas.bitmaps[unknown])))
+    scores["lost"] = scored_with(dict.fromkeys(lost, atlas.bitmaps[atlas.rows["[UNK]"]]))
     if options.other_font:
-        fonts: list[Font] = [open_font(options.other_font)]
-        drawn = GlyphAtlas.build(atlas.tokens, font_chain(fonts))
+        font = open_font(options.other_font)
+        drawn = GlyphAtlas.build(atlas.tokens, font_chain([font]))
         pictures = {char: drawn.bitmaps[row] for char, row in drawn.rows.items()}
-        scores["lost, then added in another font"] = _scored_with(
-            scorer, model, _with_rows(atlas, {char: pictures[char] for char in lost})
-        )
-        scores["all in another font"] = _scored_with(scorer, model, _with_rows(atlas, pictures))
-        scores["other font"] = fonts[0].name
+        scores["lost, then added in another font"] = scored_with({char: pictures[char] for char in lost})
+        scores["all in another font"] = scored_with(pictures)
+        scores["other font"] = font.name
     model.set_atlas(atlas)
     return scores
 
 
-def _scored_with(scorer: _Scorer, model: GlyphCRMPreTrainedModel, atlas: GlyphAtlas) -> float:
-    model.set_atlas(atlas)
-    return scorer.score()
-
-
-def _with_rows(atlas: GlyphAtlas, pictures: dict[str, Any]) -> GlyphAtlas:
+def _with_rows(atlas: GlyphAtlas, pictures: Mapping[str, Any]) -> GlyphAtlas:
     """Return the atlas with other pictures of some characters."""
     bitmaps = atlas.bitmaps.copy()
     for char, picture in pictures.items():
@@ -174,10 +168,7 @@ def _frequent_han(examples: Sequence[Example], count: int) -> list[str]:
     """Return the Han characters that stand in the most examples."""
     documents: Counter[str] = Counter()
     for example in examples:
-        text = (
-            "".join(example.characters) if isinstance(example, TaggedExample) else example.text + (example.pair or "")
-        )
-        documents.update({char for char in text if is_han(ord(char))})
+        documents.update({char for char in whole_text(example) if is_han(ord(char))})
     return sorted(documents, key=lambda char: (-documents[char], char))[:count]
 
 

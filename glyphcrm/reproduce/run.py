@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,39 +12,36 @@ from typing import Any
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.fonts import open_font
-from glyphcrm.reproduce.held_out import held_out, task_for_held_out
-from glyphcrm.reproduce.json_files import digest, is_made_from, load_json, save_json
+from glyphcrm.reproduce.held_out import compare_held_out, task_for_held_out
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import PLAN_FILE, Plan, make_plan
 from glyphcrm.reproduce.report import read_paper_scores, write_report
-from glyphcrm.reproduce.robustness import robustness
+from glyphcrm.reproduce.robustness import score_rewritten
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
     Choice,
     available_tasks,
-    finetuning,
-    pretraining,
+    finetune_all,
+    pretrain_both,
     probe,
-    study,
+    run_study,
     summaries,
 )
-from glyphcrm.reproduce.study import variants
-from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional
-from glyphcrm.reproduce.trainings import Interrupted
+from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional, whole_text
+from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
-from glyphcrm.tasks import Splits, TaggedExample, Task
+from glyphcrm.tasks import Splits, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, write_json
 
-INTERRUPTED_EXIT_CODE = 130
 CHOICES_FILE = "choices.json"
 HELD_OUT_FILE = "held_out.json"
 UNKNOWN_FILE = "unknown.json"
 ROBUSTNESS = "robustness"
 
 
-def reproduce(options: ReproduceOptions) -> int:
-    """Run, or continue, a reproduction in `options.output_dir`; return the exit code.
+def reproduce(options: ReproduceOptions) -> Path:
+    """Run, or continue, a reproduction in `options.output_dir`; return the path of its RESULTS.md.
 
     plan.json           steps and samples, from the time given and the speed measured
     study/              both models with several settings that the paper leaves open, the best ones trained to the end
@@ -55,28 +54,24 @@ def reproduce(options: ReproduceOptions) -> int:
 
     Raises:
         UserError: for what the user can mend: text, data, settings, files.
+        KeyboardInterrupt: it was stopped; the same call continues.
     """
     tasks = available_tasks(options)
     _check_files(options)
     claim(options.output_dir, options.identity())
-    try:
-        plan = _plan(options, tasks)
-        choices = _choices(options, plan)
-        models = {arch: options.output_dir / choice.directory / MODEL_DIRECTORY for arch, choice in choices.items()}
-        pretraining(options, plan, choices)
-        if "unknown" not in options.without:
-            _unknown(options, tasks, models["glyphcrm"])
-        if "finetuning" not in options.without:
-            finetuning(options, plan, models, list(tasks))
-        if "robustness" not in options.without:
-            _robustness(options, list(tasks))
-        if "held_out" not in options.without:
-            _held_out(options, plan, tasks, choices)
-    except (Interrupted, KeyboardInterrupt):
-        print("interrupted; the same command continues")
-        return INTERRUPTED_EXIT_CODE
-    print(f"\n{write_report(options, plan, tasks, choices)}")
-    return 0
+    plan = _plan(options, tasks)
+    choices = _choices(options, plan)
+    models = {arch: options.output_dir / choice.directory / MODEL_DIRECTORY for arch, choice in choices.items()}
+    pretrain_both(options, plan, choices)
+    if "unknown" not in options.without:
+        _unknown(options, tasks, models["glyphcrm"])
+    if "finetuning" not in options.without:
+        finetune_all(options, plan, models, list(tasks))
+    if "robustness" not in options.without:
+        _robustness(options, list(tasks))
+    if "held_out" not in options.without:
+        _held_out(options, plan, tasks, choices)
+    return write_report(options, plan, tasks, choices)
 
 
 def _check_files(options: ReproduceOptions) -> None:
@@ -111,16 +106,16 @@ def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
         return {variant.arch: Choice(f"pretraining/{variant.arch}", variant.arguments) for variant in middle}
     path = options.output_dir / CHOICES_FILE
     if not path.exists():
-        save_json(path, {arch: asdict(choice) for arch, choice in study(options, plan).items()})
-    return {arch: Choice(kept["directory"], tuple(kept["arguments"])) for arch, kept in load_json(path).items()}
+        write_json(path, {arch: asdict(choice) for arch, choice in run_study(options, plan).items()})
+    return {arch: Choice(kept["directory"], tuple(kept["arguments"])) for arch, kept in read_json(path).items()}
 
 
 def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) -> None:
     """Count what the vocabularies lack, of all texts of each task (the paper's Table 1)."""
     path = options.output_dir / UNKNOWN_FILE
     sizes = {task.name: [len(splits.train), len(splits.dev), len(splits.test)] for task, splits in tasks.items()}
-    inputs = {"tasks": sizes, "bert_vocabulary": digest(options.bert_vocabulary)}
-    if is_made_from(path, inputs):
+    inputs = {"tasks": sizes, "bert_vocabulary": _digest(options.bert_vocabulary)}
+    if _is_made_from(path, inputs):
         return
     tokenizer = GlyphCRMTokenizer.from_pretrained(model)
     config = GlyphCRMConfig.from_pretrained(model)
@@ -133,17 +128,11 @@ def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) 
     counted = [
         found.as_json()
         for task, splits in tasks.items()
-        for found in count_unknown(task.title, _texts(splits), vocabularies)
+        for found in count_unknown(
+            task.title, map(whole_text, (*splits.train, *splits.dev, *splits.test)), vocabularies
+        )
     ]
-    save_json(path, {"inputs": inputs, "counted": counted})
-
-
-def _texts(splits: Splits) -> list[str]:
-    return [
-        "".join(example.characters) if isinstance(example, TaggedExample) else example.text + (example.pair or "")
-        for part in (splits.train, splits.dev, splits.test)
-        for example in part
-    ]
+    write_json(path, {"inputs": inputs, "counted": counted})
 
 
 def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
@@ -151,20 +140,31 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
     for name, arch, summary, _ in summaries(options.output_dir):
         tuned.setdefault(name, {})[arch] = summary
     inputs = {
-        "look_alikes": digest(options.look_alikes),
-        "traditional": digest(options.traditional),
+        "look_alikes": _digest(options.look_alikes),
+        "traditional": _digest(options.traditional),
         "other_font": options.other_font,
     }
     for task in tasks:
         path = options.output_dir / ROBUSTNESS / f"{task.name}.json"
-        if task.name in tuned and not is_made_from(path, inputs):
+        if task.name in tuned and not _is_made_from(path, inputs):
             print(f"rewriting the test texts of {task.title}", flush=True)
-            save_json(path, {"inputs": inputs, **robustness(options, task, tuned[task.name])})
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"inputs": inputs, **score_rewritten(options, task, tuned[task.name])})
 
 
 def _held_out(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]) -> None:
     path = options.output_dir / HELD_OUT_FILE
     task = task_for_held_out(tasks)
-    if task is None or is_made_from(path, {"task": task.name}):
+    if task is None or _is_made_from(path, {"task": task.name}):
         return
-    save_json(path, {"inputs": {"task": task.name}, **held_out(options, plan, task, tasks[task], choices)})
+    write_json(path, {"inputs": {"task": task.name}, **compare_held_out(options, plan, task, tasks[task], choices)})
+
+
+def _is_made_from(path: Path, inputs: Any) -> bool:
+    """Whether `path` holds what was made from these inputs, which it keeps under "inputs"."""
+    return path.exists() and read_json(path).get("inputs") == json.loads(json.dumps(inputs))
+
+
+def _digest(path: Path | None) -> str | None:
+    """Return the SHA-256 of a file; None for none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None

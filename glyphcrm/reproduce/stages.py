@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from glyphcrm.errors import UserError
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PROBE_STEPS, Plan, Speed, evaluate_every, measured_speed
-from glyphcrm.reproduce.study import Variant, variants
 from glyphcrm.reproduce.trainings import run_finetune, run_pretrain
+from glyphcrm.reproduce.trials import Variant, variants
 from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
 from glyphcrm.training.resumable_trainer import TrainingDiverged
-from glyphcrm.training.run_directory import MODEL_DIRECTORY
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, read_json
 
 ARCHITECTURES = ("glyphcrm", "bert")
 STUDY = "study"
@@ -67,7 +66,7 @@ class Choice:
     arguments: tuple[str, ...]
 
 
-def study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
+def run_study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
     """Run the beginning of every variant; return the best of each architecture's trials, by validation MLM loss."""
     losses: dict[Variant, float] = {}
     for variant in variants(options.preset):
@@ -92,13 +91,13 @@ def variant_directory(options: ReproduceOptions, variant: Variant) -> Path:
     return options.output_dir / STUDY / variant.name
 
 
-def pretraining(options: ReproduceOptions, plan: Plan, choices: dict[str, Choice]) -> None:
+def pretrain_both(options: ReproduceOptions, plan: Plan, choices: dict[str, Choice]) -> None:
     """Pre-train both models to the end, from where the study left the chosen ones."""
     for arch, choice in choices.items():
         pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
 
 
-def finetuning(options: ReproduceOptions, plan: Plan, models: dict[str, Path], tasks: Sequence[Task]) -> None:
+def finetune_all(options: ReproduceOptions, plan: Plan, models: dict[str, Path], tasks: Sequence[Task]) -> None:
     """Fine-tune both models on every task, into ``finetuning/TASK/ARCHITECTURE``."""
     for task in tasks:
         for arch, model in models.items():
@@ -106,12 +105,7 @@ def finetuning(options: ReproduceOptions, plan: Plan, models: dict[str, Path], t
 
 
 def pretrain(
-    options: ReproduceOptions,
-    directory: Path,
-    arch: str,
-    steps: int,
-    settings: Sequence[str],
-    text: str = "text",
+    options: ReproduceOptions, directory: Path, arch: str, steps: int, settings: Sequence[str], text: str = "text"
 ) -> None:
     """Run pretrain.py in `directory`; runs with the same `text` share what is made of the text."""
     if (directory / MODEL_DIRECTORY).exists():
@@ -121,11 +115,7 @@ def pretrain(
     recipe = RECIPES[options.preset]
     fits = recipe.micro_batch_size * recipe.max_length // options.max_length  # as many characters at once
     micro = math.gcd(options.batch_size, 1 << max(fits, 1).bit_length() - 1)
-    defaults = {
-        "--warmup-steps": every,
-        "--eval-samples": VALIDATION_SAMPLES,
-        "--log-every": 1,
-    }
+    defaults = {"--warmup-steps": every, "--eval-samples": VALIDATION_SAMPLES, "--log-every": 1}
     run_pretrain(
         [
             *("--arch", arch, "--preset", options.preset, *files),
@@ -135,7 +125,7 @@ def pretrain(
             *("--steps", steps, "--eval-every", every, "--save-every", every),
             *(word for name, value in defaults.items() if name not in settings for word in (name, value)),
             *settings,
-        ],
+        ]
     )
 
 
@@ -154,7 +144,7 @@ def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, dir
             *("--task", named, "--model", model, *data, "--output-dir", directory),
             *("--seeds", options.seeds, *own_rate),
             *("--train-samples", cap, "--dev-samples", cap, "--test-samples", scored, "--keep-model", "best"),
-        ],
+        ]
     )
 
 
@@ -167,4 +157,4 @@ def validations(directory: Path, until: int) -> list[dict[str, float]]:
 def summaries(output_dir: Path) -> Iterator[tuple[str, str, dict[str, Any], Path]]:
     """Yield task, architecture, summary and its file, of every fine-tuning that is finished."""
     for path in sorted((output_dir / "finetuning").glob("*/*/summary.json")):
-        yield path.parts[-3], path.parts[-2], json.loads(path.read_text(encoding="utf-8")), path
+        yield path.parts[-3], path.parts[-2], read_json(path), path

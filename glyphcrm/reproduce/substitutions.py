@@ -11,13 +11,18 @@ import numpy as np
 
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.tasks.examples import TaggedExample, TextExample
+from glyphcrm.tasks.examples import Example, TaggedExample, TextExample
 
 LARGEST_FILE = 1 << 24  # bytes
 DISTANCE_BLOCK = 1 << 22  # 64-bit words compared at a time
 MAIN_BLOCK = ("\u4e00", "\u9fff")
 
 AnyExample = TypeVar("AnyExample", TextExample, TaggedExample)
+
+
+def whole_text(example: Example) -> str:
+    """Return all characters of an example; of a pair, both texts joined."""
+    return example.text if isinstance(example, TaggedExample) else example.text + (example.pair or "")
 
 
 def substitute(text: str, look_alikes: Mapping[str, str], share: float, seed: int, index: int) -> str:
@@ -58,7 +63,7 @@ def rewritten(example: AnyExample, rewrite_text: Callable[[str], str]) -> AnyExa
         return replace(example, characters=tuple(_same_length("".join(example.characters), rewrite_text)))
     if example.pair is None:
         return replace(example, text=_same_length(example.text, rewrite_text))
-    both = _same_length(example.text + example.pair, rewrite_text)
+    both = _same_length(whole_text(example), rewrite_text)
     return replace(example, text=both[: len(example.text)], pair=both[len(example.text) :])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -56,10 +57,7 @@ class UnknownCharacters:
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields and both shares, ready for `json.dumps`."""
-        shares = {
-            "unknown_token_share": self.unknown_token_share,
-            "unknown_text_share": self.unknown_text_share,
-        }
+        shares = {"unknown_token_share": self.unknown_token_share, "unknown_text_share": self.unknown_text_share}
         return {**asdict(self), "most_frequent": [list(pair) for pair in self.most_frequent], **shares}
 
 
@@ -71,7 +69,7 @@ def count_unknown(
     Texts are normalised first, so white space does not count. Each vocabulary is asked once for each
     distinct character.
     """
-    decisions = {name: _Decisions(is_unknown) for name, is_unknown in vocabularies.items()}
+    decisions = {name: functools.cache(is_unknown) for name, is_unknown in vocabularies.items()}
     counts: Counter[str] = Counter()
     affected: Counter[str] = Counter()
     affected_han: Counter[str] = Counter()
@@ -81,14 +79,31 @@ def count_unknown(
         text = normalize(text)
         counts.update(text)
         distinct = set(text)
-        for name, decided in decisions.items():
-            unknown = [char for char in distinct if decided[char]]
+        for name, is_unknown in decisions.items():
+            unknown = [char for char in distinct if is_unknown(char)]
             affected[name] += bool(unknown)
             affected_han[name] += any(is_han(ord(char)) for char in unknown)
-    return tuple(
-        _summary(data_set, name, total, counts, decided, affected[name], affected_han[name])
-        for name, decided in decisions.items()
-    )
+    found = []
+    for name, is_unknown in decisions.items():
+        unknown = sorted(filter(is_unknown, counts), key=lambda char: (-counts[char], char))
+        han = [char for char in unknown if is_han(ord(char))]
+        found.append(
+            UnknownCharacters(
+                data_set=data_set,
+                vocabulary=name,
+                texts=total,
+                tokens=counts.total(),
+                characters=len(counts),
+                unknown_tokens=sum(counts[char] for char in unknown),
+                unknown_characters=len(unknown),
+                unknown_han_tokens=sum(counts[char] for char in han),
+                unknown_han_characters=len(han),
+                texts_with_unknown=affected[name],
+                texts_with_unknown_han=affected_han[name],
+                most_frequent=tuple((char, counts[char]) for char in unknown[:LISTED_CHARACTERS]),
+            )
+        )
+    return tuple(found)
 
 
 def unknown_to_bert(vocabulary: Path) -> IsUnknown:
@@ -124,43 +139,3 @@ def beyond(tokenizer: GlyphCRMTokenizer, size: int) -> IsUnknown:
     """
     known = frozenset(tokenizer.tokens[:size])
     return lambda char: char not in known
-
-
-class _Decisions(dict[str, bool]):
-    """The answers of a vocabulary, each asked for once."""
-
-    def __init__(self, is_unknown: IsUnknown) -> None:
-        super().__init__()
-        self._is_unknown = is_unknown
-
-    def __missing__(self, char: str) -> bool:
-        self[char] = self._is_unknown(char)
-        return self[char]
-
-
-def _summary(
-    data_set: str,
-    vocabulary: str,
-    texts: int,
-    counts: Counter[str],
-    decided: Mapping[str, bool],
-    affected: int,
-    affected_han: int,
-) -> UnknownCharacters:
-    unknown = {char: count for char, count in counts.items() if decided[char]}
-    han = [char for char in unknown if is_han(ord(char))]
-    by_frequency = sorted(unknown, key=lambda char: (-unknown[char], char))
-    return UnknownCharacters(
-        data_set=data_set,
-        vocabulary=vocabulary,
-        texts=texts,
-        tokens=counts.total(),
-        characters=len(counts),
-        unknown_tokens=sum(unknown.values()),
-        unknown_characters=len(unknown),
-        unknown_han_tokens=sum(unknown[char] for char in han),
-        unknown_han_characters=len(han),
-        texts_with_unknown=affected,
-        texts_with_unknown_han=affected_han,
-        most_frequent=tuple((char, unknown[char]) for char in by_frequency[:LISTED_CHARACTERS]),
-    )

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from glyphcrm.files import write_atomically
 
@@ -19,52 +19,27 @@ SAME_PRESS_SECONDS = 1.0
 
 
 class ProgressBar(TrainerCallback):
-    """One line: step, time left, MLM loss and accuracy, NSP accuracy, tokens per second, distinct characters."""
+    """One line: step, time left, and what a subclass shows of the logs in `on_log`."""
 
-    def __init__(self) -> None:
+    def __init__(self, description: str) -> None:
+        self._description = description
         self._bar: tqdm | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar where the run stands."""
         if state.is_local_process_zero:
             self._bar = tqdm(
-                desc="pre-training",
+                desc=self._description,
                 total=state.max_steps,
                 initial=state.global_step,
                 unit="step",
                 dynamic_ncols=True,
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar."""
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the newest measures; a validation gets a line of its own above the bar."""
-        if self._bar is None or logs is None:
-            return
-        if "mlm_loss" in logs:
-            self._bar.set_postfix_str(
-                f"mlm {logs['mlm_loss']:.3f} acc {logs['mlm_accuracy']:.1%} "
-                f"nsp {logs['nsp_loss']:.3f} acc {logs['nsp_accuracy']:.1%} "
-                f"{logs['tokens_per_second']:.0f} tokens/s {logs['distinct_characters']:.0f} distinct"
-            )
-        elif "eval_mlm_loss" in logs:
-            self._bar.write(
-                f"step {state.global_step}: validation mlm {logs['eval_mlm_loss']:.4f} "
-                f"acc {logs['eval_mlm_accuracy']:.1%}, nsp {logs['eval_nsp_loss']:.4f} "
-                f"acc {logs['eval_nsp_accuracy']:.1%}"
-            )
 
     def close(self) -> None:
         """End the line, so that what is printed next has one of its own."""
@@ -81,22 +56,13 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the history that the checkpoint knows."""
         if state.is_world_process_zero:
             history = "".join(_line(entry) for entry in state.log_history)
             write_atomically(self.path, history.encode())
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Append the newest entry."""
         if state.is_world_process_zero:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -119,16 +85,12 @@ class StopOnSignal(TrainerCallback):
         """Whether a signal has come."""
         return self.stopped_at is not None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Listen for signals."""
         if args.world_size == 1:
             self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave signals to what they were for before, unless one came: it may arrive a second time."""
         if not self.stopped:
             for number, handler in self._before.items():
@@ -142,14 +104,10 @@ class StopOnSignal(TrainerCallback):
         elif number == signal.SIGINT and now - self.stopped_at > SAME_PRESS_SECONDS:
             raise KeyboardInterrupt
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end once a signal has come."""
         if self.stopped:
-            control.should_save = True
-            control.should_training_stop = True
-        return control
+            control.should_save = control.should_training_stop = True
 
 
 class StopAfter(TrainerCallback):
@@ -158,14 +116,10 @@ class StopAfter(TrainerCallback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end once the step is reached."""
         if state.global_step >= self.steps:
-            control.should_save = True
-            control.should_training_stop = True
-        return control
+            control.should_save = control.should_training_stop = True
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

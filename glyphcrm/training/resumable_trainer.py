@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
 
 from glyphcrm.errors import UserError
+from glyphcrm.training.callbacks import ProgressBar, StopOnSignal
 from glyphcrm.training.partwise_trainer import PartwiseTrainer
 from glyphcrm.training.run_directory import mark_complete
 
@@ -31,16 +34,37 @@ class ResumableTrainer(PartwiseTrainer):
     * A loss that is not finite stops the run before it is saved.
     * Training logs carry the seconds of training so far, without validations and checkpoints, over all
       continuations.
+
+    Args:
+        bar: what shows the progress.
+        callbacks: others.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, bar: ProgressBar, callbacks: Sequence[TrainerCallback], **kwargs: Any) -> None:
+        self._bar, self._stop = bar, StopOnSignal()
+        # The stop comes first: once another has shown or written anything, a signal is heard.
+        super().__init__(*args, callbacks=[self._stop, bar, *callbacks], **kwargs)
+        self.remove_callback(PrinterCallback)
         self._since = time.perf_counter()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the clock of the logs starts here."""
+    def train_from(self, checkpoint: Path | None) -> bool:
+        """Train to the end, from a checkpoint if there is one; the clock of the logs starts here.
+
+        Return whether Ctrl-C or SIGTERM stopped it before; a checkpoint is saved then.
+
+        Raises:
+            UserError: the loss diverged, or a checkpoint could not be written.
+        """
         self._since = time.perf_counter()
-        return super().train(*args, **kwargs)
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except RuntimeError as error:
+            # The signal that stops this process may reach its data loading process first.
+            if not (self._stop.stopped and "DataLoader worker" in str(error)):
+                raise
+        finally:
+            self._bar.close()
+        return self._stop.stopped
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the seconds of training to a training log."""

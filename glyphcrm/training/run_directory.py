@@ -11,11 +11,13 @@ loss.png  model/     at the end: the chart, and the model with its tokenizer
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def claim(run_dir: Path, identity: dict[str, Any]) -> None:
     run_file = run_dir / RUN_FILE
     if run_file.exists():
         try:
-            found = json.loads(run_file.read_text(encoding="utf-8"))
+            found = read_json(run_file)
         except ValueError:
             raise UserError(f"{run_file}: not JSON; delete {run_dir} or choose another --output-dir") from None
         differing = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
@@ -57,7 +59,7 @@ def claim(run_dir: Path, identity: dict[str, Any]) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run_dir}: {error.strerror}; choose another --output-dir") from None
-    write_atomically(run_file, (json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(run_file, identity)
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -73,7 +75,7 @@ def mark_complete(checkpoint: Path) -> None:
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end and still has all its bytes."""
     try:
-        sizes = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
+        sizes = read_json(checkpoint / COMPLETE_FILE)
         return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
@@ -110,3 +112,27 @@ def forget(run_dir: Path) -> None:
     shutil.rmtree(run_dir / DATA_DIRECTORY, ignore_errors=True)
     with contextlib.suppress(OSError):
         run_dir.rmdir()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people, whole or not at all."""
+    write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def resumable(run_dir: Path) -> Iterator[None]:
+    """Say of an interruption that the run can go on, and turn the `OSError` of a full disk into a `UserError`."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted; the same command continues from the last checkpoint"
+        raise KeyboardInterrupt(told) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"{run_dir}: {error.strerror}; make room, then repeat the command") from error

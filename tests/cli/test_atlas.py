@@ -1,9 +1,8 @@
-import argparse
 from dataclasses import replace
 
 import pytest
 
-from glyphcrm.cli.atlas import add_atlas_parser
+from glyphcrm.cli.atlas import parse
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs import fonts
 from glyphcrm.glyphs.atlas import LABEL_SOURCE, GlyphAtlas
@@ -12,14 +11,11 @@ from tests.glyphs.font_files import SQUARE, font_file
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    add_atlas_parser(parser.add_subparsers())
-    args = parser.parse_args(["atlas", *map(str, arguments)])
-    return args.run(args)
+    return parse(list(map(str, arguments)), "glyphcrm atlas")()
 
 
-def test_build_from_text_and_show(tmp_path, capsys, monkeypatch, noto):
-    few = replace(noto, coverage=frozenset(map(ord, "好文人〇UNKCLSEPMA")))
+def test_build_from_text_and_show(tmp_path, capsys, monkeypatch):
+    few = replace(fonts.default_font(), coverage=frozenset(map(ord, "好文人〇UNKCLSEPMA")))
     monkeypatch.setattr(fonts, "default_font", lambda: few)
     text, out, sheet = tmp_path / "text.txt", tmp_path / "atlas.safetensors", tmp_path / "sheet.png"
     text.write_text("好好好\n中中 文\n🀀🀀🀀🀀", encoding="utf-8")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from glyphcrm.cli.finetune import main
+from glyphcrm.cli.entry import run_command
 from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.models import load_finetuned
 from glyphcrm.finetuning.options import FinetuneOptions
@@ -29,6 +29,11 @@ from glyphcrm.finetuning.samples import sample
 from glyphcrm.tasks import Kind, find_task, load_splits
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `glyphcrm finetune` in this process."""
+    return run_command("finetune", arguments)
 
 
 @pytest.fixture(autouse=True, scope="module")

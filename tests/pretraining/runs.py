@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from glyphcrm.cli.entry import run_command
+
 REPOSITORY = Path(__file__).parents[2]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `glyphcrm pretrain` in this process."""
+    return run_command("pretrain", arguments)
+
 
 Pretrain = Callable[..., subprocess.CompletedProcess[str]]
 

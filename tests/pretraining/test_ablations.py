@@ -12,7 +12,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.ablations import free_glyphs
-from glyphcrm.pretraining.options import parse_options
+from glyphcrm.pretraining.options import PretrainOptions
 from tests.pretraining.runs import Pretrain, command
 
 
@@ -56,18 +56,18 @@ def test_an_untied_decoder_starts_from_the_same_frequencies() -> None:
 )
 def test_an_ablation_of_the_other_model_is_refused(ablation: str, arch: str) -> None:
     with pytest.raises(UserError, match=f"--ablation {ablation} is of --arch"):
-        parse_options(["--ablation", ablation, "--arch", arch])
+        PretrainOptions.parse(["--ablation", ablation, "--arch", arch])
 
 
 def test_an_ablation_that_changes_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="changes nothing at --preset base"):
-        parse_options(["--ablation", "plain-projections", "--preset", "base"])
-    parse_options(["--ablation", "plain-projections", "--preset", "base", "--projection-learning-rate", "1e-5"])
+        PretrainOptions.parse(["--ablation", "plain-projections", "--preset", "base"])
+    PretrainOptions.parse(["--ablation", "plain-projections", "--preset", "base", "--projection-learning-rate", "1e-5"])
 
 
 def test_an_ablation_of_a_finished_model_is_refused() -> None:
     with pytest.raises(UserError, match="--ablation starts from scratch"):
-        parse_options(["--ablation", "free-glyphs", "--init", "somewhere"])
+        PretrainOptions.parse(["--ablation", "free-glyphs", "--init", "somewhere"])
 
 
 def test_a_run_leaves_curves_and_no_model(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:

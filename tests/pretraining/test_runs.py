@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
 
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
-from glyphcrm.pretraining.options import parse_options
-from glyphcrm.pretraining.run import main, prepare
+from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.pretraining.run import prepare
 from glyphcrm.training.run_directory import is_complete
-from tests.pretraining.runs import REPOSITORY, Pretrain, command, environment
+from tests.pretraining.runs import REPOSITORY, Pretrain, command, environment, main
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -207,7 +207,7 @@ def test_hanglyph_runs_once_a_step(text_file: Path, tmp_path: Path, monkeypatch:
 def test_a_bert_reads_the_same_batches_and_becomes_a_transformers_bert(text_file: Path, tmp_path: Path) -> None:
     samples = {}
     for arch in ("glyphcrm", "bert"):
-        options = parse_options(command(text_file, tmp_path / arch, "--arch", arch, "--vocabulary-size", "40"))
+        options = PretrainOptions.parse(command(text_file, tmp_path / arch, "--arch", arch, "--vocabulary-size", "40"))
         corpus, _ = prepare(options, first=True)
         samples[arch] = [corpus.train[i] for i in range(0, len(corpus.train), 7)]
     for ours, berts in zip(samples["glyphcrm"], samples["bert"], strict=True):
@@ -223,7 +223,7 @@ def test_runs_over_the_same_text_share_what_is_made_of_it(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ("--data-dir", str(tmp_path / "text"))
-    prepare(parse_options(command(text_file, tmp_path / "first", *shared)), first=True)
+    prepare(PretrainOptions.parse(command(text_file, tmp_path / "first", *shared)), first=True)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "text").rglob("*") if path.is_file()}
     assert main(command(text_file, tmp_path / "second", *shared, "--arch", "bert", "--seed", "1")) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -236,11 +236,11 @@ def test_runs_over_the_same_text_share_what_is_made_of_it(
 def test_excluded_characters_are_never_seen(text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "excluded.txt").write_text("天\n地", encoding="utf-8")
     excluding = ("--exclude-characters", str(tmp_path / "excluded.txt"))
-    corpus, model = prepare(parse_options(command(text_file, tmp_path / "run", *excluding)), first=True)
+    corpus, model = prepare(PretrainOptions.parse(command(text_file, tmp_path / "run", *excluding)), first=True)
     vocabulary = corpus.tokenizer.tokens[: model.config.vocab_size]
     assert "玄" in vocabulary and not {"天", "地"} & set(vocabulary)
     assert not corpus.store.token_counts(len(corpus.tokenizer))[corpus.tokenizer.unk_token_id]
-    whole, _ = prepare(parse_options(command(text_file, tmp_path / "whole")), first=True)
+    whole, _ = prepare(PretrainOptions.parse(command(text_file, tmp_path / "whole")), first=True)
     assert 0 < corpus.store.token_count < whole.store.token_count
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
-from glyphcrm.reproduce import stages, study
+from glyphcrm.reproduce import stages, trials
 from glyphcrm.reproduce.held_out_characters import choose_excluded
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Speed, make_plan
@@ -49,7 +49,7 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(
     text_file: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "VALIDATION_SAMPLES", 8)
-    few = tuple(v for v in study.variants("nano") if v.name.endswith(("-rate", "-glyphs", "-decoder")))
+    few = tuple(v for v in trials.variants("nano") if v.name.endswith(("-rate", "-glyphs", "-decoder")))
     monkeypatch.setattr(stages, "variants", lambda preset: few)
     monkeypatch.setattr("glyphcrm.reproduce.report.variants", lambda preset: few)
     choose = functools.partial(choose_excluded, kept_most_frequent=5, most_share=0.9)
@@ -89,9 +89,9 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_both_models_get_the_same_number_of_trials(preset: str) -> None:
-    variants = study.variants(preset)
-    trials = {arch: [v for v in variants if v.arch == arch and not v.is_ablation] for arch in ("glyphcrm", "bert")}
-    assert [v.arguments for v in trials["glyphcrm"]] == [v.arguments for v in trials["bert"]]
+    variants = trials.variants(preset)
+    of_arch = {arch: [v for v in variants if v.arch == arch and not v.is_ablation] for arch in ("glyphcrm", "bert")}
+    assert [v.arguments for v in of_arch["glyphcrm"]] == [v.arguments for v in of_arch["bert"]]
     assert len({variant.name for variant in variants}) == len(variants)
     assert len({(variant.arch, variant.arguments) for variant in variants}) == len(variants)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glyphcrm.pretraining.ablations import ABLATIONS, FREE, PLAIN, UNTIED
-from glyphcrm.pretraining.options import RECIPES
+from glyphcrm.pretraining.options import ABLATIONS, FREE, PLAIN, RECIPES, UNTIED
 
 STUDIED_RATES = {"base": 1e-4, "small": 3e-4, "tiny": 1e-3, "nano": 1e-3}
 

@@ -1,0 +1,83 @@
+"""What the options of any training have in common: reading them from a command line, and checking them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Self
+
+from glyphcrm.errors import UserError
+
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+BF16 = ("auto", "on", "off")
+
+
+def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
+    """Return a dataclass field that is an option of a command line; with `MISSING` as `default` it must be given."""
+    return field(default=default, metadata={"help": help, **({"choices": list(choices)} if choices else {})})
+
+
+class CommandLineOptions:
+    """Base of the dataclasses whose fields are options; the docstring of a subclass describes its command."""
+
+    output_dir: str | None
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lives."""
+        return Path(str(self.output_dir))
+
+    @classmethod
+    def parse(cls, words: Sequence[str] | None = None, prog: str | None = None) -> Self:
+        """Read a command line (default: this process's) of the program `prog`.
+
+        Raises:
+            UserError: a value is out of its range.
+            SystemExit: there is nothing to run: ``--help``, or words that are no options.
+        """
+        from transformers import HfArgumentParser
+
+        parser = HfArgumentParser(cls, prog=prog, description=cls.__doc__)  # type: ignore[arg-type]
+        options, *_, unknown = parser.parse_args_into_dataclasses(
+            sys.argv[1:] if words is None else list(words), return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            parser.error(f"unknown: {' '.join(unknown)}")
+        return options
+
+
+def check_ranges(ranges: Mapping[str, tuple[float | None, float, float]]) -> None:
+    """Check options, name -> (value, lowest, highest); None is no value.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    for name, (value, low, high) in ranges.items():
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give {low:g} to {high:g}")
+
+
+def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
+    """Return how many micro-batches each process adds up for a step.
+
+    Raises:
+        UserError: the batch does not divide evenly.
+    """
+    if batch_size % (micro_batch_size * processes):
+        raise UserError(
+            f"a batch of {batch_size} sequences cannot be made of {processes} processes x micro-batches of "
+            f"{micro_batch_size}; choose --batch-size as a multiple of both"
+        )
+    return batch_size // (micro_batch_size * processes)
+
+
+def check_length(max_length: int | None, positions: int) -> None:
+    """Refuse sequences that a model has no positions for.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if max_length is not None and max_length > positions:
+        raise UserError(f"--max-length is {max_length}; the model has {positions} positions")

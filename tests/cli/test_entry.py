@@ -1,0 +1,104 @@
+"""The `glyphcrm` command: its table of commands, how it may be started, and what it imports."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import runpy
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from glyphcrm.cli import entry
+from glyphcrm.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def exit_code_and_output(*words: str) -> tuple[object, str]:
+    """Run `glyphcrm` to its `SystemExit`."""
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as end:
+        entry.main(list(words))
+    return end.value.code, output.getvalue()
+
+
+def test_help_lists_every_command() -> None:
+    code, output = exit_code_and_output("--help")
+    assert code == 0
+    for name, (_, help) in entry.COMMANDS.items():
+        assert f" {name} " in output.replace("\n", " \n") and help.split()[0] in output
+
+
+def test_version() -> None:
+    assert exit_code_and_output("--version") == (0, f"glyphcrm {version('glyphcrm')}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [([], "required: COMMAND"), (["frobnicate"], "'frobnicate'"), (["--preset", "nano", "pretrain"], "nano")],
+)
+def test_what_is_no_command_is_refused(words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        entry.main(words)
+    assert end.value.code == 2 and complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_the_shims_have_the_options_of_their_commands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, ours = exit_code_and_output(name, "--help")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as end:
+        runpy.run_path(str(REPOSITORY / f"{name}.py"), run_name="__main__")
+    assert code == end.value.code == 0
+    theirs = output.getvalue()
+    assert theirs.startswith(f"usage: {name}.py") and ours.startswith(f"usage: glyphcrm {name}")
+    assert ours.split("options:")[1] == theirs.split("options:")[1]
+
+
+@pytest.mark.parametrize("package", ["glyphcrm", "glyphcrm.cli"])
+def test_packages_can_be_run(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [package, "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(package, run_name="__main__")
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("text.txt: is empty"), 2, "error: text.txt: is empty\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (KeyboardInterrupt("stopped, saved"), 130, "\nstopped, saved\n"),
+    ],
+)
+def test_errors_of_users_are_one_line(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def parse(words: object, prog: object) -> object:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("glyphcrm.cli.pretrain"), "parse", parse)
+    assert entry.main(["pretrain"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_help_imports_no_command() -> None:
+    """Nor torch, nor transformers, if `import glyphcrm` itself does not."""
+    program = (
+        "import sys, types\npackage = sys.modules['glyphcrm'] = types.ModuleType('glyphcrm')\n"
+        "package.__path__ = [sys.argv[1]]\nfrom glyphcrm.cli.entry import main\ntry:\n    main(['--help'])\n"
+        "finally:\n    print(*(name for name in sys.modules if name.startswith(('glyphcrm', 'torch', 'transformers'))))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(REPOSITORY / "glyphcrm")], capture_output=True, text=True, check=True
+    )
+    imported = set(result.stdout.splitlines()[-1].split())
+    assert imported == {"glyphcrm", "glyphcrm.cli", "glyphcrm.cli.entry", "glyphcrm.errors"}
