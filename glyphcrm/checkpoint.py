@@ -20,7 +20,6 @@ from glyphcrm.tokenization import VOCABULARY_FILE, GlyphCRMTokenizer, read_vocab
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
-HEADS = ("mlm.", "nsp.", "classifier.")  # may be missing: they start afresh
 WEIGHTS_FILE = "model.safetensors"
 TABLE = "glyph_table."
 
@@ -74,7 +73,9 @@ def load_checkpoint(
     except Exception as error:  # whatever a damaged configuration or file makes transformers raise
         raise UserError(f"{directory}: damaged or incomplete ({type(error).__name__}); copy it again") from error
     model, report = loaded
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(HEADS))
+    # Heads may be missing: they start afresh.
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(encoder))
     if missing or report["mismatched_keys"]:
         raise UserError(
             f"{directory}: the weights lack {(missing or ['a tensor of the right shape'])[0]}; copy it again"

@@ -10,28 +10,11 @@ from typing import Any
 from glyphcrm.checkpoint import load_atlas, load_checkpoint, save_checkpoint
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.modeling import (
-    GlyphCRMForMaskedLM,
-    GlyphCRMForNextSentencePrediction,
-    GlyphCRMForPreTraining,
-    GlyphCRMForSequenceClassification,
-    GlyphCRMForTokenClassification,
-    GlyphCRMModel,
-    GlyphCRMPreTrainedModel,
-)
+from glyphcrm.modeling.heads import HEADS
+from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
-ARCHITECTURES: dict[str, type[GlyphCRMPreTrainedModel]] = {
-    model_class.__name__: model_class
-    for model_class in (
-        GlyphCRMForMaskedLM,
-        GlyphCRMForNextSentencePrediction,
-        GlyphCRMForPreTraining,
-        GlyphCRMForSequenceClassification,
-        GlyphCRMForTokenClassification,
-        GlyphCRMModel,
-    )
-}
+ARCHITECTURES = {model_class.__name__: model_class for model_class in (GlyphCRMModel, *HEADS)}
 
 
 def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedModel, GlyphAtlas]:

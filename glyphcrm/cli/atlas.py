@@ -202,7 +202,7 @@ def encode_characters(args: argparse.Namespace) -> int:
     import torch  # with transformers, it takes seconds
 
     from glyphcrm.extension import load_as_saved
-    from glyphcrm.modeling.glyph_vectors_file import DTYPES, VECTORS_FILE, save_vectors
+    from glyphcrm.modeling.glyph_vectors import DTYPES, VECTORS_FILE, save_vectors
 
     # Without the cache, as a file that is there is about to be replaced.
     model, atlas = load_as_saved(args.model, glyph_cache=False, dtype=torch.float32)

@@ -28,8 +28,10 @@ class Packing:
     boundaries: Tensor
     longest: int
 
-    def pack(self, padded: Tensor) -> Tensor:
-        """Return the tokens' part ``(1, T, ...)`` of a tensor that is or broadcasts to ``(B, L, ...)``."""
+    def pack(self, padded: Tensor | None) -> Tensor | None:
+        """Return the tokens' part ``(1, T, ...)`` of what is or broadcasts to ``(B, L, ...)``; None of None."""
+        if padded is None:
+            return None
         return padded.expand(*self.shape, *padded.shape[2:]).flatten(0, 1).index_select(0, self.places).unsqueeze(0)
 
     def unpack(self, packed: Tensor) -> Tensor:
@@ -104,9 +106,7 @@ def first_states(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor
     """Return the state ``(B, d)`` of each sequence's first token, [CLS], wherever the padding stands.
 
     Args:
-        hidden_states: ``(B, L, d)``, or ``(B, 1, d)`` if they are those of the first tokens already.
+        hidden_states: ``(B, L, d)``.
         attention_mask: as in `first_positions`.
     """
-    if hidden_states.shape[1] == 1:
-        return hidden_states[:, 0]
     return hidden_states.take_along_dim(first_positions(attention_mask, hidden_states).unsqueeze(2), 1)[:, 0]

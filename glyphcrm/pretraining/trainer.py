@@ -11,9 +11,9 @@ from accelerate import DistributedType
 from torch import Tensor
 
 from glyphcrm.modeling import GlyphCRMPreTrainedModel
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 from glyphcrm.pretraining.measures import Measures
 from glyphcrm.training.resumable_trainer import ResumableTrainer
-from glyphcrm.training.shared_glyphs import SharedGlyphs
 
 # Where HanGlyph can be called by itself; others wrap its weights.
 PLAIN_OR_DDP = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
