@@ -135,13 +135,11 @@ def test_prepared_glyphs_stand_beside_the_ids(model: GlyphCRMForPreTraining) -> 
         "glyph_index": glyph_index,
     }
     expected = model(**batch).prediction_logits
+    batch["input_ids"] = torch.full_like(ids, 9999)
     for forms in (prepared, vectors):
-        assert torch.equal(
-            model(**{**batch, "input_ids": torch.full_like(ids, 9999), **forms}).prediction_logits, expected
-        )
+        assert torch.equal(model(**batch, **forms).prediction_logits, expected)
     with torch.no_grad():
-        found = model(**{**batch, "input_ids": torch.full_like(ids, 9999), **prepared}).prediction_logits
-    torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(model(**batch, **prepared).prediction_logits, expected)
 
 
 def test_every_token_draws_its_own_dropout(model: GlyphCRMForPreTraining) -> None:
