@@ -38,7 +38,8 @@ def _register_models() -> None:
     from glyphcrm.modeling.heads import HEADS
     from glyphcrm.modeling.model import GlyphCRMModel
 
-    for model_class, auto_class in {GlyphCRMModel: "AutoModel", **HEADS}.items():
+    transformers.AutoModel.register(GlyphCRMConfig, GlyphCRMModel)
+    for model_class, auto_class in HEADS.items():
         getattr(transformers, auto_class).register(GlyphCRMConfig, model_class)
 
 

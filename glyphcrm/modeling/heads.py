@@ -153,17 +153,10 @@ class _MaskedLM(GlyphCRMHead):
         if label_index is None and self.training:
             label_index = (labels != IGNORED_LABEL).nonzero().squeeze(1)
         if label_index is not None:
-            labels = labels[label_index]
-            logits = self.mlm(hidden_states.flatten(0, 1)[label_index])
-        else:
-            logits = self.mlm(hidden_states)
-        labels = predictable(labels, self.config)
-        total = F.cross_entropy(
-            logits.view(-1, self.config.vocab_size).float(),
-            labels,
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-        )
+            labels, hidden_states = labels[label_index], hidden_states.flatten(0, 1)[label_index]
+        logits, labels = self.mlm(hidden_states), predictable(labels, self.config)
+        flat = logits.view(-1, self.config.vocab_size).float()
+        total = F.cross_entropy(flat, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         if num_items_in_batch is None:
             # A batch without a label has loss 0, not NaN.
             num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp_min(1)
@@ -245,15 +238,9 @@ class GlyphCRMForPreTraining(_MaskedLM):
         if next_sentence_label is not None:
             nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label.view(-1))
         losses = [loss for loss in (mlm_loss, nsp_loss) if loss is not None]
-        return GlyphCRMForPreTrainingOutput(
-            loss=torch.stack(losses).sum() if losses else None,
-            mlm_loss=mlm_loss,
-            nsp_loss=nsp_loss,
-            prediction_logits=logits,
-            seq_relationship_logits=nsp_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        loss = torch.stack(losses).sum() if losses else None
+        recorded = (outputs.hidden_states, outputs.attentions)
+        return GlyphCRMForPreTrainingOutput(loss, mlm_loss, nsp_loss, logits, nsp_logits, *recorded)
 
 
 class GlyphCRMForMaskedLM(_MaskedLM):

@@ -23,7 +23,7 @@ from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
 from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
 from glyphcrm.modeling.glyph_vectors import VECTORS_FILE, GlyphCache
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
-from glyphcrm.modeling.packing import find_packing, first_positions, first_states
+from glyphcrm.modeling.packing import find_packing, first_states, only_first
 from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
 
 # Glyphs over which features are whitened; the most frequent characters stand first in an atlas.
@@ -251,14 +251,9 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             states = block(states, mask, *its_skip, **kwargs)
 
         positions = None
-        if first_token_only and packing is not None:
-            positions, firsts = packing.first_tokens()
-            kwargs |= packing.attention_arguments(firsts)
-            packing = firsts
-        elif first_token_only and not is_whole and (mask is None or isinstance(mask, Tensor)):
-            positions = first_positions(attention_mask, states)
-            # All tokens have the same padding, and the mask of a caller is that of position 0.
-            mask = mask[:, :, :1] if mask is not None and mask.dim() == 4 else mask
+        if first_token_only and not is_whole:
+            positions, mask, packing, lengths = only_first(attention_mask, mask, packing, states)
+            kwargs |= lengths
         states = last(states, mask, *skip, positions, **kwargs)
         if packing is not None:
             states = packing.unpack(states)

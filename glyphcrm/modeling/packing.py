@@ -102,6 +102,29 @@ def first_positions(attention_mask: Tensor | None, rows: Tensor) -> Tensor:
     return (attention_mask != 0).int().argmax(1, keepdim=True).to(rows.device)
 
 
+def only_first(
+    attention_mask: Tensor | None, mask: Any, packing: Packing | None, states: Tensor
+) -> tuple[Tensor | None, Any, Packing | None, dict[str, Any]]:
+    """Return what makes a block compute the first tokens alone: their positions, mask, packing and attention arguments.
+
+    The positions are None where a block computes all tokens or none, under the mask of flex attention.
+
+    Args:
+        attention_mask: as in `first_positions`.
+        mask: what transformers has made of it for padded rows; with a packing, None.
+        packing: of the batch, or None.
+        states: ``(B, L, d)``, or ``(1, T, d)`` packed.
+    """
+    if packing is not None:
+        positions, firsts = packing.first_tokens()
+        return positions, None, firsts, packing.attention_arguments(firsts)
+    if not (mask is None or isinstance(mask, Tensor)):
+        return None, mask, None, {}
+    # All tokens have the same padding, and the mask of a caller is that of position 0.
+    mask = mask[:, :, :1] if mask is not None and mask.dim() == 4 else mask
+    return first_positions(attention_mask, states), mask, None, {}
+
+
 def first_states(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Return the state ``(B, d)`` of each sequence's first token, [CLS], wherever the padding stands.
 
