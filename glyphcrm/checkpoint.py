@@ -19,7 +19,6 @@ from glyphcrm.tokenization import VOCABULARY_FILE, GlyphCRMTokenizer, read_vocab
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
-HEADS = ("mlm.", "nsp.", "classifier.")  # may be missing: they start afresh
 WEIGHTS_FILE = "model.safetensors"
 TABLE = "glyph_table."
 
@@ -37,6 +36,22 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer.save_pretrained(temporary)
 
 
+def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT")) -> dict[str, Any]:
+    """Return the config.json of one of some kinds of model.
+
+    Raises:
+        UserError: there is none, or one of another model.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        found = f"a {config['model_type']} model"
+    except (OSError, ValueError, KeyError, TypeError):
+        config, found = {}, "no config.json there that names a model"
+    if config.get("model_type") not in [name.lower() for name in models]:
+        raise UserError(f"{directory}: {found}; give a directory with a saved {' or '.join(models)}")
+    return config
+
+
 def load_checkpoint(
     directory: Path, model_class: type[AnyModel], **settings: Any
 ) -> tuple[AnyModel, GlyphCRMTokenizer]:
@@ -45,13 +60,7 @@ def load_checkpoint(
     Raises:
         UserError: no GlyphCRM checkpoint, or a damaged one.
     """
-    try:
-        model_type = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        model_type = None
-    if model_type != GlyphCRMConfig.model_type:
-        found = "no config.json" if model_type is None else f"a {model_type} model"
-        raise UserError(f"{directory}: {found} there; give a directory with a saved GlyphCRM (see convert-bert)")
+    read_config(directory, ("GlyphCRM",))
     try:
         loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
         tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
@@ -60,7 +69,9 @@ def load_checkpoint(
     except Exception as error:  # whatever a damaged configuration or file makes transformers raise
         raise UserError(f"{directory}: damaged or incomplete ({type(error).__name__}); copy it again") from error
     model, report = loaded
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(HEADS))
+    # Heads may be missing: they start afresh.
+    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(encoder))
     if missing or report["mismatched_keys"]:
         raise UserError(
             f"{directory}: the weights lack {(missing or ['a tensor of the right shape'])[0]}; copy it again"

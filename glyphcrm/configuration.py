@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from glyphcrm.registration import register_auto_models
-
 POSITION_MAPS = ("paper", "release")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
 KERNEL_BACKENDS = ("auto", "triton", "cpu", "reference")  # as in glyphcrm_kernels, whose import costs more
+
+# Called whenever a configuration is made; `glyphcrm.registration` waits for the first.
+WHEN_MADE: list[Callable[[], None]] = []
 
 
 @strict
@@ -76,7 +78,8 @@ class GlyphCRMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        register_auto_models()
+        for call in WHEN_MADE:
+            call()
 
     def validate_sizes(self) -> None:
         """Refuse sizes that do not fit each other."""

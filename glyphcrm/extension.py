@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from glyphcrm.checkpoint import load_atlas, load_checkpoint, save_checkpoint
+from glyphcrm.checkpoint import load_atlas, load_checkpoint, read_config, save_checkpoint
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.modeling import (
-    GlyphCRMForMaskedLM,
-    GlyphCRMForNextSentencePrediction,
-    GlyphCRMForPreTraining,
-    GlyphCRMForSequenceClassification,
-    GlyphCRMForTokenClassification,
-    GlyphCRMModel,
-    GlyphCRMPreTrainedModel,
-)
+from glyphcrm.modeling.heads import HEADS
+from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
-ARCHITECTURES: dict[str, type[GlyphCRMPreTrainedModel]] = {
-    model_class.__name__: model_class
-    for model_class in (
-        GlyphCRMForMaskedLM,
-        GlyphCRMForNextSentencePrediction,
-        GlyphCRMForPreTraining,
-        GlyphCRMForSequenceClassification,
-        GlyphCRMForTokenClassification,
-        GlyphCRMModel,
-    )
-}
+MODELS: tuple[type[GlyphCRMPreTrainedModel], ...] = (GlyphCRMModel, *HEADS)
+ARCHITECTURES = {model_class.__name__: model_class for model_class in MODELS}
 
 
 def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedModel, GlyphAtlas]:
@@ -57,11 +40,10 @@ def save_extended(model: GlyphCRMPreTrainedModel, atlas: GlyphAtlas, directory: 
 
 def _saved_class(directory: Path) -> type[GlyphCRMPreTrainedModel]:
     """Return the class that config.json names, one of this package's: a name cannot make other code run."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return ARCHITECTURES[config["architectures"][0]]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(
-            f"{directory}: no config.json there that names one of {', '.join(ARCHITECTURES)}; "
-            "give a directory with a saved GlyphCRM"
-        ) from None
+    match read_config(directory, ("GlyphCRM",)).get("architectures"):
+        case [str(name), *_] if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    raise UserError(
+        f"{directory}: no config.json there that names one of {', '.join(sorted(ARCHITECTURES))}; "
+        "give a directory with a saved GlyphCRM"
+    )

@@ -13,7 +13,7 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import bert_config
-from glyphcrm.training.shared_glyphs import SharedGlyphs
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 
 LEARNING_RATE = 1e-4  # the paper's
 

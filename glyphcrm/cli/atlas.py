@@ -162,7 +162,7 @@ def encode(arguments: argparse.Namespace) -> int:
     import torch
 
     from glyphcrm.extension import load_as_saved
-    from glyphcrm.modeling.glyph_vectors_file import DTYPES, VECTORS_FILE, save_vectors
+    from glyphcrm.modeling.glyph_vectors import DTYPES, VECTORS_FILE, save_vectors
 
     # Without the cache, as a file that is there is about to be replaced.
     model, atlas = load_as_saved(arguments.model, glyph_cache=False, dtype=torch.float32)

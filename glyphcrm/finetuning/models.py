@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertForTokenClassification, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from glyphcrm.checkpoint import load_checkpoint
+from glyphcrm.checkpoint import load_checkpoint, read_config
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.bert_heads import BertForClsClassification
@@ -97,25 +96,6 @@ def load_finetuned(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
 def reads_glyphs(model: nn.Module) -> bool:
     """Whether the model takes distinct glyphs, as `glyphcrm.data.collator.distinct_glyphs` finds them."""
     return isinstance(model, GlyphCRMPreTrainedModel)
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return the config.json of a GlyphCRM or a BERT.
-
-    Raises:
-        UserError: there is none, or one of another kind of model.
-    """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{directory}: no config.json that names a model; give a directory with a saved GlyphCRM or BERT"
-        ) from None
-    if model_type not in (GLYPHCRM, BERT):
-        raise UserError(f"{directory}: a {model_type} model; give a GlyphCRM or a BERT")
-    return config
 
 
 def _load(

@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from glyphcrm.checkpoint import read_config
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
 from glyphcrm.finetuning.metrics import check_installed
-from glyphcrm.finetuning.models import read_config
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.results import (
     CHART_FILE,

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.modeling.heads import GlyphCRMForPreTrainingOutput, log_frequencies
+from glyphcrm.modeling.heads import GlyphCRMForPreTrainingOutput, log_frequencies, predictable
 from glyphcrm.modeling.positions import sinusoidal_positions
 
 # The fields of both configurations that shape the encoder.
@@ -70,17 +70,18 @@ class BertBaseline(BertForPreTraining):
         labels: Tensor,
         label_index: Tensor,
         next_sentence_label: Tensor,
-        **_glyphs: Tensor,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
     ) -> GlyphCRMForPreTrainingOutput:
-        """Return losses and logits of a batch; the arguments are the tensors of `PretrainingCollator`."""
-        sequence, pooled = self.bert(
-            self._known(input_ids),
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-        )[:2]
+        """Return losses and logits of a batch; the arguments are the tensors of `PretrainingCollator`.
+
+        `glyph_ids` and `glyph_index` are for GlyphCRM, and not used.
+        """
+        ids = predictable(input_ids, self.config)
+        sequence, pooled = self.bert(ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[:2]
         logits, nsp_logits = self.cls(sequence.flatten(0, 1)[label_index], pooled)
-        mlm_loss = F.cross_entropy(logits.float(), self._known(labels.flatten()[label_index]), reduction="sum")
-        mlm_loss = mlm_loss / max(len(label_index), 1)
+        targets = predictable(labels.flatten()[label_index], self.config)
+        mlm_loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(label_index), 1)
         nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label)
         return GlyphCRMForPreTrainingOutput(
             loss=mlm_loss + nsp_loss,
@@ -89,9 +90,6 @@ class BertBaseline(BertForPreTraining):
             prediction_logits=logits,
             seq_relationship_logits=nsp_logits,
         )
-
-    def _known(self, ids: Tensor) -> Tensor:
-        return ids.masked_fill(ids >= self.config.vocab_size, int(self.config.unk_token_id))
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.glyphs.raster import IMAGE_SIZE
+from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_BYTES
 from glyphcrm.modeling.kernel_backend import kernel_backend
 from glyphcrm.modeling.whitening import whitening_basis
 
-CHUNK = 256  # glyphs at once
-# On a CPU: with fewer at once the buffers of HanGlyph's backward fit into the memory that the encoder's has freed.
-CPU_CHUNK = 128
-PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
+PIECE = 256  # characters at once where no gradients are wanted, which bounds the memory
+# Where they are, on a CPU: the buffers of the backward then fit into the memory that the encoder's has freed.
+CPU_PIECE = 128
 
 
 class GlyphVectors(NamedTuple):
@@ -41,6 +40,12 @@ def position_map(kind: str) -> Tensor:
     from_centre = (pixels / (IMAGE_SIZE - 1) - 0.5) * 0.4
     axis = from_centre if kind == "paper" else (pixels - IMAGE_SIZE // 2) * 0.02
     return torch.stack([axis.expand(IMAGE_SIZE, -1), -axis.unsqueeze(1).expand(-1, IMAGE_SIZE)])
+
+
+def in_pieces(make: Callable[[Tensor], tuple[Tensor, ...]], pieces: Iterable[Tensor]) -> list[Tensor]:
+    """Return the tensors that `make` returns for each piece of some rows, joined over the pieces."""
+    made = [make(piece) for piece in pieces]
+    return [torch.cat(parts) for parts in zip(*made, strict=True)] if len(made) > 1 else list(made[0])
 
 
 class GlyphTable(nn.Module):
@@ -92,11 +97,8 @@ class HanGlyph(GradientCheckpointingLayer):
             rows: ``(U,)`` int64, the distinct characters of a batch.
             bitmaps: ``(N, 288)`` uint8, the packed atlas.
         """
-        if rows.is_cuda or torch.compiler.is_compiling():
-            block1, block2 = self.features(rows, bitmaps)
-        else:
-            chunks = rows.chunk(max(1, math.ceil(len(rows) / CPU_CHUNK)))
-            block1, block2 = _joined(self.features(chunk, bitmaps) for chunk in chunks)
+        pieces = 1 if rows.is_cuda or torch.compiler.is_compiling() else max(1, math.ceil(len(rows) / CPU_PIECE))
+        block1, block2 = in_pieces(lambda piece: self.features(piece, bitmaps), rows.chunk(pieces))
         return GlyphVectors(
             torch.tanh(self.vector(block2)),
             torch.tanh(self.skip1(block1)),
@@ -104,9 +106,14 @@ class HanGlyph(GradientCheckpointingLayer):
         )
 
     @torch.no_grad()
-    def all_features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
-        """As `features`, without gradients and some glyphs at a time, which bounds the memory."""
-        return _joined(self.features(chunk, bitmaps) for chunk in rows.split(CHUNK))
+    def all_features(self, rows: Tensor, bitmaps: Tensor) -> list[Tensor]:
+        """As `features`, without gradients and some characters at a time."""
+        return in_pieces(lambda piece: self.features(piece, bitmaps), rows.split(PIECE))
+
+    @torch.no_grad()
+    def all_vectors(self, rows: Tensor, bitmaps: Tensor) -> GlyphVectors:
+        """As `forward`, without gradients and some characters at a time."""
+        return GlyphVectors(*in_pieces(lambda piece: self(piece, bitmaps), rows.split(PIECE)))
 
     @torch.no_grad()
     def whiten_projections(self, rows: Tensor, bitmaps: Tensor, spread: float) -> None:
@@ -135,11 +142,6 @@ def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:
     projection.weight.copy_(weight)
     assert projection.bias is not None
     projection.bias.copy_(-weight @ mean)
-
-
-def _joined(chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    block1, block2 = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return block1, block2
 
 
 def _rest_of_block(first: Tensor, shortcut: Tensor, convolutions: nn.ModuleList, backend: str) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     MaskedLMOutput,
@@ -23,6 +24,11 @@ from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.modeling.packing import first_states
 
 IGNORED_LABEL = -100
+
+
+def predictable(ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Return `ids` with [UNK] in the place of characters that can be read but not predicted."""
+    return ids.masked_fill(ids >= config.vocab_size, config.unk_token_id)
 
 
 def log_frequencies(counts: Tensor) -> Tensor:
@@ -59,12 +65,70 @@ class NextSentenceHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(cls_states)))
 
 
-class MaskedLMMixin:
+class LinearHead(nn.Module):
+    """Dropout and one linear layer: the paper's head for classification and for tagging."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__()
+        p = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
+        self.linear = nn.Linear(config.hidden_size, config.num_labels or 2)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map ``(..., d)`` to ``(..., num_labels)``."""
+        return self.linear(self.dropout(hidden_states))
+
+
+class GlyphCRMHead(GlyphCRMPreTrainedModel):
+    """What all models with heads share: the encoder, and `parts` that read its states.
+
+    Attributes:
+        parts: name and class of each module beside the encoder.
+        reads_first_token: the head reads the state of [CLS] alone.
+        output_class: of `forward`, with fields loss, logits, hidden_states, attentions.
+    """
+
+    parts: ClassVar[dict[str, type[nn.Module]]]
+    reads_first_token: ClassVar[bool]
+    output_class: ClassVar[type[ModelOutput]]
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__(config)
+        self.glyphcrm = GlyphCRMModel(config)
+        for name, module in self.parts.items():
+            self.add_module(name, module(config))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """As `GlyphCRMModel.forward`, then the head; the class says what its labels are."""
+        form = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index)
+        outputs = self.glyphcrm(*form, self.reads_first_token, **kwargs)
+        (head,) = (self.get_submodule(name) for name in self.parts)
+        logits = head(outputs.first_states if self.reads_first_token else outputs.last_hidden_state)
+        loss = None if labels is None else self.loss(logits, labels, **kwargs)
+        return self.output_class(loss, logits, outputs.hidden_states, outputs.attentions)
+
+    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        """Return the loss of a head whose `forward` is the one above."""
+        raise NotImplementedError
+
+
+class _MaskedLM(GlyphCRMHead):
     """Masked language modelling on top of hidden states, at as few positions as the caller needs."""
 
-    config: GlyphCRMConfig
     mlm: MaskedLMHead
-    training: bool
 
     def masked_lm(
         self,
@@ -89,55 +153,14 @@ class MaskedLMMixin:
         if label_index is None and self.training:
             label_index = (labels != IGNORED_LABEL).nonzero().squeeze(1)
         if label_index is not None:
-            labels = labels[label_index]
-            logits = self.mlm(hidden_states.flatten(0, 1)[label_index])
-        else:
-            logits = self.mlm(hidden_states)
-        labels = labels.masked_fill(labels >= self.config.vocab_size, self.config.unk_token_id)
-        total = F.cross_entropy(
-            logits.view(-1, self.config.vocab_size).float(),
-            labels,
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-        )
+            labels, hidden_states = labels[label_index], hidden_states.flatten(0, 1)[label_index]
+        logits, labels = self.mlm(hidden_states), predictable(labels, self.config)
+        flat = logits.view(-1, self.config.vocab_size).float()
+        total = F.cross_entropy(flat, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         if num_items_in_batch is None:
             # A batch without a label has loss 0, not NaN.
             num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp_min(1)
         return logits, total / num_items_in_batch
-
-
-@dataclass
-class GlyphCRMForPreTrainingOutput(ModelOutput):
-    """Output of `GlyphCRMForPreTraining`.
-
-    Attributes:
-        loss: `mlm_loss` + `nsp_loss`, of those that have labels.
-        mlm_loss: mean over the masked positions.
-        nsp_loss: mean over the pairs.
-        prediction_logits: ``(B, L, vocab_size)``, or ``(M, vocab_size)`` (see `MaskedLMMixin.masked_lm`).
-        seq_relationship_logits: ``(B, 2)``.
-    """
-
-    loss: Tensor | None = None
-    mlm_loss: Tensor | None = None
-    nsp_loss: Tensor | None = None
-    prediction_logits: Tensor | None = None
-    seq_relationship_logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class GlyphCRMForPreTraining(GlyphCRMPreTrainedModel, MaskedLMMixin):
-    """Masked language modelling and next-sentence prediction."""
-
-    accepts_loss_kwargs = False  # two means with different counts: see PretrainingTrainer
-
-    def __init__(self, config: GlyphCRMConfig) -> None:
-        super().__init__(config)
-        self.glyphcrm = GlyphCRMModel(config)
-        self.mlm = MaskedLMHead(config)
-        self.nsp = NextSentenceHead(config)
-        self.post_init()
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
@@ -154,6 +177,35 @@ class GlyphCRMForPreTraining(GlyphCRMPreTrainedModel, MaskedLMMixin):
     def get_output_embeddings(self) -> nn.Linear:
         """The linear layer that predicts characters."""
         return self.mlm.decoder
+
+
+@dataclass
+class GlyphCRMForPreTrainingOutput(ModelOutput):
+    """Output of `GlyphCRMForPreTraining`.
+
+    Attributes:
+        loss: `mlm_loss` + `nsp_loss`, of those that have labels.
+        mlm_loss: mean over the masked positions.
+        nsp_loss: mean over the pairs.
+        prediction_logits: ``(B, L, vocab_size)``, or ``(M, vocab_size)`` (see `masked_lm`).
+        seq_relationship_logits: ``(B, 2)``.
+    """
+
+    loss: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    nsp_loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class GlyphCRMForPreTraining(_MaskedLM):
+    """Masked language modelling and next-sentence prediction."""
+
+    accepts_loss_kwargs = False  # two means with different counts: see PretrainingTrainer
+    parts: ClassVar = {"mlm": MaskedLMHead, "nsp": NextSentenceHead}
+    nsp: NextSentenceHead
 
     @can_return_tuple
     def forward(
@@ -174,18 +226,11 @@ class GlyphCRMForPreTraining(GlyphCRMPreTrainedModel, MaskedLMMixin):
 
         Args:
             labels: ``(B, L)`` int64, the character to predict, -100 where none is.
-            label_index: ``(M,)`` int64, flat positions of the labels; see `MaskedLMMixin.masked_lm`.
+            label_index: ``(M,)`` int64, flat positions of the labels; see `masked_lm`.
             next_sentence_label: ``(B,)`` int64, 0 when B follows A, 1 when it does not.
         """
         outputs = self.glyphcrm(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            glyph_ids,
-            glyph_index,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
         )
         logits, mlm_loss = self.masked_lm(outputs.last_hidden_state, labels, label_index)
         nsp_logits = self.nsp(first_states(outputs.last_hidden_state, attention_mask))
@@ -193,29 +238,15 @@ class GlyphCRMForPreTraining(GlyphCRMPreTrainedModel, MaskedLMMixin):
         if next_sentence_label is not None:
             nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label.view(-1))
         losses = [loss for loss in (mlm_loss, nsp_loss) if loss is not None]
-        return GlyphCRMForPreTrainingOutput(
-            loss=torch.stack(losses).sum() if losses else None,
-            mlm_loss=mlm_loss,
-            nsp_loss=nsp_loss,
-            prediction_logits=logits,
-            seq_relationship_logits=nsp_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        loss = torch.stack(losses).sum() if losses else None
+        recorded = (outputs.hidden_states, outputs.attentions)
+        return GlyphCRMForPreTrainingOutput(loss, mlm_loss, nsp_loss, logits, nsp_logits, *recorded)
 
 
-class GlyphCRMForMaskedLM(GlyphCRMPreTrainedModel, MaskedLMMixin):
+class GlyphCRMForMaskedLM(_MaskedLM):
     """Masked language modelling alone."""
 
-    def __init__(self, config: GlyphCRMConfig) -> None:
-        super().__init__(config)
-        self.glyphcrm = GlyphCRMModel(config)
-        self.mlm = MaskedLMHead(config)
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The linear layer that predicts characters."""
-        return self.mlm.decoder
+    parts: ClassVar = {"mlm": MaskedLMHead}
 
     @can_return_tuple
     def forward(
@@ -234,160 +265,60 @@ class GlyphCRMForMaskedLM(GlyphCRMPreTrainedModel, MaskedLMMixin):
     ) -> MaskedLMOutput:
         """As `GlyphCRMModel.forward`; `labels` and `label_index` as in `GlyphCRMForPreTraining`."""
         outputs = self.glyphcrm(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            glyph_ids,
-            glyph_index,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
         )
         logits, loss = self.masked_lm(outputs.last_hidden_state, labels, label_index, num_items_in_batch)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
-class GlyphCRMForNextSentencePrediction(GlyphCRMPreTrainedModel):
-    """Next-sentence prediction alone."""
+class GlyphCRMForNextSentencePrediction(GlyphCRMHead):
+    """Next-sentence prediction alone; `labels` ``(B,)`` are 0 when B follows A, 1 when it does not."""
 
     accepts_loss_kwargs = False
+    parts: ClassVar = {"nsp": NextSentenceHead}
+    reads_first_token = True
+    output_class = NextSentencePredictorOutput
 
-    def __init__(self, config: GlyphCRMConfig) -> None:
-        super().__init__(config)
-        self.glyphcrm = GlyphCRMModel(config)
-        self.nsp = NextSentenceHead(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        glyph_ids: Tensor | None = None,
-        glyph_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> NextSentencePredictorOutput:
-        """As `GlyphCRMModel.forward`; `labels` ``(B,)`` is 0 when B follows A, 1 when it does not."""
-        outputs = self.glyphcrm(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            glyph_ids,
-            glyph_index,
-            first_token_only=True,
-            **kwargs,
-        )
-        logits = self.nsp(first_states(outputs.last_hidden_state, attention_mask))
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
-        return NextSentencePredictorOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        """Return the mean over the pairs."""
+        return F.cross_entropy(logits.float(), labels.view(-1))
 
 
-class LinearHead(nn.Module):
-    """Dropout and one linear layer: the paper's head for classification and for tagging."""
+class GlyphCRMForSequenceClassification(GlyphCRMHead):
+    """One linear layer on the hidden state of [CLS], without a pooler, as in the paper.
 
-    def __init__(self, config: GlyphCRMConfig) -> None:
-        super().__init__()
-        p = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
-        self.linear = nn.Linear(config.hidden_size, config.num_labels or 2)
+    `labels` ``(B,)`` are classes (or targets, see `config.problem_type`).
+    """
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map ``(..., d)`` to ``(..., num_labels)``."""
-        return self.linear(self.dropout(hidden_states))
+    parts: ClassVar = {"classifier": LinearHead}
+    reads_first_token = True
+    output_class = SequenceClassifierOutput
 
-
-class GlyphCRMForSequenceClassification(GlyphCRMPreTrainedModel):
-    """One linear layer on the hidden state of [CLS], without a pooler, as in the paper."""
-
-    def __init__(self, config: GlyphCRMConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.glyphcrm = GlyphCRMModel(config)
-        self.classifier = LinearHead(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        glyph_ids: Tensor | None = None,
-        glyph_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """As `GlyphCRMModel.forward`; `labels` ``(B,)`` classes (or targets, see `config.problem_type`)."""
-        outputs = self.glyphcrm(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            glyph_ids,
-            glyph_index,
-            first_token_only=True,
-            **kwargs,
-        )
-        logits = self.classifier(first_states(outputs.last_hidden_state, attention_mask))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        """Return transformers' loss."""
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
 
 
-class GlyphCRMForTokenClassification(GlyphCRMPreTrainedModel):
-    """One linear layer on every character's hidden state, without a CRF, as in the paper."""
+class GlyphCRMForTokenClassification(GlyphCRMHead):
+    """One linear layer on every character's hidden state, without a CRF, as in the paper.
 
-    def __init__(self, config: GlyphCRMConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.glyphcrm = GlyphCRMModel(config)
-        self.classifier = LinearHead(config)
-        self.post_init()
+    `labels` ``(B, L)`` are tags, -100 where none is.
+    """
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        glyph_ids: Tensor | None = None,
-        glyph_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> TokenClassifierOutput:
-        """As `GlyphCRMModel.forward`; `labels` ``(B, L)`` tags, -100 where none is."""
-        outputs = self.glyphcrm(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            glyph_ids,
-            glyph_index,
-            **kwargs,
-        )
-        logits = self.classifier(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    parts: ClassVar = {"classifier": LinearHead}
+    reads_first_token = False
+    output_class = TokenClassifierOutput
+
+    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        """Return transformers' loss."""
+        return self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
+
+
+# Every model with a head, and transformers' Auto class that makes it.
+HEADS: dict[type[GlyphCRMHead], str] = {
+    GlyphCRMForPreTraining: "AutoModelForPreTraining",
+    GlyphCRMForMaskedLM: "AutoModelForMaskedLM",
+    GlyphCRMForNextSentencePrediction: "AutoModelForNextSentencePrediction",
+    GlyphCRMForSequenceClassification: "AutoModelForSequenceClassification",
+    GlyphCRMForTokenClassification: "AutoModelForTokenClassification",
+}

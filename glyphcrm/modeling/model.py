@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,10 +21,9 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
 from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
-from glyphcrm.modeling.glyph_cache import GlyphCache
-from glyphcrm.modeling.glyph_vectors_file import VECTORS_FILE
+from glyphcrm.modeling.glyph_vectors import VECTORS_FILE, GlyphCache
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
-from glyphcrm.modeling.packing import find_packing, first_positions
+from glyphcrm.modeling.packing import find_packing, first_states, only_first
 from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
 
 # Glyphs over which features are whitened; the most frequent characters stand first in an atlas.
@@ -43,8 +43,10 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # A checkpoint of one head may be loaded into a model with another.
-    _keys_to_ignore_on_load_unexpected = [r"^(mlm|nsp|classifier)\."]
+    # What is no part of the encoder: a checkpoint of one head may be loaded into a model with another.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(?!(glyphcrm|glyph_table|hanglyph|position_embeddings|token_type_embeddings|embedding_norm|blocks)\.)"
+    ]
     _can_record_outputs = {"hidden_states": EncoderBlock, "attentions": SelfAttention}
 
     @torch.no_grad()
@@ -131,6 +133,13 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         raise NotImplementedError("GlyphCRM has no input embedding table; see set_atlas() to add characters")
 
 
+@dataclass
+class GlyphCRMModelOutput(BaseModelOutput):
+    """As transformers'; with `first_token_only` also the states ``(B, d)`` of the sequences' first tokens."""
+
+    first_states: Tensor | None = None
+
+
 class GlyphCRMModel(GlyphCRMPreTrainedModel):
     """The encoder without heads: token ids (or prepared distinct glyphs) to hidden states."""
 
@@ -185,7 +194,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         first_token_only: bool = False,
         glyph_vectors: GlyphVectors | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput:
+    ) -> GlyphCRMModelOutput:
         """Return the last hidden states ``(B, L, d)``.
 
         The characters come in one of four forms:
@@ -193,9 +202,9 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         * `input_ids` ``(B, L)`` int64. Their distinct values are found here (on a GPU this waits for
           the device once).
         * `glyph_ids` ``(U,)`` and `glyph_index` ``(B, L)`` int64 with
-          ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait.
+          ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait. `input_ids` may stand beside them.
         * `glyph_vectors`, each ``(U, d)``, that HanGlyph made before (for several batches, see `SharedGlyphs`), and
-          `glyph_index`, each token's row in them.
+          `glyph_index`, each token's row in them. `input_ids` may stand beside them.
         * `inputs_embeds` ``(B, L, d)`` in place of the glyph vectors; then no glyph skips are added.
 
         In evaluation mode and without gradients, glyph vectors are kept for later batches (see `GlyphCache`), unless
@@ -206,71 +215,52 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             attention_mask: ``(B, L)``, 1 for tokens and 0 for padding; default all 1.
             token_type_ids: ``(B, L)``, 0 or 1; default 0.
             position_ids: ``(B, L)``; default 0, 1, 2, ...
-            first_token_only: the last block computes no more than the state of each sequence's first token, which
-                is returned as ``(B, 1, d)``; but ``(B, L, d)`` if states are recorded or the caller packed the batch.
+            first_token_only: `first_states` ``(B, d)`` are wanted, the states of the sequences' first tokens. The last
+                block then computes no others and the last hidden states are ``(B, 1, d)``; but all of them
+                if states are recorded or the caller packed the batch.
 
         Raises:
             ValueError: none or several of the four forms, an empty batch, nothing but padding, more
                 than `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the
                 values can tell is checked on the CPU, and where the distinct `input_ids` are found.)
         """
-        if glyph_index is not None:
-            input_ids = None  # the prepared form of the same
-        if sum(x is not None for x in (input_ids, glyph_ids, glyph_vectors, inputs_embeds)) != 1:
-            raise ValueError(
-                "give exactly one of input_ids, glyph_ids (with glyph_index), glyph_vectors (with glyph_index), "
-                "inputs_embeds"
-            )
-        glyphs = glyph_vectors
-        if inputs_embeds is None:
-            glyphs, glyph_index = self._glyphs(input_ids, glyph_ids, glyph_index, glyph_vectors)
-        else:
-            self._check_shape(inputs_embeds.shape[:-1])
-        on_cpu = attention_mask is not None and attention_mask.device.type == "cpu"
-        if attention_mask is not None and on_cpu and not _compiling() and not attention_mask.any():
-            raise ValueError("attention_mask is all 0: the batch holds nothing but padding")
+        self._check_batch(input_ids, glyph_ids, glyph_index, glyph_vectors, inputs_embeds, attention_mask)
+        glyphs, tokens = None, inputs_embeds
+        if tokens is None:
+            glyphs, tokens = self._glyphs(input_ids, glyph_ids, glyph_index, glyph_vectors)
 
-        tokens = cast(Tensor, glyph_index if inputs_embeds is None else inputs_embeds)
         # Recorded states have all positions; and a caller may have packed the batch.
-        as_given = "cu_seq_lens_q" in kwargs or any(
+        is_whole = "cu_seq_lens_q" in kwargs or any(
             kwargs.get(name, getattr(self.config, name, False))
             for name in ("output_hidden_states", "output_attentions")
         )
-        packing = None if as_given else find_packing(attention_mask, tokens, self.config)
+        packing = None if is_whole else find_packing(attention_mask, tokens, self.config)
         if packing is not None:
             position_ids = packing.positions() if position_ids is None else packing.pack(position_ids)
-            token_type_ids = None if token_type_ids is None else packing.pack(token_type_ids)
-            glyph_index = None if glyph_index is None else packing.pack(glyph_index)
-            inputs_embeds = None if inputs_embeds is None else packing.pack(inputs_embeds)
-            kwargs |= packing.attention_arguments(packing)
-        if glyphs is not None and glyph_index is not None:
-            # Dropout comes after the gather, so that each token draws its own.
-            inputs_embeds = self.dropout(F.embedding(glyph_index, glyphs.vector))
-        assert inputs_embeds is not None
-        hidden_states = self._embed(inputs_embeds, token_type_ids, position_ids)
-        mask = None
-        if packing is None:
-            mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            )
+            token_type_ids, tokens = packing.pack(token_type_ids), cast(Tensor, packing.pack(tokens))
 
-        skips = (glyphs.skip1, glyphs.skip2) if glyphs is not None else ()
-        positions = None
-        for block, skip in zip(self.blocks, (*skips, *[None] * len(self.blocks)), strict=False):
-            if block is self.blocks[-1] and first_token_only and not as_given:
-                if packing is not None:
-                    positions, firsts = packing.first_tokens()
-                    kwargs |= packing.attention_arguments(queries=firsts)
-                    packing = firsts
-                elif mask is None or isinstance(mask, Tensor):
-                    positions = first_positions(attention_mask, hidden_states)
-                    # All tokens have the same padding, and the mask of a caller is that of position 0.
-                    mask = mask[:, :, :1] if mask is not None and mask.dim() == 4 else mask
-            index = None if skip is None else glyph_index
-            hidden_states = block(hidden_states, mask, skip, index, positions, **kwargs)
+        states = self._embed(tokens, glyphs, token_type_ids, position_ids)
+        mask = None
         if packing is not None:
-            hidden_states = packing.unpack(hidden_states)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+            kwargs |= packing.attention_arguments(packing)
+        else:
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=attention_mask)
+        skips = [] if glyphs is None else [(glyphs.skip1, tokens), (glyphs.skip2, tokens)]
+        *others, (last, skip) = zip(self.blocks, [*skips, *[(None, None)] * len(self.blocks)], strict=False)
+        for block, its_skip in others:
+            states = block(states, mask, *its_skip, **kwargs)
+
+        positions = None
+        if first_token_only and not is_whole:
+            positions, mask, packing, lengths = only_first(attention_mask, mask, packing, states)
+            kwargs |= lengths
+        states = last(states, mask, *skip, positions, **kwargs)
+        if packing is not None:
+            states = packing.unpack(states)
+        if not first_token_only:
+            return GlyphCRMModelOutput(states)
+        first = first_states(states, attention_mask) if positions is None else states[:, 0]
+        return GlyphCRMModelOutput(states, first_states=first)
 
     def _glyphs(
         self,
@@ -280,43 +270,55 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         glyph_vectors: GlyphVectors | None,
     ) -> tuple[GlyphVectors, Tensor]:
         """Return glyph vectors and skips, and for each token its row in them, ``(B, L)`` int64."""
-        if input_ids is not None:
-            self._check_shape(input_ids.shape)
-        elif glyph_index is None or (glyph_ids is None and glyph_vectors is None):
-            raise ValueError("glyph_ids (or glyph_vectors) and glyph_index go together: give both")
-        else:
-            self._check_shape(glyph_index.shape)
         if glyph_vectors is not None:
-            assert glyph_index is not None
-            return glyph_vectors, glyph_index
+            return glyph_vectors, cast(Tensor, glyph_index)
         bitmaps = self.glyph_table.bitmaps
         if self.config.glyph_cache and not self.training and not torch.is_grad_enabled() and not _compiling():
-            rows = cast(Tensor, glyph_ids if input_ids is None else input_ids)
-            self._check_ids(rows, on_any_device=input_ids is not None and not self.glyph_cache.is_complete())
+            rows = cast(Tensor, input_ids if glyph_ids is None else glyph_ids)
+            self._check_ids(rows, on_any_device=glyph_ids is None and not self.glyph_cache.is_complete())
             kept = self.glyph_cache.vectors(self.hanglyph, bitmaps, rows)
             if kept is not None:
-                return kept, rows if input_ids is not None else rows[cast(Tensor, glyph_index)]
-        if input_ids is not None:
-            glyph_ids, glyph_index = torch.unique(input_ids, return_inverse=True)
-        assert glyph_ids is not None and glyph_index is not None
-        self._check_ids(glyph_ids, on_any_device=input_ids is not None)
-        return self.hanglyph(glyph_ids, bitmaps), glyph_index
+                return kept, rows if glyph_ids is None else rows[cast(Tensor, glyph_index)]
+        found_here = glyph_ids is None
+        if glyph_ids is None:
+            glyph_ids, glyph_index = torch.unique(cast(Tensor, input_ids), return_inverse=True)
+        self._check_ids(glyph_ids, on_any_device=found_here)
+        return self.hanglyph(glyph_ids, bitmaps), cast(Tensor, glyph_index)
 
-    def _embed(self, inputs_embeds: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
-        length = inputs_embeds.shape[1]
-        positions = (
-            self.position_embeddings.weight[:length] if position_ids is None else self.position_embeddings(position_ids)
-        )
-        segments = (
-            self.token_type_embeddings.weight[0]
-            if token_type_ids is None
-            else self.token_type_embeddings(token_type_ids)
-        )
+    def _embed(
+        self,
+        tokens: Tensor,
+        glyphs: GlyphVectors | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> Tensor:
+        """Return what block 0 reads; `tokens` are rows of `glyphs` ``(B, L)``, or without them embeddings."""
+        # Dropout comes after the gather, so that each token draws its own.
+        embeds = tokens if glyphs is None else self.dropout(F.embedding(tokens, glyphs.vector))
+        positions, segments = self.position_embeddings, self.token_type_embeddings
+        position = positions.weight[: embeds.shape[1]] if position_ids is None else positions(position_ids)
+        segment = segments.weight[0] if token_type_ids is None else segments(token_type_ids)
         # Autocast would leave float32 here, and every add-norm and linear layer after it would move twice the bytes.
-        normed = self.embedding_norm(inputs_embeds + positions + segments).to(inputs_embeds.dtype)
-        return self.dropout(normed)
+        return self.dropout(self.embedding_norm(embeds + position + segment).to(embeds.dtype))
 
-    def _check_shape(self, shape: torch.Size) -> None:
+    def _check_batch(
+        self,
+        input_ids: Tensor | None,
+        glyph_ids: Tensor | None,
+        glyph_index: Tensor | None,
+        glyph_vectors: GlyphVectors | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> None:
+        if (glyph_index is None) != (glyph_ids is None and glyph_vectors is None):
+            raise ValueError("glyph_ids (or glyph_vectors) and glyph_index go together: give both")
+        tokens = input_ids if glyph_index is None else glyph_index
+        if sum(x is not None for x in (tokens, inputs_embeds)) != 1 or not (glyph_ids is None or glyph_vectors is None):
+            raise ValueError(
+                "give exactly one of input_ids, glyph_ids (with glyph_index), glyph_vectors (with glyph_index), "
+                "inputs_embeds; input_ids may stand beside the second and the third"
+            )
+        shape = cast(Tensor, inputs_embeds).shape[:-1] if tokens is None else tokens.shape
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"the batch has shape {tuple(shape)}; it must be (batch, length), neither of them 0")
         if shape[1] > self.config.max_position_embeddings:
@@ -324,6 +326,9 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
                 f"a sequence of {shape[1]} tokens is longer than the model's "
                 f"{self.config.max_position_embeddings}; truncate it (tokenizer(..., truncation=True))"
             )
+        on_cpu = attention_mask is not None and attention_mask.device.type == "cpu"
+        if attention_mask is not None and on_cpu and not _compiling() and not attention_mask.any():
+            raise ValueError("attention_mask is all 0: the batch holds nothing but padding")
 
     def _check_ids(self, glyph_ids: Tensor, on_any_device: bool) -> None:
         if _compiling() or not (on_any_device or glyph_ids.device.type == "cpu"):

@@ -28,8 +28,10 @@ class Packing:
     boundaries: Tensor
     longest: int
 
-    def pack(self, padded: Tensor) -> Tensor:
-        """Return the tokens' part ``(1, T, ...)`` of a tensor that is or broadcasts to ``(B, L, ...)``."""
+    def pack(self, padded: Tensor | None) -> Tensor | None:
+        """Return the tokens' part ``(1, T, ...)`` of what is or broadcasts to ``(B, L, ...)``; None of None."""
+        if padded is None:
+            return None
         return padded.expand(*self.shape, *padded.shape[2:]).flatten(0, 1).index_select(0, self.places).unsqueeze(0)
 
     def unpack(self, packed: Tensor) -> Tensor:
@@ -100,13 +102,34 @@ def first_positions(attention_mask: Tensor | None, rows: Tensor) -> Tensor:
     return (attention_mask != 0).int().argmax(1, keepdim=True).to(rows.device)
 
 
+def only_first(
+    attention_mask: Tensor | None, mask: Any, packing: Packing | None, states: Tensor
+) -> tuple[Tensor | None, Any, Packing | None, dict[str, Any]]:
+    """Return what makes a block compute the first tokens alone: their positions, mask, packing and attention arguments.
+
+    The positions are None where a block computes all tokens or none, under the mask of flex attention.
+
+    Args:
+        attention_mask: as in `first_positions`.
+        mask: what transformers has made of it for padded rows; with a packing, None.
+        packing: of the batch, or None.
+        states: ``(B, L, d)``, or ``(1, T, d)`` packed.
+    """
+    if packing is not None:
+        positions, firsts = packing.first_tokens()
+        return positions, None, firsts, packing.attention_arguments(firsts)
+    if not (mask is None or isinstance(mask, Tensor)):
+        return None, mask, None, {}
+    # All tokens have the same padding, and the mask of a caller is that of position 0.
+    mask = mask[:, :, :1] if mask is not None and mask.dim() == 4 else mask
+    return first_positions(attention_mask, states), mask, None, {}
+
+
 def first_states(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Return the state ``(B, d)`` of each sequence's first token, [CLS], wherever the padding stands.
 
     Args:
-        hidden_states: ``(B, L, d)``, or ``(B, 1, d)`` if they are those of the first tokens already.
+        hidden_states: ``(B, L, d)``.
         attention_mask: as in `first_positions`.
     """
-    if hidden_states.shape[1] == 1:
-        return hidden_states[:, 0]
     return hidden_states.take_along_dim(first_positions(attention_mask, hidden_states).unsqueeze(2), 1)[:, 0]

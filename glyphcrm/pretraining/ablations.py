@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glyphcrm.modeling.hanglyph import CHUNK, GlyphVectors
+from glyphcrm.modeling.hanglyph import GlyphVectors
 from glyphcrm.modeling.heads import GlyphCRMForPreTraining
 
 
@@ -27,6 +27,6 @@ def free_glyphs(model: GlyphCRMForPreTraining) -> None:
     """Replace HanGlyph by vectors that start where its own are and learn freely."""
     base = model.glyphcrm
     bitmaps = base.glyph_table.bitmaps
-    chunks = [base.hanglyph(rows, bitmaps) for rows in torch.arange(len(bitmaps)).split(CHUNK)]
-    base.hanglyph = FreeGlyphs(GlyphVectors(*map(torch.cat, zip(*chunks, strict=True))))  # type: ignore[assignment]
+    vectors = base.hanglyph.all_vectors(torch.arange(len(bitmaps)), bitmaps)
+    base.hanglyph = FreeGlyphs(vectors)  # type: ignore[assignment]
     model.config.glyph_cache = False  # which knows HanGlyph alone

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState
 
 from glyphcrm.modeling import GlyphCRMPreTrainedModel
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 from glyphcrm.pretraining.measures import Measures
 from glyphcrm.training.callbacks import ProgressBar
 from glyphcrm.training.resumable_trainer import ResumableTrainer
-from glyphcrm.training.shared_glyphs import SharedGlyphs
 
 # Where HanGlyph can be called by itself; others wrap its weights.
 PLAIN_OR_DDP = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

@@ -26,7 +26,7 @@ from glyphcrm.modeling import (
     GlyphCRMForSequenceClassification,
     GlyphCRMModel,
 )
-from glyphcrm.modeling.glyph_vectors_file import VECTORS_FILE
+from glyphcrm.modeling.glyph_vectors import VECTORS_FILE
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import VOCABULARY_SIZE
 

@@ -124,6 +124,24 @@ def test_sharing_distinct_characters_changes_nothing(model: GlyphCRMForPreTraini
         assert (gradient - alone[2][name]).norm() <= 1e-5 * (1 + alone[2][name].norm()), name
 
 
+def test_prepared_glyphs_stand_beside_the_ids(model: GlyphCRMForPreTraining) -> None:
+    """They are used, and the ids are not looked at."""
+    batch = random_batch(len(model.glyphcrm.glyph_table.bitmaps))
+    ids = batch["input_ids"]
+    glyph_ids, glyph_index = ids.unique(return_inverse=True)
+    prepared = {"glyph_ids": glyph_ids, "glyph_index": glyph_index}
+    vectors = {
+        "glyph_vectors": model.glyphcrm.hanglyph(glyph_ids, model.glyphcrm.glyph_table.bitmaps),
+        "glyph_index": glyph_index,
+    }
+    expected = model(**batch).prediction_logits
+    batch["input_ids"] = torch.full_like(ids, 9999)
+    for forms in (prepared, vectors):
+        assert torch.equal(model(**batch, **forms).prediction_logits, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch, **prepared).prediction_logits, expected)
+
+
 def test_every_token_draws_its_own_dropout(model: GlyphCRMForPreTraining) -> None:
     """Sharing must not give all occurrences of a character the same dropout mask on the glyph vector."""
     base = model.glyphcrm
@@ -206,6 +224,7 @@ def test_position_maps() -> None:
         ({"input_ids": torch.zeros(1, 4, dtype=torch.int64), "attention_mask": torch.zeros(1, 4)}, "padding"),
         ({"input_ids": torch.zeros(1, 4, dtype=torch.int64)}, "nothing but padding"),
         ({"glyph_ids": torch.tensor([5])}, "go together"),
+        ({"input_ids": torch.ones(1, 4, dtype=torch.int64), "inputs_embeds": torch.ones(1, 4, 32)}, "exactly one of"),
         ({}, "exactly one of"),
     ],
 )

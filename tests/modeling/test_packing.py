@@ -151,13 +151,16 @@ def test_the_last_block_for_the_first_token_alone(
     base = model.glyphcrm
     inputs.pop("labels")
     whole = base(**inputs, output_hidden_states=True)
-    alone = base(**inputs, first_token_only=True).last_hidden_state
-    assert alone.shape == (6, 1, model.config.hidden_size)
+    asked = base(**inputs, first_token_only=True)
+    alone = asked.last_hidden_state
+    assert alone.shape == (6, 1, model.config.hidden_size) and torch.equal(asked.first_states, alone[:, 0])
     firsts = [whole.last_hidden_state[i, m.nonzero()[0, 0]] for i, m in enumerate(inputs["attention_mask"]) if m.any()]
     torch.testing.assert_close(alone[inputs["attention_mask"].any(1), 0], torch.stack(firsts))
     recorded = base(**inputs, first_token_only=True, output_hidden_states=True)
     assert [h.shape[1] for h in recorded.hidden_states] == [7] * 4
     assert torch.equal(recorded.last_hidden_state, whole.last_hidden_state)
+    torch.testing.assert_close(recorded.first_states, first_states(whole.last_hidden_state, inputs["attention_mask"]))
+    assert whole.first_states is None
 
 
 def test_padding_is_zero_and_the_mask_of_a_caller_is_kept(atlas: GlyphAtlas, batch: dict[str, Tensor]) -> None:

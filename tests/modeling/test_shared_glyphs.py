@@ -14,7 +14,7 @@ from torch import Tensor
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.training.shared_glyphs import SharedGlyphs
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 
 Loss = Callable[[dict[str, Any]], Tensor]
 

@@ -7,18 +7,17 @@ import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.modeling.glyph_vectors_file import load_vectors, vectors_digest
+from glyphcrm.modeling.glyph_vectors.file import load_vectors, vectors_digest
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
 from glyphcrm.modeling.kernel_backend import kernel_backend
 
-CHUNK = 256  # characters at once, which bounds the memory
 # An adapter or a quantised layer inside HanGlyph may change what it says without changing a parameter.
 PLAIN_MODULES = (HanGlyph, nn.Conv2d, nn.Linear, nn.ModuleList)
 PLAIN_TENSORS = (Tensor, nn.Parameter)
@@ -45,11 +44,6 @@ class _Table:
     complete: bool = False
 
 
-class _Stored(NamedTuple):
-    vectors: GlyphVectors
-    digest: str
-
-
 class GlyphCache:
     """The vectors of the characters that a model has met while its weights stood still.
 
@@ -59,16 +53,22 @@ class GlyphCache:
     atlas row is its own index. A CPU gives memory to rows when they are written, so it grows with the characters
     met, to 3 N d values: 258 MB for `base` in float32; a GPU gives all of it at once.
 
-    They are emptied when a parameter, a buffer or the pictures are another tensor or another version, by the step of
-    an optimiser that holds a parameter (fused ones leave the version as it is), under another autocast type or kernel
-    backend, and by `clear`. Writing through ``.data`` is not seen, nor is writing to tensors made in inference mode,
-    which have no version: call `clear` after it. Vectors from a file are then held against the weights again.
+    Five things empty them:
+
+    * a parameter, a buffer or the pictures become another tensor, or their version rises;
+    * an optimiser that holds a parameter takes a step: fused ones leave the version as it is;
+    * another autocast type;
+    * another kernel backend;
+    * `clear`, which the model calls when it is moved and when training begins, to free the memory.
+
+    Writing through ``.data`` is not seen, nor is writing to tensors made in inference mode, which have no version:
+    call `clear` after it. Vectors from a file are then held against the weights again.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._table: _Table | None = None
-        self._stored: _Stored | None = None
+        self._stored: tuple[GlyphVectors, str] | None = None  # of a file, and their digest
 
     def __reduce__(self) -> tuple[type[GlyphCache], tuple[()]]:
         """Copies of a model, and pickled ones, start with an empty cache."""
@@ -84,13 +84,13 @@ class GlyphCache:
         Raises:
             ValueError: it is damaged, of other sizes, or of other weights or pictures.
         """
-        stored = _Stored(*load_vectors(path))
-        expected = (len(bitmaps), hanglyph.vector.out_features)
-        if tuple(stored.vectors.vector.shape) != expected:
-            raise ValueError(f"it has vectors of shape {tuple(stored.vectors.vector.shape)}, not {expected}")
-        if stored.digest != vectors_digest(hanglyph, bitmaps):
+        vectors, digest = load_vectors(path)
+        shape, expected = tuple(vectors.vector.shape), (len(bitmaps), hanglyph.vector.out_features)
+        if shape != expected:
+            raise ValueError(f"it has vectors of shape {shape}, not {expected}")
+        if digest != vectors_digest(hanglyph, bitmaps):
             raise ValueError("it is of other weights or pictures, or the weights were rounded to a smaller dtype")
-        self._stored = stored
+        self._stored = vectors, digest
         self.clear()
 
     def vectors(self, hanglyph: HanGlyph, bitmaps: Tensor, rows: Tensor) -> GlyphVectors | None:
@@ -125,19 +125,15 @@ class GlyphCache:
         table = self._table
         return table is not None and table.complete
 
-    def is_of(self, parameters: set[int]) -> bool:
-        """Whether vectors were computed from a parameter with one of these `id`."""
-        table = self._table
-        return table is not None and not table.parameters.isdisjoint(parameters)
-
     def _start(self, origin: tuple[Any, ...], sources: list[Tensor], hanglyph: HanGlyph, bitmaps: Tensor) -> _Table:
         known = torch.zeros(len(bitmaps), dtype=torch.bool, device=bitmaps.device)
         parameters = frozenset(id(parameter) for parameter in hanglyph.parameters())
         table = _Table(origin, [source.detach() for source in sources], parameters, known)
         if self._stored is not None:
-            if self._stored.digest == vectors_digest(hanglyph, bitmaps):
+            vectors, digest = self._stored
+            if digest == vectors_digest(hanglyph, bitmaps):
                 dtype = _autocast_dtype(bitmaps.device) or hanglyph.vector.weight.dtype
-                table.vectors = GlyphVectors(*(part.to(bitmaps.device, dtype) for part in self._stored.vectors))
+                table.vectors = GlyphVectors(*(part.to(bitmaps.device, dtype) for part in vectors))
                 table.complete = True
             else:
                 self._stored = None
@@ -147,15 +143,17 @@ class GlyphCache:
 
 
 def _fill(table: _Table, hanglyph: HanGlyph, bitmaps: Tensor, rows: Tensor) -> None:
-    for chunk in rows[~table.known[rows]].unique().split(CHUNK):
-        computed = hanglyph(chunk, bitmaps)
-        if table.vectors is None:
-            table.vectors = GlyphVectors(*(part.new_empty(len(bitmaps), part.shape[1]) for part in computed))
-        for whole, part in zip(table.vectors, computed, strict=True):
-            whole[chunk] = part
-        if chunk.is_cuda:
-            torch.cuda.current_stream(chunk.device).synchronize()  # other threads read on streams of their own
-        table.known[chunk] = True
+    missing = rows[~table.known[rows]].unique()
+    if len(missing) == 0:  # another thread was faster
+        return
+    made = hanglyph.all_vectors(missing, bitmaps)
+    if table.vectors is None:
+        table.vectors = GlyphVectors(*(part.new_empty(len(bitmaps), part.shape[1]) for part in made))
+    for whole, part in zip(table.vectors, made, strict=True):
+        whole[missing] = part
+    if missing.is_cuda:
+        torch.cuda.current_stream(missing.device).synchronize()  # other threads read on streams of their own
+    table.known[missing] = True
     table.complete = bool(table.known.all())
 
 
@@ -184,11 +182,14 @@ _caches: weakref.WeakSet[GlyphCache] = weakref.WeakSet()
 
 @functools.cache
 def _watch_optimizers() -> None:
+    # For all optimisers, as only a step itself tells that a fused one (torch 2.9 to 2.13) has written to weights:
+    # versions stay, and looking at the weights would take longer than the vectors, and a GPU would be waited for.
     register_optimizer_step_post_hook(_clear_after_step)
 
 
-def _clear_after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _clear_after_step(optimizer: Optimizer, *_: Any) -> None:
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for cache in list(_caches):
-        if cache.is_of(stepped):
+        table = cache._table
+        if table is not None and not table.parameters.isdisjoint(stepped):
             cache.clear()

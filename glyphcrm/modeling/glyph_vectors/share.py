@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from glyphcrm.modeling.hanglyph import GlyphVectors
-from glyphcrm.modeling.model import GlyphCRMModel
+from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph
+
+
+class Encoder(Protocol):
+    """What a `GlyphCRMModel` makes glyph vectors with."""
+
+    hanglyph: HanGlyph
+    glyph_table: GlyphTable
 
 
 class SharedGlyphs:
@@ -28,11 +34,11 @@ class SharedGlyphs:
     and half of it in bfloat16. On a GPU the host waits for the device once.
 
     Args:
-        model: in training mode.
+        model: a `GlyphCRMModel` in training mode.
         batches: with `glyph_ids` and `glyph_index`, as collators make them, on the model's device.
     """
 
-    def __init__(self, model: GlyphCRMModel, batches: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, model: Encoder, batches: Sequence[Mapping[str, Any]]) -> None:
         self._ids = torch.cat([batch["glyph_ids"] for batch in batches]).unique()
         self._made: GlyphVectors = model.hanglyph(self._ids, model.glyph_table.bitmaps)
         self._leaves = [

@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glyphcrm.files import write_atomically
-from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
+from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph, in_pieces
 
 VECTORS_FILE = "glyph_vectors.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-CHUNK = 64  # characters at once: the bar moves every second or so on a CPU
+PIECE = 64  # characters at once: the bar moves every second or so on a CPU
 DIGEST = "sha256_of_weights_and_bitmaps"
 
 
@@ -33,12 +33,15 @@ def save_vectors(path: Path, hanglyph: HanGlyph, bitmaps: Tensor, dtype: torch.d
     Raises:
         UserError: the file cannot be written.
     """
-    parts: list[GlyphVectors] = []
     with tqdm(total=len(bitmaps), desc="encoding", unit=" characters", dynamic_ncols=True) as bar:
-        for chunk in torch.arange(len(bitmaps), device=bitmaps.device).split(CHUNK):
-            parts.append(GlyphVectors(*(vectors.to("cpu", dtype) for vectors in hanglyph(chunk, bitmaps))))
-            bar.update(len(chunk))
-    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in GlyphVectors._fields}
+
+        def make(piece: Tensor) -> tuple[Tensor, ...]:
+            made = tuple(vectors.to("cpu", dtype) for vectors in hanglyph(piece, bitmaps))
+            bar.update(len(piece))
+            return made
+
+        vectors = in_pieces(make, torch.arange(len(bitmaps), device=bitmaps.device).split(PIECE))
+    tensors = dict(zip(GlyphVectors._fields, vectors, strict=True))
     write_atomically(path, save(tensors, metadata={"format": "pt", DIGEST: vectors_digest(hanglyph, bitmaps)}))
 
 
