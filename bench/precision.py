@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.throughput.interleaved import interquartile_range, ratios, seconds_by_turns
+from bench.clock import interquartile_range, ratios, seconds_by_turns
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.metrics import Prediction, score
 from glyphcrm.finetuning.models import load_finetuned, reads_glyphs

@@ -7,28 +7,32 @@ import os
 import random
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
-from glyphcrm_kernels import attention_cpu, cpu_library
+from glyphcrm_kernels import choice
+from torch import Tensor
 
-from bench.throughput import chart, history, peak_memory, texts
-from bench.throughput.correctness import check_finite, check_ideas, nothing_dropped
-from bench.throughput.environment import ROOT
-from bench.throughput.history import Run
-from bench.throughput.ideas import ADD_NORM, EVERY_TOKEN, IDEAS
-from bench.throughput.interleaved import interquartile_range, seconds_by_turns
-from bench.throughput.material import Material, real_tokens
-from bench.throughput.models import TrainingStep, bert_arguments, build_bert, build_glyphcrm, glyphcrm_arguments
-from bench.throughput.rows import RATE, Row, row
-from bench.throughput.sizes import sizes
-from bench.throughput.table import table
+from bench.clock import interquartile_range, seconds_by_turns
+from bench.environment import ROOT
+from bench.throughput import chart, history, material as texts, processes
+from bench.throughput.history import RATE, Row, Run, row, table
+from bench.throughput.ideas import EVERY_TOKEN, IDEAS, check_ideas, nothing_dropped
+from bench.throughput.material import Material, real_tokens, sizes
+from bench.throughput.models import (
+    ORDERS,
+    GlyphStep,
+    TrainingStep,
+    bert_arguments,
+    build_bert,
+    build_glyphcrm,
+    check_finite,
+    glyphcrm_arguments,
+)
 from glyphcrm.errors import UserError
-from glyphcrm.modeling import GlyphCRMForPreTraining, hanglyph, model
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling import GlyphCRMForPreTraining, hanglyph
 from tests.classic import TEXT
 
 NANO = sizes("nano")
@@ -157,7 +161,7 @@ def test_the_peak_is_not_that_of_the_process_that_asks(material: Material) -> No
     path = material.directory / "batch.pt"
     torch.save(next(material.full_batches(4)), path)
     much = b"x" * (1 << 30)
-    peak = peak_memory.measure("bert", "nano", material.directory / Material.ATLAS_FILE, path)
+    peak = processes.peak_memory("bert", "nano", material.directory / Material.ATLAS_FILE, path)
     assert 0 < peak.before < peak.peak < len(much)
 
 
@@ -312,11 +316,3 @@ def test_the_table_says_what_was_reached_and_what_was_before() -> None:
     assert "missed" in table(example("2026-01-02", 0.8))[2]
     (line,) = table(example("2026-01-02", 0.8, rows=[]))
     assert "a processor, threads: 2" in line
-
-
-def test_labels_of_the_chart_keep_apart() -> None:
-    gap = chart.LEAST_GAP
-    places = chart._apart([0.1, 0.5, 0.5, 0.5 + gap / 2, 0.9])
-    assert places[0] == pytest.approx(0.1) and places[4] == pytest.approx(0.9)
-    assert all(b - a >= gap - 1e-9 for a, b in pairwise(places))
-    assert sum(places[1:4]) / 3 == pytest.approx(0.5 + gap / 6)
