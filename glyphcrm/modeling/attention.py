@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from glyphcrm_kernels.attention_cpu import attention_cpu, attention_fits_cpu
+from glyphcrm_kernels import dropout_attention
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -34,64 +33,54 @@ def eager_attention(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
 
 
-def packed_sdpa_attention(
-    module: nn.Module,
+def sdpa_attention(
+    module: SelfAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    cu_seq_lens_q: Tensor,
-    cu_seq_lens_k: Tensor,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention inside each sequence of a packed row, by PyTorch, in the form of transformers' attention interface.
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Fused attention, in the form of transformers' attention interface: `dropout_attention` where it applies.
 
     Args:
-        module: not used.
-        query: ``(1, heads, Q, head size)``.
-        key: ``(1, heads, T, head size)``, and so is `value`.
-        attention_mask: not used: there is no padding.
-        cu_seq_lens_q: ``(S + 1,)``: where each sequence starts among the queries, and Q.
+        module: whose configuration chooses the backend.
+        query: ``(B, heads, Q, head size)``.
+        key: ``(B, heads, T, head size)``, and so is `value`.
+        attention_mask: not used in a packed row, where there is no padding.
+        cu_seq_lens_q: of a packed row (B = 1), ``(S + 1,)``: where each sequence starts among the queries, and Q.
         cu_seq_lens_k: the same among the keys, and T.
 
     Returns:
-        ``(1, Q, heads, head size)``.
+        ``(B, Q, heads, head size)``.
     """
-    asked, read = cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist()
-    # One `split`, whose backward is one `cat`; slices would each make a gradient of the whole row.
-    parts = zip(query.split(asked, 2), key.split(read, 2), value.split(read, 2), strict=True)
-    contexts = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling) for q, k, v in parts]
-    return torch.cat([context.transpose(1, 2) for context in contexts], 1), None
-
-
-def cpu_dropout_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    dropout: float,
-    cu_seq_lens_q: Tensor | None = None,
-    cu_seq_lens_k: Tensor | None = None,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Return the context ``(B, Q, heads, head size)``.
-
-    Args:
-        module: not used.
-        query: ``(B, heads, Q, head size)``.
-        key: ``(B, heads, T, head size)``, and so is `value`.
-        attention_mask: not used: there must be no padding.
-        cu_seq_lens_q, cu_seq_lens_k: of a packed row, as in `packed_sdpa_attention`.
-    """
+    is_packed = cu_seq_lens_q is not None
+    is_plain = 0 < dropout < 1 and attention_mask is None and not kwargs.get("is_causal")
+    if not (is_packed or is_plain):
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     asked, read = (None if ends is None else ends.diff().tolist() for ends in (cu_seq_lens_q, cu_seq_lens_k))
-    lengths = {"query_lengths": asked, "key_lengths": read}
-    return attention_cpu(query, key, value, scaling=scaling, p=dropout, **lengths), None
+    backend = kernel_backend(module.config)
+    context = dropout_attention(
+        *(query, key, value),
+        scaling=scaling,
+        p=dropout,
+        query_lengths=asked,
+        key_lengths=read,
+        backend="reference" if backend == "triton" else backend,  # there are no Triton kernels of ours for it
+    )
+    return context, None
+
+
+# By `attn_implementation`; what is not here is transformers'.
+ATTENTIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
+    "eager": eager_attention,
+    "sdpa": sdpa_attention,
+}
 
 
 class SelfAttention(nn.Module):
@@ -125,22 +114,12 @@ class SelfAttention(nn.Module):
         query = self._heads(self.query(queries))
         key, value = self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
         dropout = self.p if self.training else 0.0
-        is_packed = "cu_seq_lens_q" in kwargs
-        is_plain = (is_packed or attention_mask is None) and not kwargs.get("is_causal")
-        fits_c = 0 < dropout < 1 and is_plain and attention_fits_cpu(query, key, value)
-        attend = self._implementation(is_packed, fits_c)
+        name = self.config._attn_implementation
+        attend = ATTENTIONS.get(name) or ALL_ATTENTION_FUNCTIONS[name]
         context, probabilities = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )
         return self.output(context.reshape(queries.shape)), probabilities
-
-    def _implementation(self, is_packed: bool, fits_c: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
-        name = self.config._attn_implementation
-        if name == "sdpa" and fits_c and kernel_backend(self.config) == "auto":
-            return cpu_dropout_attention
-        if name == "sdpa" and is_packed:
-            return packed_sdpa_attention
-        return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:-1], -1, self.head_size).transpose(1, 2)

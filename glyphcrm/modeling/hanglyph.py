@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from glyphcrm_kernels import glyph_conv, glyph_stem
-from glyphcrm_kernels.glyph_stem_cpu import stem_fits_cpu
+from glyphcrm_kernels import glyph_conv, glyph_stem_conv
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.raster import IMAGE_SIZE
 from glyphcrm.modeling.kernel_backend import kernel_backend
-from glyphcrm.modeling.redrawn_stem import redrawing
 from glyphcrm.modeling.whitening import whitening_basis
 
 CHUNK = 256  # glyphs at once
@@ -78,19 +75,9 @@ class HanGlyph(GradientCheckpointingLayer):
 
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
-        assert self.stem.bias is not None
-        weight, bias, backend = self.stem.weight, self.stem.bias, kernel_backend(self.config)
-
-        def draw() -> tuple[Tensor, Tensor]:
-            return glyph_stem(rows, bitmaps, weight, bias, self.positions, backend=backend)
-
-        stem, shortcut = draw()
-        # Where the stem is a look-up (in float32, not under autocast), drawing it again is nearly free.
-        by_look_up = backend == "auto" and stem.dtype == weight.dtype and stem_fits_cpu(rows, weight)
-        by_look_up = by_look_up and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        with redrawing(stem, torch.no_grad()(lambda: draw()[0]), (weight, bias)) if by_look_up else nullcontext():
-            first = _conv(stem, self.block1[0], relu=True, backend=backend)
-        del stem
+        backend = kernel_backend(self.config)
+        stem, convolution = _weights(self.stem), _weights(self.block1[0])
+        first, shortcut = glyph_stem_conv(rows, bitmaps, *stem, self.positions, *convolution, backend=backend)
         block1 = _rest_of_block(first, shortcut, self.block1, backend)
         expanded = _conv(block1, self.expand, relu=True, padding=1, backend=backend)
         first = _conv(expanded, self.block2[0], relu=True, backend=backend)
@@ -163,8 +150,12 @@ def _rest_of_block(first: Tensor, shortcut: Tensor, convolutions: nn.ModuleList,
 
 
 def _conv(x: Tensor, convolution: nn.Module, **epilogue: Any) -> Tensor:
+    return glyph_conv(x, *_weights(convolution), **epilogue)
+
+
+def _weights(convolution: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
-    return glyph_conv(x, convolution.weight, convolution.bias, **epilogue)
+    return convolution.weight, convolution.bias
 
 
 def he_std(convolution: nn.Conv2d) -> float:

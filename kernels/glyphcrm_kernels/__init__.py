@@ -1,8 +1,27 @@
-"""The fused operations of GlyphCRM: one file each, importable without the rest of the project."""
+"""The fused operations of GlyphCRM, a folder each, importable without the rest of the project.
 
-from glyphcrm_kernels.add_norm import add_norm
-from glyphcrm_kernels.glyph_conv import glyph_conv
-from glyphcrm_kernels.glyph_stem import glyph_stem, unpack_bits
-from glyphcrm_kernels.modules import AddNorm
+No folder or module has the name of a function that is imported here, which would hide it: `addnorm` has `add_norm`.
+"""
 
-__all__ = ["AddNorm", "add_norm", "glyph_conv", "glyph_stem", "unpack_bits"]
+from glyphcrm_kernels._shared.dispatch import BACKENDS, Choice
+from glyphcrm_kernels.addnorm.api import add_norm
+from glyphcrm_kernels.addnorm.module import AddNorm
+from glyphcrm_kernels.attention.api import dropout_attention
+from glyphcrm_kernels.conv.api import glyph_conv
+from glyphcrm_kernels.registry import choice
+from glyphcrm_kernels.stem.api import glyph_stem
+from glyphcrm_kernels.stem.reference import unpack_bits
+from glyphcrm_kernels.stemconv.api import glyph_stem_conv
+
+__all__ = [
+    "BACKENDS",
+    "AddNorm",
+    "Choice",
+    "add_norm",
+    "choice",
+    "dropout_attention",
+    "glyph_conv",
+    "glyph_stem",
+    "glyph_stem_conv",
+    "unpack_bits",
+]

@@ -1,4 +1,4 @@
-"""The C functions for the CPU, built by setup.py where there is a compiler and called through ctypes.
+"""The C functions for the CPU, built on installation where there is a compiler and called through ctypes.
 
 ctypes releases the interpreter's lock, and needs no headers of PyTorch or Python at build time. The library's OpenMP
 is the one that PyTorch has loaded, so both share one pool of threads.
@@ -17,13 +17,14 @@ from torch.autograd import forward_ad
 
 LANES = (16, 8, 4)  # floats in a vector of AVX-512, AVX2, and SSE2 or NEON
 NAME = "_cpu"
+NOT_BUILT = "the C functions were not built; install this package where there is a C compiler"
 
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """Return the library, or None where setup.py could not build it."""
+    """Return the library, or None where it could not be built."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(NAME + suffix)
+        path = Path(__file__).parents[1] / (NAME + suffix)
         if path.exists():
             return ctypes.CDLL(str(path))
     return None
@@ -39,9 +40,16 @@ def lanes(*channels: int) -> int:
     return next(fitting, 0)
 
 
-def differentiable_here() -> bool:
-    """Say whether backward gradients are enough: forward mode and torch.func need rules that there are none of."""
-    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+def cpu_obstacle(*tensors: Tensor | None, channels: tuple[int, ...] = ()) -> str:
+    """Return what keeps the C functions from taking the tensors, or nothing; vectors must divide all `channels`."""
+    for tensor in tensors:
+        if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype != torch.float32):
+            return "the C functions take float32 on a CPU; give them that"
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return "the C functions have no rule for forward-mode differentiation and torch.func; differentiate backward"
+    if lanes(*channels):
+        return ""
+    return f"channels of {', '.join(map(str, channels))}; the C functions take multiples of 4" if lanes() else NOT_BUILT
 
 
 def constant(name: str) -> int:

@@ -21,50 +21,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels import cpu_library, launch
-from glyphcrm_kernels.dropout import drop_below, new_seed
+from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
+from glyphcrm_kernels._shared.dropout import drop_below, new_seed
 
 SCORES_AT_ONCE = 1 << 17  # of short rows of a batch several are worked on at once, up to so many scores
 
 
-def attention_fits_cpu(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Say whether `attention_cpu` can take these."""
-    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (query, key, value)):
-        return False
-    return not torch.is_autocast_enabled("cpu") and cpu_library.differentiable_here() and cpu_library.lanes() > 0
+def obstacle(query: Tensor, key: Tensor, value: Tensor, *settings: object) -> str:
+    """Return what keeps the C functions from running, or nothing."""
+    if torch.is_autocast_enabled("cpu"):
+        return "the C functions give float32; switch autocast off"
+    return cpu_obstacle(query, key, value)
 
 
-def attention_cpu(
+def drawback(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float, *lengths: object) -> str:
+    """Return why PyTorch's own attention is faster, or nothing."""
+    return "" if p else "without dropout PyTorch's attention is fused"
+
+
+def run(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    *,
     scaling: float,
     p: float,
-    query_lengths: list[int] | None = None,
-    key_lengths: list[int] | None = None,
+    query_lengths: list[int] | None,
+    key_lengths: list[int] | None,
 ) -> Tensor:
-    """Return attention's output ``(B, Q, heads, c)``; all in float32, on a CPU.
-
-    Args:
-        query: ``(B, heads, Q, c)``.
-        key: ``(B, heads, K, c)``, and so is `value`.
-        scaling: of the scores.
-        p: dropout probability in [0, 1), which is rounded to a multiple of 1/65,536.
-        query_lengths: where B = 1 and the row holds several sequences, each of which attends to itself: their queries.
-        key_lengths: their keys; given together with `query_lengths`.
-
-    Raises:
-        ValueError: `p` outside [0, 1), or lengths that are not those of the row.
-    """
-    if not 0 <= p < 1:
-        raise ValueError(f"attention_cpu: p={p} must be in [0, 1)")
-    for tensor, lengths in ((query, query_lengths), (key, key_lengths)):
-        if (lengths is None) != (query_lengths is None):
-            raise ValueError("attention_cpu: give query_lengths and key_lengths, or neither")
-        if lengths is not None and (len(tensor) != 1 or sum(lengths) != tensor.shape[2]):
-            shape = tuple(tensor.shape)
-            raise ValueError(f"attention_cpu: lengths of {sum(lengths)} in all do not divide a row of shape {shape}")
+    """Return the context; arguments as in `dropout_attention`."""
     arguments = (query, key, value, new_seed(query.device), drop_below(p), scaling, query_lengths, key_lengths)
     context, _ = _attention_cpu(*arguments)
     return context
@@ -139,7 +124,7 @@ def _scratch(pieces: list[_Scores], like: Tensor) -> list[Tensor]:
     return [room.narrow(0, 0, math.prod(scores.shape)).view(scores.shape) for scores in pieces]
 
 
-def _run(name: str, scores: _Scores, drop: int, *arguments: float | Tensor) -> None:
+def _call(name: str, scores: _Scores, drop: int, *arguments: float | Tensor) -> None:
     matrices, queries, keys = scores.shape
     sizes = (matrices * queries, keys, drop, scores.counter)
     cpu_library.call(name, cpu_library.lanes(), torch.get_num_threads(), *sizes, *arguments)
@@ -161,7 +146,7 @@ def _attention_cpu(
     Args:
         seed: ``(1,)`` int64.
         drop: a probability is dropped if its 16 random bits are below.
-        query_lengths, key_lengths: as in `attention_cpu`.
+        query_lengths, key_lengths: as in `dropout_attention`.
     """
     pieces = _lay_out(query, key, query_lengths, key_lengths)
     rows, heads, queries, c = query.shape
@@ -181,25 +166,15 @@ def _attention_cpu(
         here = scores.of(probabilities)
         torch.baddbmm(here, q, k.transpose(1, 2), beta=0, alpha=scaling, out=here)
         torch.softmax(here, -1, out=here)
-        _run("attention_dropout", scores, drop, seed, here, dropped)
+        _call("attention_dropout", scores, drop, seed, here, dropped)
         _write(out, torch.bmm(dropped, v))
     return context, probabilities
 
 
 @_attention_cpu.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seed: Tensor,
-    drop: int,
-    scaling: float,
-    query_lengths: list[int] | None,
-    key_lengths: list[int] | None,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     rows, heads, queries, c = query.shape
-    scores = _count(query, key, query_lengths, key_lengths)
-    return query.new_empty(rows, queries, heads, c), query.new_empty(scores)
+    return query.new_empty(rows, queries, heads, c), query.new_empty(_count(query, key, *others[-2:]))
 
 
 @torch.library.custom_op("glyphcrm::attention_cpu_backward", mutates_args=())
@@ -229,7 +204,7 @@ def _attention_cpu_backward(
     )
     for scores, dscores, dropped, dout, q, k, v, dq, dk, dv in parts:
         torch.bmm(dout, v.transpose(1, 2), out=dscores)  # the gradient of `dropped`, for now
-        _run("attention_dropout_backward", scores, drop, scaling, seed, scores.of(probabilities), dscores, dropped)
+        _call("attention_dropout_backward", scores, drop, scaling, seed, scores.of(probabilities), dscores, dropped)
         _write(dv, torch.bmm(dropped.transpose(1, 2), dout))
         _write(dq, torch.bmm(dscores, k))
         _write(dk, torch.bmm(dscores.transpose(1, 2), q))
@@ -237,19 +212,8 @@ def _attention_cpu_backward(
 
 
 @_attention_cpu_backward.register_fake
-def _(
-    dcontext: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seed: Tensor,
-    probabilities: Tensor,
-    drop: int,
-    scaling: float,
-    query_lengths: list[int] | None,
-    key_lengths: list[int] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dquery, dkey, dvalue = (t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (query, key, value))
+def _(dcontext: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dquery, dkey, dvalue = (t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in inputs[:3])
     return dquery, dkey, dvalue
 
 

@@ -1,10 +1,10 @@
-"""The fused operations as layers that take the place of PyTorch's."""
+"""Add-norm as a layer."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from glyphcrm_kernels.add_norm import add_norm
+from glyphcrm_kernels.addnorm.api import add_norm
 
 
 class AddNorm(nn.LayerNorm):

@@ -1,6 +1,6 @@
 """Add-norm on a CPU, forward and backward, in float32: one pass over memory each way.
 
-The operator of add_norm.py with the same bytes moved and the same dropout: Philox4x32-7 of seed, row and column, so
+The operator of triton.py with the same bytes moved and the same dropout: Philox4x32-7 of seed, row and column, so
 that one seed gives one mask on a CPU and on a GPU. PyTorch's own dropout draws its random numbers in
 one thread on processors other than Intel's, and each of its operations passes over memory again. The C functions are
 in csrc/add_norm.c.
@@ -13,24 +13,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels import cpu_library, launch
+from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
+from glyphcrm_kernels._shared.dropout import drop_below, new_seed
+
+Tensors = tuple[Tensor, Tensor, Tensor]
 
 
-def add_norm_fits_cpu(x: Tensor, *others: Tensor | None) -> bool:
-    """Say whether `add_norm_cpu` can take these arguments of `add_norm`: x, residual, weight, bias and skip."""
-    float32 = all(t.dtype == torch.float32 for t in (x, *others) if t is not None)
-    on_cpu = x.device.type == "cpu" and float32
-    return on_cpu and cpu_library.differentiable_here() and cpu_library.lanes(x.shape[-1]) > 0
+def obstacle(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, *settings: object) -> str:
+    """Return what keeps the C functions from running, or nothing."""
+    return cpu_obstacle(x, residual, weight, bias, skip, channels=(x.shape[-1],))
 
 
-def _run(name: str, x: Tensor, drop_below: int, *arguments: float | Tensor | None) -> None:
+def run(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    skip: Tensor | None,
+    index: Tensor | None,
+    p: float,
+    eps: float,
+) -> Tensor:
+    """Return y; arguments as in `add_norm_reference`."""
+    seed = new_seed(x.device) if p else None
+    index = None if index is None else index.long()
+    y, _, _ = _add_norm_cpu(x, residual, weight, bias, skip, index, seed, drop_below(p), eps)
+    return y
+
+
+def _call(name: str, x: Tensor, drop: int, *arguments: float | Tensor | None) -> None:
     d = x.shape[-1]
-    sizes = (cpu_library.lanes(d), torch.get_num_threads(), x.numel() // d, d, drop_below)
+    sizes = (cpu_library.lanes(d), torch.get_num_threads(), x.numel() // d, d, drop)
     cpu_library.call(name, *sizes, *(a.contiguous() if isinstance(a, Tensor) else a for a in arguments))
 
 
 @torch.library.custom_op("glyphcrm::add_norm_cpu", mutates_args=())
-def add_norm_cpu(
+def _add_norm_cpu(
     x: Tensor,
     residual: Tensor,
     weight: Tensor,
@@ -38,7 +57,7 @@ def add_norm_cpu(
     skip: Tensor | None,
     index: Tensor | None,
     seed: Tensor | None,
-    drop_below: int,
+    drop: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y ``(..., d)``, and mean and rstd ``(...)`` of the sum that was normalised.
@@ -46,26 +65,16 @@ def add_norm_cpu(
     Args:
         x, residual, weight, bias, skip, index, eps: as in `add_norm`; float32, the index int64.
         seed: ``(1,)`` int64, or None without dropout.
-        drop_below: an element of x is dropped if its 16 random bits are below.
+        drop: an element of x is dropped if its 16 random bits are below.
     """
     y = launch.empty(*x.shape, like=x)
     mean, rstd = (launch.empty(*x.shape[:-1], like=x) for _ in range(2))
-    _run("add_norm_forward", x, drop_below, eps, x, residual, weight, bias, skip, index, seed, y, mean, rstd)
+    _call("add_norm_forward", x, drop, eps, x, residual, weight, bias, skip, index, seed, y, mean, rstd)
     return y, mean, rstd
 
 
-@add_norm_cpu.register_fake
-def _(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    skip: Tensor | None,
-    index: Tensor | None,
-    seed: Tensor | None,
-    drop_below: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+@_add_norm_cpu.register_fake
+def _(x: Tensor, *_: Any) -> Tensors:
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
 
 
@@ -80,7 +89,7 @@ def _add_norm_cpu_backward(
     skip: Tensor | None,
     index: Tensor | None,
     seed: Tensor | None,
-    drop_below: int,
+    drop: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dz, dx (empty where dz serves), and dweight and dbias as ``(2, d)``."""
     d, chunk = x.shape[-1], cpu_library.constant("add_norm_chunk")
@@ -88,28 +97,18 @@ def _add_norm_cpu_backward(
     dx = None if seed is None else launch.empty(*x.shape, like=x)
     partial = launch.empty(2, -(-mean.numel() // chunk), d, like=x)
     inputs = (dy, x, residual, weight, mean, rstd, skip, index, seed)
-    _run("add_norm_backward", x, drop_below, *inputs, dz, dx, partial)
+    _call("add_norm_backward", x, drop, *inputs, dz, dx, partial)
     return dz, x.new_empty(0) if dx is None else dx, partial.sum(1)
 
 
 @_add_norm_cpu_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    skip: Tensor | None,
-    index: Tensor | None,
-    seed: Tensor | None,
-    drop_below: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(dy: Tensor, x: Tensor, *others: Any) -> Tensors:
+    seed = others[6]
     return x.new_empty(x.shape), x.new_empty(0 if seed is None else x.shape), x.new_empty(2, x.shape[-1])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, residual, weight, _, skip, index, seed, ctx.drop_below, _ = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    x, residual, weight, _, skip, index, seed, ctx.drop, _ = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, residual, weight, mean, rstd, skip, index, seed)
     ctx.mark_non_differentiable(mean, rstd)
@@ -121,11 +120,11 @@ def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Te
         return (None,) * 9
     saved = ctx.saved_tensors  # once: checkpointing makes them when they are asked for
     *_, skip, index, seed = saved
-    dz, dx, dparameters = _add_norm_cpu_backward(dy, *saved, ctx.drop_below)
+    dz, dx, dparameters = _add_norm_cpu_backward(dy, *saved, ctx.drop)
     dskip = None
     if skip is not None and ctx.needs_input_grad[4]:
         dskip = torch.ops.aten.embedding_dense_backward(dz, index, skip.shape[0], -1, False)
     return dz if seed is None else dx, dz, *dparameters, dskip, None, None, None, None
 
 
-add_norm_cpu.register_autograd(_backward, setup_context=_setup_context)
+_add_norm_cpu.register_autograd(_backward, setup_context=_setup_context)

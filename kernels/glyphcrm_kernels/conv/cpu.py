@@ -24,9 +24,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from glyphcrm_kernels import cpu_library, launch
+from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
+from glyphcrm_kernels.conv.reference import glyph_conv_reference
 
 SMALLEST_FILTER = 5  # from here on the transforms cost less than they save
 FEWEST_IMAGES = 2  # one image is not worth transforming the filters
@@ -42,21 +45,32 @@ def _has_fast_transform(n: int) -> bool:
     return n == 1
 
 
-def fourier_pays(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, padding: int) -> bool:
-    """Say whether `fourier_conv` can take these arguments of `glyph_conv`, and will be faster than PyTorch's own."""
-    if any(t is not None and (t.device.type != "cpu" or t.dtype != torch.float32) for t in (x, weight, bias, residual)):
-        return False
+def obstacle(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *settings: object) -> str:
+    """Return what keeps the C functions from running, or nothing."""
+    return cpu_obstacle(x, weight, bias, residual)
+
+
+def drawback(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> str:
+    """Return why PyTorch's direct sum takes these arguments, or takes less time for them, or nothing."""
     images, inputs, height, width = x.shape
     outputs, _, size, _ = weight.shape
-    return (
-        padding == 0
-        and size >= SMALLEST_FILTER
-        and height == width
-        and images >= FEWEST_IMAGES
-        and _has_fast_transform(height)
-        and cpu_library.differentiable_here()
-        and cpu_library.lanes(inputs, outputs) > 0
-    )
+    if padding or height != width or not _has_fast_transform(height):
+        return "the transforms take square images without padding, with no prime factor above 5"
+    if size < SMALLEST_FILTER or images < FEWEST_IMAGES:
+        return "for small filters and for one image the direct sum takes less time"
+    return cpu_obstacle(x, weight, bias, residual, channels=(inputs, outputs))
+
+
+def run(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> Tensor:
+    """Return y, by the direct sum where the Fourier domain has a drawback; arguments as in `glyph_conv`."""
+    if drawback(x, weight, bias, residual, relu, pool, padding):
+        return glyph_conv_reference(x, weight, bias, residual, relu, pool, padding)
+    y = fourier_conv(x, weight, bias, residual, relu)
+    return F.max_pool2d(y, 2) if pool else y
 
 
 def _nhwc(tensor: Tensor | None) -> Tensor | None:
@@ -72,7 +86,7 @@ def _block(images: int, n: int, channels: int) -> int:
 
 @torch.library.custom_op("glyphcrm::fourier_conv", mutates_args=())
 def fourier_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """Return ``conv(x) + bias + residual``, with `relu` clamped at 0; see `glyph_conv` and `fourier_pays`."""
+    """Return ``conv(x) + bias + residual``, with `relu` clamped at 0; where there is no `drawback`."""
     images, inputs, n, _ = x.shape
     outputs, _, size, _ = weight.shape
     y = launch.empty(images, n - size + 1, n - size + 1, outputs, like=x)
@@ -84,13 +98,13 @@ def fourier_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | Non
 
 
 @fourier_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def like_y(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     side = x.shape[2] - weight.shape[2] + 1
     return x.new_empty(x.shape[0], side, side, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op("glyphcrm::fourier_conv_backward", mutates_args=())
-def _fourier_conv_backward(
+def fourier_conv_backward(
     dy: Tensor, gate: Tensor | None, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias; the first two are empty where they are not needed.
@@ -114,15 +128,17 @@ def _fourier_conv_backward(
     )
 
 
-@_fourier_conv_backward.register_fake
+@fourier_conv_backward.register_fake
 def _(
     dy: Tensor, gate: Tensor | None, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    images, inputs, n, _ = x.shape
-    outputs, _, size, _ = weight.shape
-    dx = x.new_empty(images, n, n, inputs).permute(0, 3, 1, 2) if need_x else x.new_empty(0)
-    dweight = x.new_empty(inputs, size, size, outputs).permute(3, 0, 1, 2) if need_weight else x.new_empty(0)
-    return dx, dweight, x.new_empty(outputs)
+    dx = x.new_empty(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) if need_x else x.new_empty(0)
+    return dx, like_dweight(weight, need_weight), weight.new_empty(len(weight))
+
+
+def like_dweight(weight: Tensor, needed: bool) -> Tensor:
+    """Return a tensor of the shape and memory order of the weight's gradient, empty if it is not needed."""
+    return weight.new_empty(weight.permute(1, 2, 3, 0).shape).permute(3, 0, 1, 2) if needed else weight.new_empty(0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -139,7 +155,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         gate = None
     if not (need_x or need_weight or need_bias):
         return None, None, None, dresidual, None
-    dx, dweight, dbias = _fourier_conv_backward(dy, gate, x, weight, need_x, need_weight)
+    dx, dweight, dbias = fourier_conv_backward(dy, gate, x, weight, need_x, need_weight)
     return dx if need_x else None, dweight if need_weight else None, dbias if need_bias else None, dresidual, None
 
 

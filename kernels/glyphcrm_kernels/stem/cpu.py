@@ -15,23 +15,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels import cpu_library, launch
+from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
+from glyphcrm_kernels.stem.reference import IMAGE_SIZE, POOLED_SIZE, TAPS, result_dtype, taps_and_constant
 
-SIDE = 48
-TAPS = 9
 PATTERNS = 1 << TAPS
 
 
-def stem_fits_cpu(rows: Tensor, weight: Tensor) -> bool:
-    """Say whether `glyph_stem_cpu` can take these arguments of `glyph_stem`."""
-    on_cpu = rows.device.type == "cpu" and weight.dtype == torch.float32
-    return on_cpu and cpu_library.differentiable_here() and cpu_library.lanes(weight.shape[0]) > 0
+def obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> str:
+    """Return what keeps the C functions from running, or nothing."""
+    if result_dtype(weight) != torch.float32:
+        return "the C functions give float32; switch autocast off and give them that"
+    return cpu_obstacle(weight, bias, channels=(weight.shape[0],))
+
+
+def run(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> tuple[Tensor, Tensor]:
+    """Return activation and shortcut; arguments as in `glyph_stem`."""
+    return glyph_stem_cpu(rows, bitmaps, *taps_and_constant(weight, bias, position_map))
 
 
 def _patterns(like: Tensor) -> Tensor:
     """Return ``(512, 9)``, 1 where the pattern has ink under the tap."""
     shifts = torch.arange(TAPS - 1, -1, -1, device=like.device)
     return (torch.arange(PATTERNS, device=like.device).unsqueeze(1) >> shifts & 1).to(like.dtype)
+
+
+def _call(name: str, rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, *others: Tensor) -> None:
+    channels = constant.shape[2]
+    sizes = (cpu_library.lanes(channels), torch.get_num_threads(), len(rows), channels)
+    table = _patterns(constant) @ ink_weight
+    cpu_library.call(
+        name, *sizes, rows.long().contiguous(), bitmaps.contiguous(), table, constant.contiguous(), *others
+    )
 
 
 @torch.library.custom_op("glyphcrm::glyph_stem_cpu", mutates_args=())
@@ -43,46 +58,32 @@ def glyph_stem_cpu(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: 
         ink_weight: ``(9, C)`` float32, the taps of the picture.
         constant: ``(48, 48, C)`` float32, what the position channels and the bias add.
     """
-    images, channels = len(rows), constant.shape[2]
-    activation = launch.empty(images, SIDE, SIDE, channels, like=constant)
-    pooled = launch.empty(images, SIDE // 2, SIDE // 2, channels, like=constant)
-    cpu_library.call(
-        "stem_forward",
-        *(cpu_library.lanes(channels), torch.get_num_threads(), images, channels),
-        *(rows.long().contiguous(), bitmaps.contiguous(), _patterns(constant) @ ink_weight, constant.contiguous()),
-        *(activation, pooled),
-    )
-    return activation.permute(0, 3, 1, 2), pooled.permute(0, 3, 1, 2)
+    activation, pooled = outputs(rows, bitmaps, ink_weight, constant)
+    _call("stem_forward", rows, bitmaps, ink_weight, constant, *(t.permute(0, 2, 3, 1) for t in (activation, pooled)))
+    return activation, pooled
 
 
 @glyph_stem_cpu.register_fake
-def _(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+def outputs(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
     images, channels = rows.shape[0], constant.shape[2]
-    return (
-        constant.new_empty(images, SIDE, SIDE, channels).permute(0, 3, 1, 2),
-        constant.new_empty(images, SIDE // 2, SIDE // 2, channels).permute(0, 3, 1, 2),
-    )
+    activation = launch.empty_nhwc(images, channels, IMAGE_SIZE, IMAGE_SIZE, like=constant)
+    return activation, launch.empty_nhwc(images, channels, POOLED_SIZE, POOLED_SIZE, like=constant)
 
 
 @torch.library.custom_op("glyphcrm::glyph_stem_cpu_backward", mutates_args=())
-def _glyph_stem_cpu_backward(
+def glyph_stem_cpu_backward(
     rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, dactivation: Tensor, dpooled: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `ink_weight` and `constant`."""
-    images, channels = dactivation.shape[:2]
-    dtable = launch.empty(SIDE // 2, PATTERNS, channels, like=constant)
-    dconstant = launch.empty(SIDE, SIDE, channels, like=constant)
-    cpu_library.call(
-        "stem_backward",
-        *(cpu_library.lanes(channels), torch.get_num_threads(), images, channels),
-        *(rows.long().contiguous(), bitmaps.contiguous(), _patterns(constant) @ ink_weight, constant.contiguous()),
-        *(t.permute(0, 2, 3, 1).contiguous() for t in (dactivation, dpooled)),
-        *(dtable, dconstant),
-    )
+    channels = dactivation.shape[1]
+    dtable = launch.empty(POOLED_SIZE, PATTERNS, channels, like=constant)
+    dconstant = launch.empty(IMAGE_SIZE, IMAGE_SIZE, channels, like=constant)
+    gradients = (t.permute(0, 2, 3, 1).contiguous() for t in (dactivation, dpooled))
+    _call("stem_backward", rows, bitmaps, ink_weight, constant, *gradients, dtable, dconstant)
     return _patterns(dtable).T @ dtable.sum(0), dconstant
 
 
-@_glyph_stem_cpu_backward.register_fake
+@glyph_stem_cpu_backward.register_fake
 def _(
     rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, dactivation: Tensor, dpooled: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, dactivation: Tensor, dpooled: Tensor) -> tuple[Tensor | None, ...]:
-    return None, None, *_glyph_stem_cpu_backward(*ctx.saved_tensors, dactivation, dpooled)
+    return None, None, *glyph_stem_cpu_backward(*ctx.saved_tensors, dactivation, dpooled)
 
 
 glyph_stem_cpu.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,48 @@
+"""Checks of arguments that several ops make."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+# Set to 1 to check on GPUs, too, that indices are in range; it waits for the device at every op.
+CHECK_VARIABLE = "GLYPHCRM_CHECK_INDICES"
+
+
+def check_devices(op: str, **tensors: Tensor | None) -> None:
+    """Raise `ValueError` unless all tensors, given by name, are on one device."""
+    first, device = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if device is None:
+            first, device = name, tensor.device
+        elif tensor.device != device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, but {first} is on {device}; move them to one device")
+
+
+def check_index(op: str, name: str, index: Tensor, rows: int) -> None:
+    """Raise `ValueError` unless all of `index` lies in ``[0, rows)``.
+
+    Values on a GPU are looked at only if the environment variable GLYPHCRM_CHECK_INDICES is 1, as the
+    look waits for the device; while compiling, nothing is looked at.
+    """
+    if index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{op}: {name} is {index.dtype}; it must be int64 or int32")
+    if torch.compiler.is_compiling() or is_fake(index) or not index.numel():
+        return
+    if index.device.type == "cpu" or (index.device.type == "cuda" and os.environ.get(CHECK_VARIABLE) == "1"):
+        low, high = (int(value) for value in index.aminmax())
+        if low < 0 or high >= rows:
+            raise ValueError(f"{op}: {name} holds {low if low < 0 else high}; it must be in [0, {rows})")
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return what autocast makes of `tensor` on its device; None if it is off or leaves it alone (float64)."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -1,0 +1,1 @@
+"""Dropout, residual, gathered skip rows and layer normalisation in one pass."""

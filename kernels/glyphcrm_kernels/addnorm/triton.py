@@ -1,0 +1,195 @@
+"""Add-norm in Triton: launches, operators and derivatives.
+
+Fused: dropout, both additions, the gather of the skip rows, the normalisation; the sum z never reaches memory.
+
+Bytes moved, N tokens of d elements of b bytes, U rows of skip:
+
+    forward     reads x, residual; writes y                            3 N d b
+    backward    reads dy, x, residual; writes dz [and dx]              4 N d b [5 with dropout]
+    both        read a row of skip for every token: U d b from memory, the repetitions from the L2 cache
+    dskip       reads dz, writes U rows; the order of the tokens comes from a sort of N 32-bit integers
+
+dz is at once the gradient of residual, of the gathered skip rows and, without dropout, of x. On top come 8 N
+bytes of statistics and the partial sums of dweight and dbias (8 d bytes for each backward program).
+
+Kept for the backward: x, residual, skip, index, weight, mean and rstd of each token, and the seed of the
+dropout mask. Not kept: z, the mask, a (tokens, d) copy of skip. The backward adds z up again, and draws the
+mask again. Two other ways were rejected. Keeping z in x's place costs a write in the forward, inference included,
+and saves one read in the backward: training moves the same bytes. Solving ``y = xhat * weight + bias`` for xhat would
+save N d b bytes, but is wrong where a gain is near 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared.dropout import drop_below, new_seed
+from glyphcrm_kernels._shared.gpus import triton_obstacle
+from glyphcrm_kernels._shared.launch import multiprocessors, start, target_of
+from glyphcrm_kernels.addnorm import tiles
+from glyphcrm_kernels.addnorm import triton_kernels as kernels
+from glyphcrm_kernels.addnorm.reference import arithmetic
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+
+
+def obstacle(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, *settings: object) -> str:
+    """Return what keeps the kernels from running, or nothing."""
+    if found := triton_obstacle(x=x, residual=residual, weight=weight, bias=bias, skip=skip):
+        return found
+    d, largest = x.shape[-1], tiles.LARGEST_WIDTH
+    return f"x has d={d}; the Triton kernels take up to {largest}: make it narrower" if d > largest else ""
+
+
+def run(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    skip: Tensor | None,
+    index: Tensor | None,
+    p: float,
+    eps: float,
+) -> Tensor:
+    """Return y; arguments as in `add_norm_reference`."""
+    seed = new_seed(x.device) if p else None
+    y, _, _ = _add_norm(x, residual, weight, bias, skip, index, seed, p, eps)
+    return y
+
+
+@torch.library.custom_op("glyphcrm::add_norm", mutates_args=())
+def _add_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    skip: Tensor | None,
+    index: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, mean and rstd."""
+    x, residual, weight, bias, skip, index = _contiguous(x, residual, weight, bias, skip, index)
+    d, dtype, target = x.shape[-1], torch.promote_types(x.dtype, residual.dtype), target_of(x.device)
+    y = launch.empty(*x.shape, like=x, dtype=dtype)
+    mean, rstd = (launch.empty(*x.shape[:-1], like=x, dtype=arithmetic(dtype)) for _ in range(2))
+    tokens = mean.numel()
+    rows, block, warps = tiles.tile(target, d)
+    start(
+        kernels._add_norm_fwd_kernel,
+        (-(-tokens // rows),),
+        (x, residual, weight, bias, skip, index, seed, y, mean, rstd, tokens, drop_below(p)),
+        {"EPS": eps, "D": d, "ROWS": rows, "BLOCK": block},
+        num_warps=warps,
+    )
+    return y, mean, rstd
+
+
+@_add_norm.register_fake
+def _(x: Tensor, residual: Tensor, *_: Any) -> Tensors:
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    mean = x.new_empty(x.shape[:-1], dtype=arithmetic(dtype))
+    return x.new_empty(x.shape, dtype=dtype), mean, torch.empty_like(mean)
+
+
+@torch.library.custom_op("glyphcrm::add_norm_backward", mutates_args=())
+def _add_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    skip: Tensor | None,
+    index: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dz, dx (empty where dz serves), and dweight and dbias as ``(2, d)`` in the dtype of the arithmetic."""
+    dy, x, residual, weight, skip, index = _contiguous(dy, x, residual, weight, skip, index)
+    d, tokens, target = x.shape[-1], mean.numel(), target_of(x.device)
+    rows, block, warps = tiles.tile(target, d)
+    programs = min(-(-tokens // rows), tiles.BACKWARD_PROGRAMS_A_MULTIPROCESSOR * multiprocessors(x.device))
+    dz = launch.empty(*x.shape, like=dy)
+    dx = launch.empty(*x.shape, like=x) if _needs_own_dx(x, dz, seed) else None
+    partial = launch.empty(2, programs, d, like=mean)
+    start(
+        kernels._add_norm_bwd_kernel,
+        (programs,),
+        (dy, x, residual, weight, mean, rstd, skip, index, seed, dz, dx, partial, tokens, drop_below(p)),
+        {"D": d, "ROWS": rows, "BLOCK": block},
+        num_warps=warps,
+    )
+    return dz, x.new_empty(0) if dx is None else dx, partial.sum(1)
+
+
+@_add_norm_backward.register_fake
+def _(dy: Tensor, x: Tensor, *others: Any) -> Tensors:
+    mean, seed = others[2], others[6]
+    dx = x.new_empty(x.shape if _needs_own_dx(x, dy, seed) else 0)
+    return dy.new_empty(x.shape), dx, mean.new_empty(2, x.shape[-1])
+
+
+@torch.library.custom_op("glyphcrm::segment_sum", mutates_args=())
+def _segment_sum(values: Tensor, index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """Return ``(rows, d)``: for each row the sum of the `values` ``(..., d)`` whose `index` it is, in their order."""
+    values, index = _contiguous(values, index)
+    d, target = values.shape[-1], target_of(values.device)
+    # Half the passes of a radix sort of 64-bit integers; stable, so that the order of the additions is fixed.
+    segment, order = index.flatten().to(torch.int32).sort(stable=True)
+    starts = torch.searchsorted(segment, torch.arange(rows + 1, dtype=torch.int32, device=index.device))
+    sums = launch.empty(rows, d, like=values, dtype=dtype)
+    columns, parts = tiles.SEGMENT_COLUMNS, tiles.SEGMENT_PARTS
+    start(
+        kernels._segment_sum_kernel,
+        (rows, -(-d // columns)),
+        (values, order, starts, sums),
+        {"D": d, "TOKENS": tiles.SEGMENT_TOKENS, "COLUMNS": columns, "PARTS": parts},
+        num_warps=tiles.warps(target, tiles.SEGMENT_THREADS),
+    )
+    return sums
+
+
+@_segment_sum.register_fake
+def _(values: Tensor, index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    return values.new_empty(rows, values.shape[-1], dtype=dtype)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _needs_own_dx(x: Tensor, dz: Tensor, seed: Tensor | None) -> bool:
+    return seed is not None or x.dtype != dz.dtype
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    x, residual, weight, bias, skip, index, seed, ctx.p, _ = inputs
+    _, mean, rstd = output
+    ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(x, residual, weight, mean, rstd, skip, index, seed)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)  # or zeros would be made as the gradients of mean and rstd
+
+
+def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
+    if dy is None:  # nothing that is differentiated depends on y
+        return (None,) * 9
+    x, residual, weight, mean, rstd, skip, index, seed = ctx.saved_tensors
+    dz, dx, (dweight, dbias) = _add_norm_backward(dy, x, residual, weight, mean, rstd, skip, index, seed, ctx.p)
+    dskip = None
+    if skip is not None and ctx.needs_input_grad[4]:
+        dskip = _segment_sum(dz, index, skip.shape[0], skip.dtype)
+    dx = dx if _needs_own_dx(x, dz, seed) else dz
+    dparameters = dweight.to(weight.dtype), dbias.to(ctx.bias_dtype)
+    return dx, dz.to(residual.dtype), *dparameters, dskip, None, None, None, None
+
+
+_add_norm.register_autograd(_backward, setup_context=_keep)
+
+OPERATORS = {"add_norm": _add_norm, "add_norm_backward": _add_norm_backward, "segment_sum": _segment_sum}

@@ -1,0 +1,1 @@
+"""Convolution with bias, residual, ReLU and pooling."""

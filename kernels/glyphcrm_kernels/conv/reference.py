@@ -1,0 +1,25 @@
+"""Glyph convolution: the definition, in PyTorch."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def glyph_conv_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> Tensor:
+    """Arguments as in `glyph_conv`."""
+    y = F.conv2d(x, weight, bias.to(x.dtype), padding=padding)
+    if residual is not None:
+        y = y + residual
+    if relu:
+        y = F.relu(y)
+    return F.max_pool2d(y, 2) if pool else y
+
+
+def output_shape(x: Tensor, weight: Tensor, pool: bool, padding: int) -> tuple[int, int, int, int]:
+    """Return ``(U, K, H', W')``."""
+    height, width = (side + 2 * padding - weight.shape[-1] + 1 for side in x.shape[2:])
+    step = 2 if pool else 1
+    return x.shape[0], weight.shape[0], height // step, width // step

@@ -1,0 +1,233 @@
+"""Glyph convolution in Triton: launches, operators and derivatives.
+
+Fused: convolution, bias, residual, ReLU, 2x2 max pooling; the values between them never reach memory.
+
+The convolution is an implicit matrix product. In NHWC order the k pixels under one row of the filter
+are contiguous, ``k * C`` numbers, so
+
+    y[pixel, n] = sum over dy, j of  x[pixel's row + dy, its column .. + k, :][j] * weight[n, dy, j]
+
+is, for every row dy of the filter, a product of (pixels, k * C) with (k * C, K). With pooling, the four
+pixels of a window are neighbours in a tile, so the maximum stays inside it.
+
+Kept for the backward: x, the weight, and of the output what the epilogue's derivative needs: y itself
+for the ReLU (the next layer keeps it anyway) and, with pooling, one byte a window that says which pixel
+won. The backward first undoes the epilogue in one streaming pass (reads dy, y; writes g = the
+convolution's own gradient, which is also the residual's; sums dbias), because both gradients read g many
+times. The data gradient is the forward kernel on g with the filter turned round; the weight gradient is
+a product over all pixels, split over programs whose partial sums are added in a fixed order.
+
+Floor at 1,700 characters, base size, bf16: the three 9x9 convolutions are 3.6 TFLOP forward and 7.2
+backward, against 1.8 GB and 5.4 GB of activations: bound by arithmetic on every GPU named here. Above the
+floor, the data gradient multiplies the zeros left and right of the image as well, 1.2 to 1.33 times the
+products; those above and below it are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared.gpus import triton_obstacle
+from glyphcrm_kernels._shared.launch import dot_arguments, start, target_of
+from glyphcrm_kernels._shared.optional_triton import tl, triton
+from glyphcrm_kernels.conv import tiles
+from glyphcrm_kernels.conv import triton_kernels as kernels
+from glyphcrm_kernels.conv.reference import output_shape
+
+
+def obstacle(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> str:
+    """Return what keeps the kernels from running, or nothing."""
+    if found := triton_obstacle(x=x, weight=weight, bias=bias, residual=residual):
+        return found
+    for name, channels in (("x", x.shape[1]), ("weight", weight.shape[0])):
+        if channels not in tiles.CHANNELS:
+            takes = ", ".join(map(str, tiles.CHANNELS))
+            return f"{name} has {channels} channels; the kernels take {takes}: change them"
+    images, _, height, width = output_shape(x, weight, False, padding)
+    if images * height * width >= 2**31:
+        return f"the output has {images} x {height} x {width} pixels; the kernels count in 32 bits: take fewer images"
+    if pool and (height % 2 or width % 2):
+        return f"pooling needs an even output; here it is {height}x{width}: change the padding"
+    return ""
+
+
+def run(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> Tensor:
+    """Return y; arguments as in `glyph_conv`."""
+    return _glyph_conv(x, weight, bias, residual, relu, pool, padding)[0]
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    winner: Tensor | None,
+    relu: bool,
+    padding: int,
+) -> None:
+    """Fill `out`; pool if `winner` is given. `weight` is ``(K, k, k, C)``, the others are NHWC."""
+    (images, channels, height, width), (outputs, size) = x.shape, weight.shape[:2]
+    pixels = images * (height + 2 * padding - size + 1) * (width + 2 * padding - size + 1)
+    target = target_of(x.device)
+    table = tiles.PADDED_TILES if padding else tiles.FORWARD_TILES
+    tile = tiles.tile(table, target, outputs, x.dtype, pixels)
+    block_n = max(outputs, 16)  # what tl.dot takes
+    start(
+        kernels._glyph_conv_fwd_kernel,
+        (triton.cdiv(pixels, tile.pixels), 1),
+        (x, weight, bias, residual, out, winner, pixels),
+        {"H": height, "W": width, "C": channels, "K": outputs, "SIZE": size, "PADDING": padding}
+        | {"RELU": relu, "POOL": winner is not None, "ACCUMULATOR": _accumulator(x)}
+        | {"BLOCK_M": tile.pixels, "BLOCK_N": block_n, "BLOCK_K": tile.reduction, **dot_arguments(target, x.dtype)},
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+
+
+def _accumulator(x: Tensor) -> Any:
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+@torch.library.custom_op("glyphcrm::glyph_conv", mutates_args=())
+def _glyph_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> tuple[Tensor, Tensor]:
+    """Return the output and, with `pool`, which pixel of each window won (else an empty tensor)."""
+    out, winner = _outputs(x, weight, bias, residual, relu, pool, padding)
+    filters, added = weight.permute(0, 2, 3, 1).contiguous(), None if residual is None else _nhwc(residual)
+    _convolve(_nhwc(x), filters, bias.contiguous(), added, out, winner if pool else None, relu, padding)
+    return out, winner
+
+
+@_glyph_conv.register_fake
+def _outputs(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> tuple[Tensor, Tensor]:
+    shape = output_shape(x, weight, pool, padding)
+    winner = launch.empty_nhwc(*(shape if pool else (0, 1, 1, 1)), like=x, dtype=torch.uint8)
+    return launch.empty_nhwc(*shape, like=x), winner
+
+
+@torch.library.custom_op("glyphcrm::glyph_conv_epilogue_backward", mutates_args=())
+def _epilogue_backward(
+    dout: Tensor, out: Tensor, winner: Tensor, relu: bool, pool: bool, bias_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient g of the convolution's own output, and of the bias."""
+    target, dout = target_of(dout.device), _nhwc(dout)
+    g = launch.empty_nhwc(*_unpooled_shape(dout, pool), like=dout)
+    outputs, height, width = g.shape[1:]
+    programs, wide = tiles.epilogue_programs(target, dout), torch.promote_types(dout.dtype, torch.float32)
+    partial = launch.empty(programs, outputs, like=dout, dtype=wide)
+    start(
+        kernels._glyph_conv_epilogue_bwd_kernel,
+        (programs,),
+        (dout, _nhwc(out) if relu else None, _nhwc(winner) if pool else None, g, partial, dout.numel() // outputs),
+        {"OH": height, "OW": width, "K": outputs, "RELU": relu, "POOL": pool, "ACCUMULATOR": _accumulator(g)}
+        | {"BLOCK_P": tiles.epilogue_block(target, outputs), "BLOCK_N": outputs},
+    )
+    return g, partial.sum(0).to(bias_dtype)
+
+
+@_epilogue_backward.register_fake
+def _(
+    dout: Tensor, out: Tensor, winner: Tensor, relu: bool, pool: bool, bias_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    g = launch.empty_nhwc(*_unpooled_shape(dout, pool), like=dout)
+    return g, dout.new_empty(dout.shape[1], dtype=bias_dtype)
+
+
+@torch.library.custom_op("glyphcrm::glyph_conv_data_gradient", mutates_args=())
+def _data_gradient(g: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Return the gradient of x: the convolution of g with the filter turned round, in and out exchanged."""
+    turned = weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
+    dx = _like_x(g, weight, padding)
+    _convolve(_nhwc(g), turned, None, None, dx, None, False, weight.shape[-1] - 1 - padding)
+    return dx
+
+
+@_data_gradient.register_fake
+def _like_x(g: Tensor, weight: Tensor, padding: int) -> Tensor:
+    height, width = (side - 2 * padding + weight.shape[-1] - 1 for side in g.shape[2:])
+    return launch.empty_nhwc(g.shape[0], weight.shape[1], height, width, like=g)
+
+
+@torch.library.custom_op("glyphcrm::glyph_conv_weight_gradient", mutates_args=())
+def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Return the gradient of the weight, in its dtype and memory order."""
+    target, g = target_of(g.device), _nhwc(g)
+    (_, channels, height, width), (outputs, _, size, _) = x.shape, weight.shape
+    pixels, row = g.numel() // outputs, size * channels
+    tile = tiles.tile(tiles.WEIGHT_TILES, target, outputs, x.dtype, pixels)
+    splits, wide = tiles.weight_gradient_splits(tile, g, size, row), torch.promote_types(g.dtype, torch.float32)
+    per_split = triton.cdiv(triton.cdiv(pixels, splits), tile.pixels) * tile.pixels
+    partial = launch.empty(splits, outputs, size, row, like=g, dtype=wide)
+    start(
+        kernels._glyph_conv_wgrad_kernel,
+        (size * splits, triton.cdiv(row, tile.reduction)),
+        (g, _nhwc(x), partial, pixels, per_split),
+        {"H": height, "W": width, "C": channels, "K": outputs, "SIZE": size, "PADDING": padding}
+        | {"ACCUMULATOR": _accumulator(x), "BLOCK_P": tile.pixels, "BLOCK_M": max(outputs, 16)}
+        | {"BLOCK_N": tile.reduction, **dot_arguments(target, x.dtype)},
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    total = partial.sum(0).view(outputs, size, size, channels)
+    return torch.empty_like(weight).copy_(total.permute(0, 3, 1, 2))
+
+
+@_weight_gradient.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, _, ctx.relu, ctx.pool, ctx.padding = inputs
+    out, winner = output
+    ctx.mark_non_differentiable(winner)
+    ctx.save_for_backward(x, weight, out if ctx.relu else out.new_empty(0), winner)
+    ctx.bias_dtype = bias.dtype
+
+
+def _backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, out, winner = ctx.saved_tensors
+    need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
+    g, dbias = _epilogue_backward(dout, out, winner, ctx.relu, ctx.pool, ctx.bias_dtype)
+    return (
+        _data_gradient(g, weight, ctx.padding) if need_x else None,
+        _weight_gradient(g, x, weight, ctx.padding) if need_weight else None,
+        dbias if need_bias else None,
+        g if need_residual else None,
+        None,
+        None,
+        None,
+    )
+
+
+_glyph_conv.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _nhwc(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _unpooled_shape(dout: Tensor, pool: bool) -> tuple[int, int, int, int]:
+    images, outputs, height, width = dout.shape
+    step = 2 if pool else 1
+    return images, outputs, height * step, width * step
+
+
+OPERATORS = {
+    "glyph_conv": _glyph_conv,
+    "glyph_conv_epilogue_backward": _epilogue_backward,
+    "glyph_conv_data_gradient": _data_gradient,
+    "glyph_conv_weight_gradient": _weight_gradient,
+}

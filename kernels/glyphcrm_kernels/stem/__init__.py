@@ -1,0 +1,1 @@
+"""From packed bits to the first convolution's activation and its pooled shortcut."""
