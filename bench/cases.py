@@ -260,7 +260,7 @@ def _glyph_conv(sizes: Sizes, device: str) -> list[Case]:
     c1, c2 = sizes.c1, sizes.c2
     return [
         case(48, c1, c1, 9, quick=True),
-        case(32, c1, c1, 9, last=True, quick=True),
+        case(32, c1, c1, 9, last=True),
         case(12, c1, c2, 3, padding=1),
         case(8, c2, c2, 3, last=True, quick=True),
     ]

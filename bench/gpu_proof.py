@@ -221,8 +221,8 @@ def missing_gpu() -> str:
     if not torch.cuda.is_available():
         driver = first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         return f"there is no GPU that torch {torch.__version__} can use (driver: {driver})"
-    from glyphcrm_kernels.backend import obstacle_on
-    from glyphcrm_kernels.launch import target_of
+    from glyphcrm_kernels._shared.gpus import obstacle_on
+    from glyphcrm_kernels._shared.launch import target_of
 
     obstacle = obstacle_on(target_of(torch.device("cuda", 0)))
     return obstacle and f"the kernels {obstacle}"
