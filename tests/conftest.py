@@ -55,7 +55,7 @@ def model(atlas: GlyphAtlas) -> GlyphCRMForPreTraining:
 @pytest.fixture
 def rounded_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make Triton's interpreter round float32 to bfloat16 as a GPU does; it cuts the bits off, twice the error."""
-    from glyphcrm_kernels._triton import INTERPRETED
+    from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 
     if not INTERPRETED:
         return

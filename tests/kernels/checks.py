@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from glyphcrm_kernels._triton import INTERPRETED
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from torch import Tensor
 
 # The same tests run under Triton's interpreter on a CPU and, where there is one, on a GPU.
@@ -58,7 +58,7 @@ class GuardedBuffers:
         self._buffers: list[tuple[Tensor, int]] = []
 
     def empty(self, *shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Stand in for `glyphcrm_kernels.launch.empty`: contiguous, filled with NaN (integers: all bits 1)."""
+        """Stand in for `launch.empty`: contiguous, filled with NaN (integers: all bits 1)."""
         dtype = dtype or like.dtype
         return self._reserve(torch.Size(shape).numel(), dtype, like.device).view(shape)
 

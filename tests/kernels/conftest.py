@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from glyphcrm_kernels import launch
+from glyphcrm_kernels._shared import launch
 
 from tests.kernels.checks import GuardedBuffers
 

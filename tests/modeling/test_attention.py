@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from glyphcrm_kernels import attention_cpu, cpu_library
+from glyphcrm_kernels._shared import cpu_library
+from glyphcrm_kernels.attention import cpu as attention_cpu
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -102,7 +103,8 @@ def test_it_runs_in_float32_training_with_dropout_and_sdpa_alone(atlas: GlyphAtl
     model.set_attn_implementation("sdpa")
     model.double()(**inputs)
     assert not calls
-    model.float()(**inputs)
+    model.float().config.kernel_backend = "cpu"
+    model(**inputs)
     assert len(calls) == 3
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import glyphcrm_kernels.backend
 import pytest
 import torch
-from glyphcrm_kernels._triton import INTERPRETED
+from glyphcrm_kernels import BACKENDS
+from glyphcrm_kernels._shared import cpu_library, gpus
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForPreTraining
 
 from glyphcrm.configuration import KERNEL_BACKENDS
 from glyphcrm.errors import UserError
-from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling import GlyphCRMForPreTraining, kernel_backend
 from glyphcrm.modeling.kernel_backend import BACKEND_VARIABLE, check_kernel_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -157,19 +161,41 @@ def test_the_choice_is_saved_and_the_environment_overrides_it(
     model.save_pretrained(tmp_path)
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert loaded.config.kernel_backend == "triton"
-    monkeypatch.setattr(glyphcrm_kernels.backend, "INTERPRETED", False)
+    monkeypatch.setattr(gpus, "INTERPRETED", False)
     ids = torch.tensor([[2, 7, 3]])
     with pytest.raises(ValueError, match="move the tensors to a GPU"):
         loaded(ids)
     with pytest.raises(UserError, match="move the tensors to a GPU"):
         check_kernel_backend(loaded.config, torch.device("cpu"))
-    monkeypatch.setenv(BACKEND_VARIABLE, "reference")
+    monkeypatch.setattr(kernel_backend, "OVERRIDE", "reference")
     assert loaded(ids).prediction_logits.shape == (1, 3, model.config.vocab_size)
-    monkeypatch.setenv(BACKEND_VARIABLE, "fast")
-    with pytest.raises(UserError, match="GLYPHCRM_KERNEL_BACKEND=fast: it must be one of auto, triton, reference"):
-        loaded(ids)
+
+
+def test_the_environment_is_read_once_and_a_typo_is_an_error_when_the_model_is_imported() -> None:
+    program = "from glyphcrm.modeling.kernel_backend import OVERRIDE; print('read', OVERRIDE)"
+    for chosen, expected in (
+        ("cpu", "read cpu"),
+        ("fast", "GLYPHCRM_KERNEL_BACKEND=fast: it must be one of auto, t"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {BACKEND_VARIABLE: chosen},
+            capture_output=True,
+            text=True,
+        )
+        assert expected in (done.stdout if chosen == "cpu" else done.stderr)
+        assert (done.returncode == 0) is (chosen == "cpu")
+
+
+@pytest.mark.skipif(cpu_library.load() is None, reason="installed without a C compiler")
+def test_a_model_can_insist_on_the_c_functions(model: GlyphCRMForPreTraining, on: Any) -> None:
+    if DEVICE != "cpu":
+        pytest.skip("the tensors of the tests are on a GPU")
+    assert_close(on("cpu"), on("auto"), 1e-12)
+    with pytest.raises(ValueError, match="the C functions take float32 on a CPU"):
+        model.double()(torch.tensor([[2, 7, 3]]))
 
 
 def test_backends_have_the_same_names_everywhere() -> None:
     """The configuration does not import the kernels, so it repeats the names."""
-    assert KERNEL_BACKENDS == glyphcrm_kernels.backend.BACKENDS
+    assert KERNEL_BACKENDS == BACKENDS

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
-from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
-from glyphcrm_kernels import cpu_library
+from glyphcrm_kernels import glyph_conv, glyph_stem
+from glyphcrm_kernels._shared import cpu_library, launch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining, hanglyph
@@ -24,6 +26,22 @@ def characters(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> tuple[HanGly
     return model.glyphcrm.hanglyph.float(), rows, model.glyphcrm.glyph_table.bitmaps
 
 
+@pytest.fixture
+def large_buffers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A list that grows by a weak reference to each buffer of 48 x 48 pixels an image that the operators ask for."""
+    seen: list[Any] = []
+    empty = launch.empty
+
+    def watched(*shape: int, **options: Any) -> Tensor:
+        made = empty(*shape, **options)
+        if len(shape) == 4 and shape[1:3] == (48, 48):
+            seen.append(weakref.ref(made.untyped_storage()))
+        return made
+
+    monkeypatch.setattr(launch, "empty", watched)
+    return seen
+
+
 def gradients_of(module: HanGlyph, rows: Tensor, bitmaps: Tensor) -> dict[str, Tensor]:
     module.zero_grad()
     vectors = module(rows, bitmaps)
@@ -34,12 +52,22 @@ def gradients_of(module: HanGlyph, rows: Tensor, bitmaps: Tensor) -> dict[str, T
     return found | dict(zip(("vector", "skip1", "skip2"), (part.detach() for part in vectors), strict=True))
 
 
+def stem_then_convolution(*tensors: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """What keeps the activation between the two."""
+    *stem, weight, bias = tensors
+    activation, shortcut = glyph_stem(*stem, backend=backend)
+    return glyph_conv(activation, weight, bias, relu=True, backend=backend), shortcut
+
+
+@redrawn_here
 def test_drawing_again_changes_no_bit(
-    characters: tuple[HanGlyph, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    characters: tuple[HanGlyph, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, large_buffers: list[Any]
 ) -> None:
     redrawn = gradients_of(*characters)
-    monkeypatch.setattr(hanglyph, "redrawing", lambda *_: nullcontext())
+    assert len(large_buffers) == 3  # drawn, drawn again, its gradient
+    monkeypatch.setattr(hanglyph, "glyph_stem_conv", stem_then_convolution)
     kept = gradients_of(*characters)
+    assert len(large_buffers) == 5  # drawn, its gradient
     for name in kept:
         assert torch.equal(redrawn[name], kept[name]), name
 
@@ -59,35 +87,41 @@ def test_chunks_give_the_same_in_float64(
 
 @redrawn_here
 def test_no_activation_of_the_stem_outlives_the_forward(
-    characters: tuple[HanGlyph, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    characters: tuple[HanGlyph, Tensor, Tensor], large_buffers: list[Any]
 ) -> None:
-    module, rows, bitmaps = characters
-    drawn = []
-    stem = hanglyph.glyph_stem
-
-    def watched(*arguments: object, **options: object) -> tuple[Tensor, Tensor]:
-        activation, pooled = stem(*arguments, **options)
-        drawn.append(weakref.ref(activation.untyped_storage()))
-        return activation, pooled
-
-    monkeypatch.setattr(hanglyph, "glyph_stem", watched)
-    vectors = module(rows, bitmaps)
+    vectors = characters[0](*characters[1:])
     gc.collect()
-    assert len(drawn) == 1 and drawn[0]() is None
+    assert len(large_buffers) == 1 and large_buffers[0]() is None
     sum(part.sum() for part in vectors).backward()
-    assert len(drawn) == 2
     gc.collect()
-    assert drawn[1]() is None
+    assert len(large_buffers) == 3 and all(buffer() is None for buffer in large_buffers)
 
 
 @redrawn_here
-def test_a_changed_parameter_is_an_error(characters: tuple[HanGlyph, Tensor, Tensor]) -> None:
+def test_a_changed_parameter_changes_no_gradient_unseen(characters: tuple[HanGlyph, Tensor, Tensor]) -> None:
+    """The stem is drawn again from copies of its taps; the convolution's weight is not copied."""
     module, rows, bitmaps = characters
+    expected, found = [], []
+    for gradients, factor in ((expected, 1), (found, 2)):
+        vectors = module(rows, bitmaps)
+        with torch.no_grad():
+            module.stem.weight.mul_(factor)
+        gradients.extend(torch.autograd.grad(sum(part.sum() for part in vectors), list(module.parameters())))
+    assert all(map(torch.equal, found, expected))
     vectors = module(rows, bitmaps)
     with torch.no_grad():
-        module.stem.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified in place"):
+        module.block1[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         sum(part.sum() for part in vectors).backward()
+
+
+@redrawn_here
+def test_checkpointing_gives_the_same_gradients(characters: tuple[HanGlyph, Tensor, Tensor]) -> None:
+    module, rows, bitmaps = characters
+    vectors = checkpoint(module, rows, bitmaps, use_reentrant=False)
+    found = torch.autograd.grad(sum(part.sum() for part in vectors), list(module.parameters()))
+    expected = torch.autograd.grad(sum(part.sum() for part in module(rows, bitmaps)), list(module.parameters()))
+    assert all(map(torch.equal, found, expected))
 
 
 def test_autocast_keeps_the_activation_in_its_own_dtype(characters: tuple[HanGlyph, Tensor, Tensor]) -> None:

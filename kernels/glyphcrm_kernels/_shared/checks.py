@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import is_fake
 CHECK_VARIABLE = "GLYPHCRM_CHECK_INDICES"
 
 
-def check_devices(op: str, **tensors: Tensor | None) -> None:
+def check_devices(op: str, tensors: Mapping[str, Tensor | None]) -> None:
     """Raise `ValueError` unless all tensors, given by name, are on one device."""
     first, device = "", None
     for name, tensor in tensors.items():

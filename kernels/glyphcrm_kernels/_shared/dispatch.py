@@ -7,7 +7,6 @@ empty text is nothing. ``backend="auto"`` takes the first that nothing keeps, a 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -22,7 +21,7 @@ def nothing(*arguments: object) -> str:
 
 
 class Implementation(NamedTuple):
-    """One way to compute an op. All three are called with what `Op.prepare` returns.
+    """One way to compute an op. All three functions have the same arguments, an op's own.
 
     Attributes:
         run: computes the op.
@@ -42,22 +41,24 @@ class Choice(NamedTuple):
     reason: str
 
 
+class _Question(str):
+    """A backend that is asked about, not run."""
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """An operation and its implementations.
 
     Attributes:
         name: of the op, and of its function.
-        function: the public one; `backend` is its last parameter.
-        prepare: checks the function's arguments but `backend`, in their order, and returns those of `Implementation`.
+        function: the public one, with a keyword `backend`.
         implementations: by name, in order of preference; "reference" is the last and takes everything.
-        operators: the custom operators through which Triton kernels are launched, by name.
+        operators: the custom operators that launch Triton kernels, by name.
         kernels: the module with those kernels, whose names end in "_kernel".
     """
 
     name: str
     function: Callable[..., Any]
-    prepare: Callable[..., tuple[Any, ...]]
     implementations: Mapping[str, Implementation]
     operators: Mapping[str, Any] = field(default_factory=dict)
     kernels: ModuleType | None = None
@@ -72,39 +73,33 @@ class Op:
         """The names of the Triton kernels."""
         return {name for name in vars(self.kernels or object) if name.endswith("_kernel")}
 
+    def choice(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Choice:
+        """Return what the function would run if it were called so; it raises what the function would."""
+        return self.function(*args, **kwargs, backend=_Question(backend))
+
     def run(self, backend: str, *arguments: Any) -> Any:
-        """Check the function's arguments, choose, and compute.
+        """Choose, and compute; the arguments are those of the implementations, which the function has checked.
 
         Raises:
-            ValueError: what `prepare` finds, an unknown backend, or a named one that cannot run.
+            ValueError: an unknown backend, or a named one that does not take the arguments.
         """
-        prepared = self.prepare(*arguments)
-        name, _ = self._choose(backend, prepared)
-        return self.implementations[name].run(*prepared)
+        name, reason = self._choose(backend, arguments)
+        return Choice(name, reason) if isinstance(backend, _Question) else self.implementations[name].run(*arguments)
 
-    def choice(self, *args: Any, **kwargs: Any) -> Choice:
-        """Return what the function would run if it were called so; it raises what the function would."""
-        call = inspect.signature(self.function).bind(*args, **kwargs)
-        call.apply_defaults()
-        backend = call.arguments.pop("backend")
-        name, passed = self._choose(backend, self.prepare(*call.arguments.values()))
-        return Choice(name, "; ".join(passed) if backend == "auto" else f"backend={backend!r}")
-
-    def _choose(self, backend: str, prepared: tuple[Any, ...]) -> tuple[str, list[str]]:
-        """Return an implementation's name and, with "auto", why not those before it."""
-        if backend == "auto":
-            passed = []
-            for name, implementation in self.implementations.items():
-                reason = implementation.drawback(*prepared) or implementation.obstacle(*prepared)
-                if not reason:
-                    return name, passed
-                passed.append(f"{name}: {reason}")
+    def _choose(self, backend: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
+        """Return an implementation's name and why not those before it."""
+        passed = ""
+        for name, implementation in self.implementations.items() if backend == "auto" else ():
+            reason = implementation.drawback(*arguments) or implementation.obstacle(*arguments)
+            if not reason:
+                return name, passed
+            passed += f"{'; ' if passed else ''}{name}: {reason}"
         if backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend={backend!r} is none of {', '.join(BACKENDS)}")
         if backend not in self.implementations:
             obstacle = f"there is no {backend} implementation of it; name one of {', '.join(self.implementations)}"
         else:
-            obstacle = self.implementations[backend].obstacle(*prepared)
+            obstacle = self.implementations[backend].obstacle(*arguments)
         if obstacle:
             raise ValueError(f"{self.name}: {obstacle}, or use backend='auto'")
-        return backend, []
+        return backend, ""

@@ -22,7 +22,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def on_no_gpu(first: Tensor, *others: object) -> str:
-    """Return why "auto" passes the Triton kernels over, or nothing: off a GPU they run in the interpreter, for tests."""
+    """Return why "auto" passes the Triton kernels over, or nothing; off a GPU they run in tests alone."""
     return "" if first.device.type == "cuda" else "the tensors are on no GPU"
 
 

@@ -53,33 +53,24 @@ def add_norm(
             out of range (on a GPU: see `check_index`), `p` outside [0, 1), `eps` below 0, an unknown backend, or a
             named one that does not take the arguments.
     """
-    return OP.run(backend, x, residual, weight, bias, skip, index, p, eps, training)
+    tensors = {"x": x, "residual": residual, "weight": weight, "bias": bias, "skip": skip, "index": index}
+    _check(tensors, p, eps)
+    return OP.run(backend, *tensors.values(), p if training else 0.0, eps)
 
 
-def _prepare(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    skip: Tensor | None,
-    index: Tensor | None,
-    p: float,
-    eps: float,
-    training: bool,
-) -> tuple[Any, ...]:
-    """Return the arguments of `add_norm_reference`."""
+def _check(tensors: dict[str, Any], p: float, eps: float) -> None:
+    x, residual, _, _, skip, index = tensors.values()
     d = x.shape[-1] if x.dim() else 0
-    given = {"x": x, "residual": residual, "weight": weight, "bias": bias, "skip": skip}
-    for name, tensor in given.items():
-        if tensor is not None and not tensor.is_floating_point():
+    for name, tensor in tensors.items():
+        if tensor is not None and name != "index" and not tensor.is_floating_point():
             raise ValueError(f"add_norm: {name} is {tensor.dtype}; it must be floating point")
     if not d:
         raise ValueError(f"add_norm: x has shape {tuple(x.shape)}; it must be (..., d) with d at least 1")
     if residual.shape != x.shape:
         raise ValueError(f"add_norm: residual has shape {tuple(residual.shape)}; x has {tuple(x.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor.shape != (d,):
-            raise ValueError(f"add_norm: {name} has shape {tuple(tensor.shape)}; it must be ({d},)")
+    for name in ("weight", "bias"):
+        if tensors[name].shape != (d,):
+            raise ValueError(f"add_norm: {name} has shape {tuple(tensors[name].shape)}; it must be ({d},)")
     if eps < 0:
         raise ValueError(f"add_norm: eps={eps} must be 0 or more")
     if not 0 <= p < 1:
@@ -93,14 +84,12 @@ def _prepare(
     elif skip is not None or index is not None:
         missing = "index" if index is None else "skip"
         raise ValueError(f"add_norm: {missing} is missing; skip and index go together, give both or neither")
-    check_devices("add_norm", **given, index=index)
-    return x, residual, weight, bias, skip, index, p if training else 0.0, eps
+    check_devices("add_norm", tensors)
 
 
 OP = Op(
     "add_norm",
     add_norm,
-    _prepare,
     {
         "triton": Implementation(triton.run, triton.obstacle, drawback=on_no_gpu),
         "cpu": Implementation(cpu.run, cpu.obstacle),

@@ -25,21 +25,11 @@ def obstacle(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, skip: Te
     return cpu_obstacle(x, residual, weight, bias, skip, channels=(x.shape[-1],))
 
 
-def run(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    skip: Tensor | None,
-    index: Tensor | None,
-    p: float,
-    eps: float,
-) -> Tensor:
+def run(x: Tensor, *inputs: Any) -> Tensor:
     """Return y; arguments as in `add_norm_reference`."""
-    seed = new_seed(x.device) if p else None
-    index = None if index is None else index.long()
-    y, _, _ = _add_norm_cpu(x, residual, weight, bias, skip, index, seed, drop_below(p), eps)
-    return y
+    *others, index, p, eps = inputs
+    index, seed = None if index is None else index.long(), new_seed(x.device) if p else None
+    return _add_norm_cpu(x, *others, index, seed, drop_below(p), eps)[0]
 
 
 def _call(name: str, x: Tensor, drop: int, *arguments: float | Tensor | None) -> None:

@@ -45,20 +45,10 @@ def obstacle(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, skip: Te
     return f"x has d={d}; the Triton kernels take up to {largest}: make it narrower" if d > largest else ""
 
 
-def run(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    skip: Tensor | None,
-    index: Tensor | None,
-    p: float,
-    eps: float,
-) -> Tensor:
+def run(x: Tensor, *inputs: Any) -> Tensor:
     """Return y; arguments as in `add_norm_reference`."""
-    seed = new_seed(x.device) if p else None
-    y, _, _ = _add_norm(x, residual, weight, bias, skip, index, seed, p, eps)
-    return y
+    *others, p, eps = inputs
+    return _add_norm(x, *others, new_seed(x.device) if p else None, p, eps)[0]
 
 
 @torch.library.custom_op("glyphcrm::add_norm", mutates_args=())

@@ -40,19 +40,9 @@ def drawback(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float
     return "" if p else "without dropout PyTorch's attention is fused"
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    p: float,
-    query_lengths: list[int] | None,
-    key_lengths: list[int] | None,
-) -> Tensor:
+def run(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float, *lengths: list[int] | None) -> Tensor:
     """Return the context; arguments as in `dropout_attention`."""
-    arguments = (query, key, value, new_seed(query.device), drop_below(p), scaling, query_lengths, key_lengths)
-    context, _ = _attention_cpu(*arguments)
-    return context
+    return _attention_cpu(query, key, value, new_seed(query.device), drop_below(p), scaling, *lengths)[0]
 
 
 class _Scores(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from glyphcrm_kernels._shared.checks import autocast_dtype, check_devices
@@ -46,13 +44,6 @@ def glyph_conv(
         ValueError: shapes, dtypes or devices that do not fit, an unknown backend, or a named one that does not take
             the arguments.
     """
-    return OP.run(backend, x, weight, bias, residual, relu, pool, padding)
-
-
-def _prepare(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
-) -> tuple[Any, ...]:
-    """Return the arguments, checked and, under autocast, cast."""
     _check_shapes(x, weight, bias, residual, pool, padding)
     for name, dtype in (("x", x.dtype), ("bias", bias.dtype)):
         if not dtype.is_floating_point:
@@ -64,8 +55,8 @@ def _prepare(
     for name, tensor in (("weight", weight), ("residual", residual)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"glyph_conv: {name} is {tensor.dtype}, but x is {x.dtype}; give them one dtype")
-    check_devices("glyph_conv", x=x, weight=weight, bias=bias, residual=residual)
-    return x, weight, bias, residual, relu, pool, padding
+    check_devices("glyph_conv", {"x": x, "weight": weight, "bias": bias, "residual": residual})
+    return OP.run(backend, x, weight, bias, residual, relu, pool, padding)
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, pool: bool, padding: int) -> None:
@@ -89,7 +80,6 @@ def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | No
 OP = Op(
     "glyph_conv",
     glyph_conv,
-    _prepare,
     {
         "triton": Implementation(triton.run, triton.obstacle, drawback=on_no_gpu),
         "cpu": Implementation(cpu.run, cpu.obstacle, drawback=cpu.drawback),

@@ -13,13 +13,7 @@ from glyphcrm_kernels.stem.reference import IMAGE_SIZE, PACKED_BYTES, glyph_stem
 
 
 def glyph_stem(
-    rows: Tensor,
-    bitmaps: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    position_map: Tensor,
-    *,
-    backend: str = "auto",
+    rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Return ``relu(conv3x3([image, x, y]))`` of the wanted glyphs, and that max-pooled 2x2.
 
@@ -40,13 +34,12 @@ def glyph_stem(
         ValueError: an argument has the wrong shape, dtype or device; a row is not in the atlas (on a GPU: see
             `check_index`); an unknown backend, or a named one that does not take the arguments.
     """
+    check_stem("glyph_stem", rows, bitmaps, weight, bias, position_map)
     return OP.run(backend, rows, bitmaps, weight, bias, position_map)
 
 
-def prepare(
-    rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor, name: str = "glyph_stem"
-) -> tuple[Tensor, ...]:
-    """Return the arguments, checked; `name` is the op's, for messages."""
+def check_stem(name: str, rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> None:
+    """Raise `ValueError` unless the arguments of `glyph_stem` fit each other; `name` is the op's that has them."""
     if bitmaps.dtype != torch.uint8 or bitmaps.shape[1:] != (PACKED_BYTES,):
         raise ValueError(
             f"{name}: bitmaps is {tuple(bitmaps.shape)} {bitmaps.dtype}; it must be (N, {PACKED_BYTES}) torch.uint8"
@@ -68,14 +61,13 @@ def prepare(
             f"it must be (2, {IMAGE_SIZE}, {IMAGE_SIZE}), floating point"
         )
     check_index(name, "rows", rows, bitmaps.shape[0])
-    check_devices(name, rows=rows, bitmaps=bitmaps, weight=weight, bias=bias, position_map=position_map)
-    return rows, bitmaps, weight, bias, position_map
+    tensors = {"rows": rows, "bitmaps": bitmaps, "weight": weight, "bias": bias, "position_map": position_map}
+    check_devices(name, tensors)
 
 
 OP = Op(
     "glyph_stem",
     glyph_stem,
-    prepare,
     {
         "triton": Implementation(triton.run, triton.obstacle, drawback=on_no_gpu),
         "cpu": Implementation(cpu.run, cpu.obstacle),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from torch import Tensor
 
 from glyphcrm_kernels._shared.checks import check_devices
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
 from glyphcrm_kernels._shared.gpus import on_no_gpu
-from glyphcrm_kernels.stem import api as stem
 from glyphcrm_kernels.stem import triton as stem_triton
+from glyphcrm_kernels.stem.api import check_stem
 from glyphcrm_kernels.stemconv import cpu
 from glyphcrm_kernels.stemconv.reference import one_after_the_other
 
@@ -43,21 +42,15 @@ def glyph_stem_conv(
     Raises:
         ValueError: as in `glyph_stem` and `glyph_conv`.
     """
-    return OP.run(backend, rows, bitmaps, weight, bias, position_map, conv_weight, conv_bias)
-
-
-def _prepare(*arguments: Tensor) -> tuple[Any, ...]:
-    """Return the arguments, checked as far as an implementation of its own needs it; the parts check the rest."""
-    *_, weight, _, _, conv_weight, conv_bias = arguments
-    stem.prepare(*arguments[:5], name="glyph_stem_conv")
-    if conv_weight.dim() != 4 or conv_weight.shape[1] != len(weight) or conv_weight.shape[2] != conv_weight.shape[3]:
+    check_stem("glyph_stem_conv", rows, bitmaps, weight, bias, position_map)
+    channels, outputs = len(weight), len(conv_weight)
+    if conv_weight.dim() != 4 or conv_weight.shape[1] != channels or conv_weight.shape[2] != conv_weight.shape[3]:
         shape = tuple(conv_weight.shape)
-        raise ValueError(f"glyph_stem_conv: conv_weight has shape {shape}; it must be (K, {len(weight)}, k, k)")
-    if conv_bias.shape != conv_weight.shape[:1]:
-        shape = tuple(conv_bias.shape)
-        raise ValueError(f"glyph_stem_conv: conv_bias has shape {shape}; it must be ({len(conv_weight)},)")
-    check_devices("glyph_stem_conv", weight=weight, conv_weight=conv_weight, conv_bias=conv_bias)
-    return arguments
+        raise ValueError(f"glyph_stem_conv: conv_weight has shape {shape}; it must be (K, {channels}, k, k)")
+    if conv_bias.shape != (outputs,):
+        raise ValueError(f"glyph_stem_conv: conv_bias has shape {tuple(conv_bias.shape)}; it must be ({outputs},)")
+    check_devices("glyph_stem_conv", {"weight": weight, "conv_weight": conv_weight, "conv_bias": conv_bias})
+    return OP.run(backend, rows, bitmaps, weight, bias, position_map, conv_weight, conv_bias)
 
 
 def _triton_obstacle(*arguments: Tensor) -> str:
@@ -67,7 +60,6 @@ def _triton_obstacle(*arguments: Tensor) -> str:
 OP = Op(
     "glyph_stem_conv",
     glyph_stem_conv,
-    _prepare,
     {
         "triton": Implementation(
             functools.partial(one_after_the_other, backend="triton"), _triton_obstacle, drawback=on_no_gpu

@@ -17,26 +17,19 @@ from glyphcrm_kernels.stem.reference import taps_and_constant
 from glyphcrm_kernels.stemconv.reference import one_after_the_other
 
 
-def obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor, *conv_: Tensor) -> str:
+def obstacle(*tensors: Tensor) -> str:
     """Return what keeps the C functions from running, or nothing."""
-    return stem.obstacle(rows, bitmaps, weight, bias, position_map) or conv.obstacle(weight, *conv_, None)
+    return stem.obstacle(*tensors[:5]) or conv.obstacle(*tensors[4:], None)
 
 
-def run(
-    rows: Tensor,
-    bitmaps: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    position_map: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-) -> tuple[Tensor, Tensor]:
+def run(rows: Tensor, bitmaps: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """Return the convolution's output and the shortcut; arguments as in `glyph_stem_conv`."""
-    taps, constant = taps_and_constant(weight, bias, position_map)
+    *stem_, weight, bias = tensors
+    taps, constant = taps_and_constant(*stem_)
     like_activation = constant.permute(2, 0, 1).expand(len(rows), -1, -1, -1)
-    if conv.drawback(like_activation, conv_weight, conv_bias, None, True, False, 0):
-        return one_after_the_other(rows, bitmaps, weight, bias, position_map, conv_weight, conv_bias, "cpu")
-    return stem_conv_cpu(rows, bitmaps, taps, constant, conv_weight, conv_bias)
+    if conv.drawback(like_activation, weight, bias, None, True, False, 0):
+        return one_after_the_other(rows, bitmaps, *tensors, backend="cpu")
+    return stem_conv_cpu(rows, bitmaps, taps, constant, weight, bias)
 
 
 @torch.library.custom_op("glyphcrm::stem_conv_cpu", mutates_args=())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from glyphcrm_kernels import cpu_library, glyph_stem
-from glyphcrm_kernels.glyph_stem import glyph_stem_reference
-from glyphcrm_kernels.glyph_stem_cpu import glyph_stem_cpu
+from glyphcrm_kernels import glyph_stem
+from glyphcrm_kernels._shared import cpu_library
+from glyphcrm_kernels.stem.cpu import glyph_stem_cpu
+from glyphcrm_kernels.stem.reference import glyph_stem_reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from glyphcrm_kernels import cpu_library
-from glyphcrm_kernels.add_norm_cpu import _add_norm_cpu_backward, add_norm_cpu
-from glyphcrm_kernels.dropout import drop_below
+from glyphcrm_kernels._shared import cpu_library
+from glyphcrm_kernels._shared.dropout import drop_below
+from glyphcrm_kernels.addnorm.cpu import _add_norm_cpu, _add_norm_cpu_backward
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.kernels.addnorm.test_triton import EPS, Inputs, make
 from tests.kernels.checks import DEVICE, GuardedBuffers, assert_true
-from tests.kernels.test_add_norm import EPS, Inputs, make
 
 HERE = [n for n in cpu_library.LANES if cpu_library.lanes(n)]
 
@@ -90,8 +90,8 @@ def test_the_operators_keep_the_rules_of_pytorch(rows: int | None, p: float) -> 
     x, residual, weight, bias, skip, index, dy = make((2, 3), 24, rows)
     seed = torch.tensor([5]) if p else None
     arguments = (x, residual, weight, bias, skip, index, seed, drop_below(p), EPS)
-    torch.library.opcheck(add_norm_cpu, arguments)
-    _, mean, rstd = add_norm_cpu(*arguments)
+    torch.library.opcheck(_add_norm_cpu, arguments)
+    _, mean, rstd = _add_norm_cpu(*arguments)
     kept = [None if tensor is None else tensor.detach() for tensor in (x, residual, weight, mean, rstd, skip)]
     torch.library.opcheck(_add_norm_cpu_backward, (dy, *kept, index, seed, drop_below(p)))
 

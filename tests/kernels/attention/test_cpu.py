@@ -7,16 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from glyphcrm_kernels import add_norm, cpu_library
-from glyphcrm_kernels import attention_cpu as attention
-from glyphcrm_kernels.attention_cpu import (
-    _attention_cpu,
-    _attention_cpu_backward,
-    _lay_out,
-    attention_cpu,
-    attention_fits_cpu,
-)
-from glyphcrm_kernels.dropout import drop_below
+from glyphcrm_kernels import add_norm, choice, dropout_attention
+from glyphcrm_kernels._shared import cpu_library
+from glyphcrm_kernels._shared.dropout import drop_below
+from glyphcrm_kernels.attention import cpu as attention
+from glyphcrm_kernels.attention.cpu import _attention_cpu, _attention_cpu_backward, _lay_out
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -50,7 +45,7 @@ def seeded(query: Tensor, key: Tensor, value: Tensor, p: float, sequences: Lengt
     asked, read = sequences or (None, None)
     torch.manual_seed(17)
     lengths = {"query_lengths": asked, "key_lengths": read}
-    return attention_cpu(query, key, value, scaling=scaling(query), p=p, **lengths)
+    return dropout_attention(query, key, value, scaling=scaling(query), p=p, **lengths, backend="cpu")
 
 
 def one_hot_like(key: Tensor, read: list[int]) -> Tensor:
@@ -173,7 +168,7 @@ def test_checkpointing_draws_the_same_mask_again(preserve: bool) -> None:
     *inputs, cotangent = make(3, 2, 6, 8, 4, lambda t: t)
 
     def attend(*tensors: Tensor) -> Tensor:
-        return attention_cpu(*tensors, scaling=0.5, p=0.4)
+        return dropout_attention(*tensors, scaling=0.5, p=0.4)
 
     torch.manual_seed(3)
     plain = gradients(attend(*inputs), inputs, [cotangent])
@@ -203,7 +198,7 @@ def test_what_autograd_may_ask_of_it() -> None:
 def test_nothing_to_attend() -> None:
     for rows, queries in ((0, 3), (2, 0)):
         query, key, value = (torch.randn(rows, 2, n, 4) for n in (queries, 5, 5))
-        assert attention_cpu(query, key, value, scaling=0.5, p=0.1).shape == (rows, queries, 2, 4)
+        assert dropout_attention(query, key, value, scaling=0.5, p=0.1).shape == (rows, queries, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +213,7 @@ def test_nothing_to_attend() -> None:
 def test_mistakes_are_named(changed: dict[str, Any], message: str) -> None:
     query, key, value, _ = make(1, 2, 3, 3, 4, lambda t: t)
     with pytest.raises(ValueError, match=message):
-        attention_cpu(query, key, value, **{"scaling": 0.5, "p": 0.1, **changed})
+        dropout_attention(query, key, value, **{"scaling": 0.5, "p": 0.1, **changed})
 
 
 def test_numbers_beyond_32_bits_are_refused() -> None:
@@ -226,13 +221,18 @@ def test_numbers_beyond_32_bits_are_refused() -> None:
         cpu_library.call("attention_dropout", 4, 1, 1, 1, 0, 2**31, torch.zeros(1), torch.zeros(1), torch.zeros(1))
 
 
+def takes(query: Tensor, key: Tensor, value: Tensor, p: float = 0.1) -> bool:
+    return choice("dropout_attention", query, key, value, scaling=0.5, p=p).implementation == "cpu"
+
+
 def test_what_it_takes() -> None:
     query, key, value, _ = make(1, 2, 3, 3, 4, lambda t: t)
-    assert attention_fits_cpu(query, key, value)
-    assert not attention_fits_cpu(query, key.double(), value)
-    assert not attention_fits_cpu(query.to("meta"), key, value)
+    assert takes(query, key, value)
+    assert not takes(query, key, value, p=0.0)
+    assert not takes(*(t.double() for t in (query, key, value)))
+    assert not takes(*(t.to("meta") for t in (query, key, value)))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not attention_fits_cpu(query, key, value)
+        assert not takes(query, key, value)
     fits = []
-    torch.func.vmap(lambda q: (q, fits.append(attention_fits_cpu(q, key, value)))[0])(query)
+    torch.func.vmap(lambda q: (q, fits.append(takes(q, key, value)))[0])(query[None])
     assert fits == [False]

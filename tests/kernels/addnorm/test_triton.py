@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from glyphcrm_kernels import add_norm, cpu_library, launch
-from glyphcrm_kernels._triton import INTERPRETED
-from glyphcrm_kernels.add_norm import LARGEST_WIDTH
+from glyphcrm_kernels import add_norm
+from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+from glyphcrm_kernels.addnorm.tiles import LARGEST_WIDTH
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from glyphcrm_kernels import glyph_stem, launch
-from glyphcrm_kernels.glyph_stem import _glyph_stem, _glyph_stem_backward
+from glyphcrm_kernels import glyph_stem
+from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels.stem import tiles
+from glyphcrm_kernels.stem.triton import _glyph_stem, _glyph_stem_backward
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -109,9 +110,8 @@ def test_results_and_gradients_are_the_float64_ones(
 
 def test_more_images_than_a_program_takes(monkeypatch: pytest.MonkeyPatch, buffers: GuardedBuffers) -> None:
     """Several programs along the images, and as few windows in each as on a GPU."""
-    op = importlib.import_module("glyphcrm_kernels.glyph_stem")
-    monkeypatch.setattr(op, "IMAGES_PER_PROGRAM", 2)
-    monkeypatch.setattr(op, "_tile", lambda target, channels, dtype: (32, 4))
+    monkeypatch.setattr(tiles, "IMAGES_PER_PROGRAM", 2)
+    monkeypatch.setattr(tiles, "tile", lambda target, channels, dtype: (32, 4))
     inputs = make_inputs(4, torch.float32, atlas_rows=6)
     rows = torch.tensor([4, 1, 5, 2, 3], device=DEVICE)
     outputs = glyph_stem(rows, **inputs, backend="triton")

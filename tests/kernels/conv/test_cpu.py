@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from glyphcrm_kernels import cpu_library, glyph_conv
-from glyphcrm_kernels import fourier_conv as fourier
-from glyphcrm_kernels.fourier_conv import fourier_conv, fourier_pays
+from glyphcrm_kernels import choice, glyph_conv
+from glyphcrm_kernels._shared import cpu_library
+from glyphcrm_kernels.conv import cpu as fourier
+from glyphcrm_kernels.conv.cpu import fourier_conv
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -143,7 +143,8 @@ def _takes(**changed: object) -> bool:
     images, channels, height, width, size, padding, dtype = shape.values()
     x = torch.zeros(images, channels, height, width, dtype=dtype)  # type: ignore[call-overload]
     weight = torch.zeros(channels, channels, size, size, dtype=dtype)  # type: ignore[call-overload]
-    return fourier_pays(x, weight, torch.zeros(channels, dtype=dtype), None, padding)  # type: ignore[call-overload, arg-type]
+    bias = torch.zeros(channels, dtype=dtype)  # type: ignore[call-overload]
+    return choice("glyph_conv", x, weight, bias, padding=padding).implementation == "cpu"
 
 
 def test_what_it_takes() -> None:
@@ -186,7 +187,7 @@ def test_short_memory_is_an_error_and_not_a_crash() -> None:
     """A real limit on a real process: the filters' spectra alone are 39 MB."""
     program = """
         import re, resource, torch
-        from glyphcrm_kernels.fourier_conv import fourier_conv
+        from glyphcrm_kernels.conv.cpu import fourier_conv
         x, weight, bias = torch.randn(2, 64, 48, 48), torch.randn(64, 64, 9, 9), torch.zeros(64)
         fourier_conv(x, weight, bias, None, False)
         used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
@@ -199,21 +200,6 @@ def test_short_memory_is_an_error_and_not_a_crash() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("MemoryError: fourier_forward")
-
-
-def test_without_a_compiler_the_package_is_built_all_the_same(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    for compiler, made in (("false", 0), ("cc", 1)):
-        out = tmp_path / compiler
-        done = subprocess.run(
-            [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", out, "--build-temp", tmp_path / "temp"],
-            cwd=root,
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "CC": compiler},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert len(list(out.rglob("_cpu*"))) == made
 
 
 @given(channels=st.sampled_from([16, 32, 64]), n=st.sampled_from([40, 48]))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from glyphcrm_kernels._triton import INTERPRETED
-from glyphcrm_kernels.glyph_conv import glyph_conv
+from glyphcrm_kernels import glyph_conv
+from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+from glyphcrm_kernels.conv import tiles
+from glyphcrm_kernels.conv import triton as op
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.checks import DEVICE, GuardedBuffers, assert_true, gradients
-
-op = importlib.import_module("glyphcrm_kernels.glyph_conv")
 
 
 def convolution(
@@ -110,7 +110,7 @@ def test_forward_and_gradients_are_true(
         for side in ("height", "width"):
             shape[side] += (shape[side] - shape["size"] + 1) % 2
     if INTERPRETED:
-        monkeypatch.setattr(op, "_family", lambda target: family)
+        monkeypatch.setattr(tiles, "family", lambda target: family)
     inputs, cotangent = convolution(seed, dtype, with_residual=with_residual, **shape)
     hold_against_truth(inputs, cotangent, buffers, relu=relu, pool=pool, padding=shape["padding"])
 
@@ -207,10 +207,11 @@ def test_nan_is_not_hidden(place: int) -> None:
 
 def test_programs_come_round_again(monkeypatch: pytest.MonkeyPatch, buffers: GuardedBuffers) -> None:
     """More pixels than the epilogue's backward has programs at a time."""
-    monkeypatch.setattr(op.launch, "multiprocessors", lambda device: 1)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1)
     inputs, cotangent = convolution(7, torch.float32, 2, 4, 4, 40, 40, size=1)
-    programs = op.epilogue_programs(op.target_of(inputs[0].device), inputs[3])
-    assert programs * op._epilogue_block(op.target_of(inputs[0].device), 4) < 2 * 40 * 40
+    target = launch.target_of(inputs[0].device)
+    programs = tiles.epilogue_programs(target, inputs[3])
+    assert programs * tiles.epilogue_block(target, 4) < 2 * 40 * 40
     hold_against_truth(inputs, cotangent, buffers, relu=True)
 
 
