@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from glyphcrm_kernels.registry import OPS
 from torch import Tensor
 
@@ -236,7 +235,10 @@ def _glyph_stem_conv(sizes: Sizes, device: str) -> list[Case]:
 
 
 def _glyph_conv(sizes: Sizes, device: str) -> list[Case]:
-    def case(side: int, inputs: int, outputs: int, size: int, padding: int = 0, last: bool = False, **more: Any) -> Case:
+    def case(
+        side: int, channels: tuple[int, int], size: int, padding: int = 0, last: bool = False, **more: Any
+    ) -> Case:
+        inputs, outputs = channels
         out = side + 2 * padding - size + 1
 
         def draw(make: Draw) -> Inputs:
@@ -244,11 +246,11 @@ def _glyph_conv(sizes: Sizes, device: str) -> list[Case]:
             drawn = {"x": make.nhwc(sizes.images, inputs, side), "weight": weight, "bias": bias}
             return drawn | ({"residual": make.nhwc(sizes.images, outputs, out)} if last else {})
 
-        channels = f"{inputs}" if inputs == outputs else f"{inputs} to {outputs}"
+        named = f"{inputs}" if inputs == outputs else f"{inputs} to {outputs}"
         tail = ", residual, pool" if last else ""
         return Case(
             "glyph_conv",
-            f"{size}x{size}, {channels}, {side} to {out}{tail}, {sizes.images:,} characters",
+            f"{size}x{size}, {named}, {side} to {out}{tail}, {sizes.images:,} characters",
             draw,
             "TFLOP/s",
             flops=2.0 * sizes.images * out**2 * outputs * inputs * size**2,
@@ -259,10 +261,10 @@ def _glyph_conv(sizes: Sizes, device: str) -> list[Case]:
 
     c1, c2 = sizes.c1, sizes.c2
     return [
-        case(48, c1, c1, 9, quick=True),
-        case(32, c1, c1, 9, last=True),
-        case(12, c1, c2, 3, padding=1),
-        case(8, c2, c2, 3, last=True, quick=True),
+        case(48, (c1, c1), 9, quick=True),
+        case(32, (c1, c1), 9, last=True),
+        case(12, (c1, c2), 3, padding=1),
+        case(8, (c2, c2), 3, last=True, quick=True),
     ]
 
 

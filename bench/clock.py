@@ -121,8 +121,8 @@ def clock_for(device: str) -> Clock:
 def seconds_by_turns(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
     """Call every way once a round, in reverse order in every other round, and return the seconds of each call.
 
-    A machine's speed drifts, so only what ran in the same minute compares. A way is called with the number of the round,
-    and is not warmed up here.
+    A machine's speed drifts, so only what ran in the same minute compares. A way is called with the round's number, and
+    is not warmed up here.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):

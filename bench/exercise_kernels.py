@@ -1,4 +1,4 @@
-"""Runs every op with a Triton implementation forward and backward at small sizes, for each dtype, and looks at the results.
+"""Runs every op that has Triton kernels forward and backward at small sizes, in each dtype, beside its reference.
 
     python -m bench.exercise_kernels
 

@@ -127,9 +127,10 @@ def glyph_conv(device: str, padding: int, last: bool) -> dict[str, Way]:
 
     def fused(inputs: Inputs, p: float) -> Outputs:
         x, weight, bias, settings = inputs["x"], inputs["weight"], inputs["bias"], ([1, 1], [padding] * 2, [1, 1], 1)
-        if last:
-            return (F.max_pool2d(torch.cudnn_convolution_add_relu(x, weight, inputs["residual"], 1.0, bias, *settings), 2),)
-        return (torch.cudnn_convolution_relu(x, weight, bias, *settings),)
+        if not last:
+            return (torch.cudnn_convolution_relu(x, weight, bias, *settings),)
+        y = torch.cudnn_convolution_add_relu(x, weight, inputs["residual"], 1.0, bias, *settings)
+        return (F.max_pool2d(y, 2),)
 
     def nchw(inputs: Inputs) -> Inputs:
         return {name: tensor.contiguous() for name, tensor in inputs.items()}

@@ -68,7 +68,9 @@ CHIPS = {
 
 # In PTX, and in LLVM's assembly for AMD GPUs, `.loc` says from which line and column the code below it comes.
 LOCATION = re.compile(r"\.loc\s+\d+\s+(\d+)\s+(\d+)")
-PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[\w:]+?)*?(?:\.v(\d))?\.b(\d+)\b|\bcp\.async\.c[ag]\.shared\.global .*, 0x(\w+)")
+PTX_ACCESS = re.compile(
+    r"\b(ld|st)\.global(?:\.[\w:]+?)*?(?:\.v(\d))?\.b(\d+)\b|\bcp\.async\.c[ag]\.shared\.global .*, 0x(\w+)"
+)
 GCN_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(?:\w+_)?(dwordx\d|dword|short|ushort|byte|ubyte)")
 GCN_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "ushort": 2}
 ATOMIC = re.compile(r"\b(?:atom|red)\.[\w.:]*global|\b(?:global|buffer|flat)_atomic_")

@@ -2,10 +2,11 @@
 
     pytest bench/test_kernels.py --benchmark [--benchmark-json FILE]
 
-The ways of a group have the names of the op's implementations and of its peers. An implementation that cannot run here,
-or that backend="auto" passes over, is skipped with the reason. pytest-benchmark's rows are measured one after the
-other, minutes apart, and a machine's speed drifts. So the ratios, in the table at the end and in the JSON, are measured
-apart: before each round of a way runs a round of what "auto" chooses, A B A B, and the ratio is that of the two medians.
+The ways of a group are the op's implementations, by name, and its peers. An implementation that cannot run here, or
+that backend="auto" passes over, is skipped with the reason. pytest-benchmark's rows are measured one after the
+other, minutes apart, and a machine's speed drifts. So the ratios, in the table at the end and in the JSON, are
+measured apart: before each round of a way runs one of what "auto" chooses, the group's first way, A B A B, and the
+ratio is that of the two medians.
 
 Each round works on the next of several sets of random inputs that together exceed the caches. A way
 that does not compute what the op's reference computes in float32 fails, and is not timed.
@@ -23,9 +24,9 @@ import torch
 from glyphcrm_kernels import choice
 from glyphcrm_kernels.registry import OPS
 
+from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, cases, step
 from bench.ceilings import ceiling
 from bench.clock import clock_for
-from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, cases, step
 from bench.peers import Inputs, Outputs, Way
 from bench.results import RESULTS, Result
 

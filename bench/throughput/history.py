@@ -181,7 +181,7 @@ def before(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 def table(run: Run, before: Run | None = None) -> list[str]:
-    """Return a run as Markdown; `before` is an earlier one, whose ratios get a column. No rows: the environment alone."""
+    """Return a run as Markdown, without rows the environment alone; the ratios of a run `before` get a column."""
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     last = f"* {run.preset}; {run.text}; commit {run.commit[:12]}, {run.date}; {versions}; "
     last += f"{run.machine['cpu']}, threads: {run.machine['threads']}"

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from bench.clock import interquartile_range, seconds_by_turns
 from bench.environment import ROOT
-from bench.throughput import chart, history, material as texts, processes
+from bench.throughput import chart, history, processes
+from bench.throughput import material as texts
 from bench.throughput.history import RATE, Row, Run, row, table
 from bench.throughput.ideas import EVERY_TOKEN, IDEAS, check_ideas, nothing_dropped
 from bench.throughput.material import Material, real_tokens, sizes
