@@ -81,27 +81,17 @@ Widths = dict[tuple[str, int, int], set[int]]  # bytes a thread, by "load" or "s
 
 @dataclass(frozen=True)
 class Compiled:
-    """One launch, compiled; what the report and the tests need, as JSON takes it.
-
-    Attributes:
-        registers: a thread; on AMD, vector registers, accumulation registers included.
-        stack_bytes: a thread, spilled registers included.
-        shared_bytes: a program.
-        dots: `tl.dot` in the source, after inlining and unrolling.
-        matrix: instructions that run on tensor cores (matrix cores), by name.
-        loads, stores: global ones, by bytes a thread.
-        violations: of the budgets.
-    """
+    """One launch, compiled; what the report and the tests need, as JSON takes it."""
 
     kernel: str
     target: str
     warps: int
-    registers: int
-    stack_bytes: int
-    shared_bytes: int
-    dots: int
-    matrix: dict[str, int]
-    loads: dict[int, int]
+    registers: int  # a thread; on AMD, vector registers, accumulation registers included
+    stack_bytes: int  # a thread, spilled registers included
+    shared_bytes: int  # a program
+    dots: int  # `tl.dot` in the source, after inlining and unrolling
+    matrix: dict[str, int]  # instructions that run on tensor cores (matrix cores), by name
+    loads: dict[int, int]  # global ones, by bytes a thread
     stores: dict[int, int]
     violations: list[str]
     launch: str = ""

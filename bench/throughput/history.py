@@ -23,32 +23,22 @@ RATE = "characters/s"
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.
+    """One comparison; its fields are those of the file.
 
-    Attributes:
-        kind: one of KINDS.
-        what: is measured, for people.
-        peer: it is measured beside; "" if there is none.
-        ratio: median over the rounds: of speeds (the peer's seconds / GlyphCRM's) where the target is a lower bound, of
-            costs (GlyphCRM's / the peer's) where it is an upper one; without a peer, `unit` a core.
-        spread: interquartile range of the rounds' ratios.
-        target, at_least: what the ratio should be, at least or at most.
-        own, peer_own: medians of GlyphCRM and of its peer, in seconds, or bytes for memory; None without a peer.
-        unit: of the ratio, "" or RATE.
-        rounds: how many there were.
-        note: what else was seen.
+    `ratio` is the median over the rounds: of speeds (the peer's seconds / GlyphCRM's) where the target is a lower
+    bound, of costs (GlyphCRM's / the peer's) where it is an upper one; without a peer, `unit` a core.
     """
 
-    kind: str
+    kind: str  # one of KINDS
     what: str
-    peer: str
+    peer: str  # "" if there is none
     ratio: float
-    spread: float
+    spread: float  # interquartile range of the rounds' ratios
     target: float
     at_least: bool
-    own: float
+    own: float  # medians, in seconds, or bytes for memory
     peer_own: float | None
-    unit: str
+    unit: str  # of the ratio, "" or RATE
     rounds: int
     note: str = ""
 
@@ -112,23 +102,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the suite; its fields are those of a line of the file.
+    """A run of the suite; its fields are those of a line of the file."""
 
-    Attributes:
-        date: ISO 8601, UTC.
-        commit: git's, or "unknown".
-        machine, versions: see `environment`.
-        preset: size of the models.
-        text: what was read, by names of files.
-        rows, curves: what was measured; either may be empty.
-    """
-
-    date: str
-    commit: str
+    date: str  # ISO 8601, UTC
+    commit: str  # git's, or "unknown"
     machine: dict[str, Any]
     versions: dict[str, str]
     preset: str
-    text: str
+    text: str  # what was read, by names of files
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
 

@@ -20,22 +20,12 @@ GRADIENT_TOLERANCE = 1e-3  # relative; rounding decides a ReLU or the maximum of
 
 @dataclass(frozen=True)
 class Idea:
-    """A training step with all ideas up to this one.
-
-    Attributes:
-        name: of the idea that was added.
-        shared: distinct characters pass through HanGlyph once, instead of every token.
-        masked_only: logits at the positions to predict alone.
-        packed: padding is left out of the encoder.
-        fast_glyphs: the convolution in the Fourier domain, and the stem by look-up.
-        fast_blocks: add-norm, and the dropout of attention, in C.
-        once_a_step: the distinct characters are those of all micro-batches.
-    """
+    """A training step with all ideas up to this one, whose name says what was added."""
 
     name: str
-    shared: bool = False
+    shared: bool = False  # distinct characters pass through HanGlyph once, instead of every token
     masked_only: bool = False
-    packed: bool = False
+    packed: bool = False  # padding is left out of the encoder
     fast_glyphs: bool = False
     fast_blocks: bool = False
     once_a_step: bool = False

@@ -39,29 +39,17 @@ TEXT_COLUMNS = ("text_a", "text")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Amounts of a preset.
+    """Amounts of a preset: the paper's table, but for "nano", which is there to test the bench."""
 
-    Attributes:
-        preset: size of both models.
-        length: tokens a sequence of a training step, at most.
-        batch: sequences of the smaller training step, and of a batch at inference.
-        accumulated: how many times as many the larger training step has.
-        texts: texts of a pass at inference.
-        glyphs: distinct characters of the HanGlyph row.
-        characters: of the training text, at most; the rest is not read.
-        fill_vocabulary: predict as many characters as the paper does, although the text has fewer.
-        started: preset of the checkpoint that the start-up row loads.
-    """
-
-    preset: str
-    length: int = 128
-    batch: int = 32
-    accumulated: int = 4
-    texts: int = 96
-    glyphs: int = 970
-    characters: int = 2_000_000
-    fill_vocabulary: bool = True
-    started: str = "tiny"
+    preset: str  # of both models
+    length: int = 128  # tokens a sequence of a training step, at most
+    batch: int = 32  # sequences of the smaller training step, and of a batch at inference
+    accumulated: int = 4  # how many times as many the larger training step has
+    texts: int = 96  # of a pass at inference
+    glyphs: int = 970  # distinct characters of the HanGlyph row
+    characters: int = 2_000_000  # of the training text, at most; the rest is not read
+    fill_vocabulary: bool = True  # predict as many characters as the paper does, although the text has fewer
+    started: str = "tiny"  # preset of the checkpoint that the start-up row loads
 
     def configuration(self, tokens: int) -> GlyphCRMConfig:
         """Return the configuration over an atlas of so many rows."""
@@ -69,7 +57,7 @@ class Sizes:
 
 
 def sizes(name: str) -> Sizes:
-    """Return the amounts of a preset: the paper's table, but for "nano", which is there to test the bench."""
+    """Return the amounts of a preset."""
     if name != "nano":
         return Sizes(name)
     amounts = {"length": 64, "batch": 4, "accumulated": 2, "texts": 8, "glyphs": 12, "characters": 40_000}

