@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from bench.throughput.material import Material, Sizes, documents, real_tokens
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
-from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, SPECIAL_TOKENS, input_only_tokens
+from glyphcrm.tokenization import SPECIAL_TOKENS
+from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, input_only_tokens
 
 BATCH = 32
 TEXT = "国家主席发表新年讲话，《迈向充满希望的新世纪》。（新华社记者摄）\n"
