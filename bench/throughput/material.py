@@ -16,7 +16,7 @@ from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.data.demo_corpus import demo_documents
 from glyphcrm.data.masking import mask_tokens
 from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds
-from glyphcrm.data.sentence_pairs import SPECIALS, SentencePairs
+from glyphcrm.data.sentence_pairs import SentencePairs
 from glyphcrm.data.text_files import expand, iter_documents, read_lines
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
@@ -28,6 +28,7 @@ from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, build_vocabulary, count
 
 Batch = dict[str, Tensor]
 SEED = 0
+SPECIALS = 3  # [CLS] a [SEP] b [SEP]
 TEXT_COLUMNS = ("text_a", "text")
 
 
