@@ -1,11 +1,13 @@
-"""Timers: pytest-benchmark's own on a CPU, the device's clock on a GPU."""
+"""Timers: wall-clock seconds on a CPU, the device's own on a GPU, and whole programs by turns."""
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
+import numpy as np
 import torch
 
 RUNS_BEFORE = 3  # compile, choose algorithms, fill caches
@@ -114,3 +116,31 @@ Clock = CpuClock | GpuClock
 def clock_for(device: str) -> Clock:
     """Return the clock of "cpu" or "cuda"."""
     return GpuClock() if device == "cuda" else CpuClock()
+
+
+def seconds_by_turns(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+    """Call every way once a round, in reverse order in every other round, and return the seconds of each call.
+
+    A machine's speed drifts, so only what ran in the same minute compares. A way is called with the round's number, and
+    is not warmed up here.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        order = list(ways) if number % 2 == 0 else list(reversed(ways))
+        for name in order:
+            gc.collect()
+            start = time.perf_counter()
+            ways[name](number)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Return the ratio of each round."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def interquartile_range(values: Sequence[float]) -> float:
+    """Return the distance of the quartiles, 0 for one value."""
+    low, high = np.percentile(values, [25, 75])
+    return float(high - low)

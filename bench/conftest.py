@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import pytest
 import torch
 
+from bench import environment
 from bench.results import RESULTS, table
 from bench.throughput import history
 from bench.throughput.options import MEASURED, Measured, add_options, options
-from bench.throughput.table import table as throughput_table
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "liger_kernel", "flash_attn")
 COLUMNS = ["median", "iqr", "min", "rounds"]
@@ -32,11 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Add to the JSON what decides a kernel's speed."""
-    for name in PACKAGES:
-        try:
-            machine_info[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            machine_info[name] = None
+    machine_info |= environment.versions(PACKAGES)
     machine_info["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -58,7 +53,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         run = history.run_of_today(asked.sizes.preset, asked.described_text, measured.rows, measured.curves)
         earlier = history.read(asked.history) if asked.history is not None else []
         terminalreporter.section("throughput")
-        for line in throughput_table(run, history.before(run, earlier)):
+        for line in history.table(run, history.before(run, earlier)):
             terminalreporter.write_line(line)
         if asked.history is not None and exitstatus == pytest.ExitCode.OK:
             history.append(run, asked.history)

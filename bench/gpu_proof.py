@@ -14,7 +14,6 @@ cut down (each step in the report has its command). It proves the way, not the k
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -32,9 +31,10 @@ from typing import Any
 
 import torch
 
+from bench.environment import ROOT, first_line
+from bench.environment import versions as versions_of
 from bench.results import read, table
 
-ROOT = Path(__file__).parents[1]
 TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
 TESTS = ("tests/kernels", "tests/modeling/test_kernel_backend.py")
@@ -198,14 +198,9 @@ def _cannot_start(sanitizer: Path) -> str:
 
 def environment() -> dict[str, Any]:
     """Return what the proof ran on."""
-    versions: dict[str, Any] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions: dict[str, Any] = {"python": platform.python_version(), **versions_of(PACKAGES, "not installed")}
     versions |= {"system": platform.platform(), "CUDA of torch": torch.version.cuda, "HIP of torch": torch.version.hip}
-    versions["commit"] = _first_line("git", "describe", "--always", "--dirty")
+    versions["commit"] = first_line("git", "describe", "--always", "--dirty")
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         versions |= {
@@ -213,29 +208,21 @@ def environment() -> dict[str, Any]:
             "compute capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "GPU memory, GiB": round(properties.total_memory / 2**30, 1),
-            "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            "SM clock now and at most": _first_line(
+            "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "SM clock now and at most": first_line(
                 "nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"
             ),
         }
     return versions
 
 
-def _first_line(*command: str) -> str:
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.partition("\n")[0]
-
-
 def missing_gpu() -> str:
     """Say why the kernels cannot run on a GPU here, or nothing."""
     if not torch.cuda.is_available():
-        driver = _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         return f"there is no GPU that torch {torch.__version__} can use (driver: {driver})"
-    from glyphcrm_kernels.backend import obstacle_on
-    from glyphcrm_kernels.launch import target_of
+    from glyphcrm_kernels._shared.gpus import obstacle_on
+    from glyphcrm_kernels._shared.launch import target_of
 
     obstacle = obstacle_on(target_of(torch.device("cuda", 0)))
     return obstacle and f"the kernels {obstacle}"

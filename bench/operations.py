@@ -13,7 +13,7 @@ from typing import NamedTuple
 from glyphcrm.configuration import GlyphCRMConfig
 
 B = 2  # bytes of an activation, bfloat16
-MASKED_SHARE = 0.15  # of the tokens; logits are computed there alone
+PREDICTED_SHARE = 0.15  # of the tokens; logits are computed there alone
 
 
 class Chip(NamedTuple):
@@ -129,7 +129,7 @@ def operations(
         *_hanglyph(config, distinct),
         *_embeddings(config, tokens),
         *_encoder(config, sequences, length, skips=2),
-        *_heads(config, round(MASKED_SHARE * tokens) if predicted is None else predicted),
+        *_heads(config, round(PREDICTED_SHARE * tokens) if predicted is None else predicted),
         *_optimiser(parameters(config)),
     ]
 

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.throughput.interleaved import interquartile_range, ratios, seconds_by_turns
+from bench import markdown
+from bench.clock import interquartile_range, ratios, seconds_by_turns
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.metrics import Prediction, score
 from glyphcrm.finetuning.models import load_finetuned, reads_glyphs
@@ -105,12 +106,12 @@ def compare(
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table."""
     names = list(rows[0].scores)
-    lines = [["weights", *names, "predictions as in float32", "times as fast"]]
-    lines.append(["---", *["---:"] * (len(names) + 2)])
-    for row in rows:
-        scores = [f"{row.scores[name]:.2%}" for name in names]
-        lines.append([row.name, *scores, f"{row.same:.2%}", f"{row.speed:.2f} ± {row.spread:.2f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [
+        [row.name, *(f"{row.scores[n]:.2%}" for n in names), f"{row.same:.2%}", f"{row.speed:.2f} ± {row.spread:.2f}"]
+        for row in rows
+    ]
+    header = ["weights", *names, "predictions as in float32", "times as fast"]
+    return "\n".join(markdown.table(header, lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from bench import markdown
+
 
 class Result(NamedTuple):
     """One way of computing one case; these are the fields of a benchmark's "extra_info".
@@ -69,17 +71,8 @@ def table(results: Iterable[Result]) -> list[str]:
         last, late = r.group, late or r.host_was_late
         mark = "*" if r.host_was_late else ""
         rows.append((case, r.way, _time(r.seconds) + mark, f"{r.ratio:.2f}", r.shown_speed, f"{r.share:.0%}"))
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: tuple[str, ...]) -> str:
-        padded = (
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
     note = ["", "\\* the GPU waited for the host, so this is not the kernels' own time"] if late else []
-    return [line(header), f"|{rule}|", *map(line, rows), *note]
+    return [*markdown.table(header, rows, left=2), *note]
 
 
 def _three_digits(value: float) -> str:

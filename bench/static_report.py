@@ -1,331 +1,338 @@
-"""The static report: what the compiler makes of every kernel, and what follows for its speed. Needs no GPU.
+"""The static report: compiles every kernel launch ahead of time and holds it to its budgets. Needs no GPU.
 
-    python -m bench.static_report [--quick] [--only WORDS] [--json FILE] [--markdown FILE]
-    python -m bench.static_report --sass WORDS
+    python -m bench.static_report [--quick] [--only WORDS] [--json FILE] [--markdown FILE] [--sass WORDS]
 
 WORDS select launches: each word has to be in "<launch> <dtype> <target>", for example
-`--sass "9x9 64, bfloat16 sm_90"`, which prints the innermost loop's machine code.
+`--sass "9x9, 64, 48 fwd bfloat16 sm_90"`, which prints the machine code.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
+import re
+import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
-from glyphcrm_kernels._triton import INTERPRETED
-from glyphcrm_kernels.launch import Target
+from glyphcrm_kernels._shared.launch import Launch, Target, record
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+from glyphcrm_kernels.registry import OPS
 from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
-from bench.ahead_of_time import CHIPS, KIB, Compiled, compile_ahead, target_name
-from bench.catalogue import CASES, DTYPES, NINE_BY_NINE, Case
-from bench.machine_code import Loop
+from bench import markdown
+from bench.cases import BASE, DROPOUT, Case, Draw, cases
 
-WARP = 32
+KIB = 1024
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# As in a pre-training batch, but with fewer characters, whose number does not change the code.
+SIZES = replace(BASE, images=100, rows=100, atlas_rows=200)
+CHANNELS = ((64, 128), (32, 64), (16, 32))  # of the presets "base", "small" and "tiny"
+ELEMENT_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
+# Above this a tile of floating-point numbers has to move 16 bytes a thread; below are biases and
+# statistics. Integers are indices, packed bits and winners of windows: never the bulk of a kernel.
+STREAMING_TILE_BYTES = 1 * KIB
+
+
+class Chip(NamedTuple):
+    """Bytes of shared memory that a program can have, and that a streaming access of a thread should move."""
+
+    shared: int
+    access: int
+
+
+# Sources: CUDA C++ Programming Guide, "Compute Capabilities"; AMD CDNA 3 ISA. AMD's compiler stores accumulators
+# straight from the registers, where a thread holds four neighbours: 8 bytes.
+CHIPS = {
+    Target("cuda", 80): Chip(163 * KIB, access=16),
+    Target("cuda", 90): Chip(227 * KIB, access=16),
+    Target("cuda", 100): Chip(227 * KIB, access=16),
+    Target("hip", "gfx942"): Chip(64 * KIB, access=8),
+}
+
+# In PTX, and in LLVM's assembly for AMD GPUs, `.loc` says from which line and column the code below it comes.
+LOCATION = re.compile(r"\.loc\s+\d+\s+(\d+)\s+(\d+)")
+PTX_ACCESS = re.compile(
+    r"\b(ld|st)\.global(?:\.[\w:]+?)*?(?:\.v(\d))?\.b(\d+)\b|\bcp\.async\.c[ag]\.shared\.global .*, 0x(\w+)"
+)
+GCN_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(?:\w+_)?(dwordx\d|dword|short|ushort|byte|ubyte)")
+GCN_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "ushort": 2}
+ATOMIC = re.compile(r"\b(?:atom|red)\.[\w.:]*global|\b(?:global|buffer|flat)_atomic_")
+MATRIX = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfma)")
+
+Widths = dict[tuple[str, int, int], set[int]]  # bytes a thread, by "load" or "store", line and column
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """Peak rates in TFLOP/s and TB/s, from NVIDIA's data sheets (dense)."""
+class Compiled:
+    """One launch, compiled; what the report and the tests need, as JSON takes it."""
 
-    name: str
-    half: float
-    tf32: float
-    fp32: float
-    memory: float
+    kernel: str
+    target: str
+    warps: int
+    registers: int  # a thread; on AMD, vector registers, accumulation registers included
+    stack_bytes: int  # a thread, spilled registers included
+    shared_bytes: int  # a program
+    dots: int  # `tl.dot` in the source, after inlining and unrolling
+    matrix: dict[str, int]  # instructions that run on tensor cores (matrix cores), by name
+    loads: dict[int, int]  # global ones, by bytes a thread
+    stores: dict[int, int]
+    violations: list[str]
+    launch: str = ""
+    dtype: str = ""
 
 
-A100 = Gpu("A100 80GB SXM", 312, 156, 19.5, 2.04)
-H100 = Gpu("H100 SXM", 989, 494, 67, 3.35)
+def target_name(target: Target) -> str:
+    """Return "sm_90" or "gfx942"."""
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
-# What a multiprocessor of an H100 does in a cycle. The L2 rate is an estimate from published
-# microbenchmarks (about 5.5 TB/s for the chip, 132 multiprocessors, 1.755 GHz); NVIDIA names none.
-H100_TENSOR_FLOPS = 4096  # bf16 or fp16, dense; half as many in tf32
-H100_SHARED_BYTES = 128
-H100_L2_TB = 5.5
-H100_L2_BYTES = H100_L2_TB * 1e12 / 132 / 1.755e9
-SCHEDULERS = 4
+
+# Compiling ------------------------------------------------------------------------------------------
+
+
+def compile_ahead(launch: Launch, target: Target) -> Any:
+    """Return what Triton compiles `launch` to for a GPU of that kind.
+
+    Triton's own binder derives the signature from the arguments, so integers that are 1, divisible by
+    16 or too large for 32 bits are specialised as in a real launch. Results come from Triton's cache
+    (TRITON_CACHE_DIR) if they are there.
+    """
+    kernel = launch.kernel
+    gpu = GPUTarget(target.backend, target.arch, 64 if target.backend == "hip" else 32)
+    backend: Any = make_backend(gpu)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(**launch.arguments, **launch.constants, **options)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=gpu, options=parsed.__dict__)
+
+
+def examine(launch: Launch, target: Target) -> Compiled:
+    """Compile a launch and hold it to the budgets that every kernel has to keep."""
+    result = compile_ahead(launch, target)
+    chip, ttgir = CHIPS[target], result.asm["ttgir"]
+    if target.backend == "hip":
+        code = result.asm["amdgcn"].partition("s_code_end")[0]
+        registers = _number(r"\.vgpr_count:\s+(\d+)", result.asm["amdgcn"])
+        stack = _number(r"\.private_segment_fixed_size:\s+(\d+)", result.asm["amdgcn"])
+    else:
+        code, usage = result.asm["ptx"], _resource_usage(result.asm["cubin"])
+        registers, stack = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
+    widths, counts = _accesses(code)
+    dots = len(re.findall(r"\btt\.dot(?:_scaled)? ", result.asm["ttir"]))
+    # An encoding with a name of its own that begins with "mma" is a tensor core's.
+    scalar_dots = len(re.findall(r"\btt\.dot .*-> tensor<[^>]*, #(?!mma)", ttgir))
+    matrix, shared = Counter(MATRIX.findall(code)), result.metadata.shared
+    violations = []
+    if stack:
+        violations.append(f"{stack} bytes of stack a thread: registers are spilled")
+    if shared > chip.shared:
+        violations.append(f"{shared} bytes of shared memory; the chip gives a program {chip.shared}")
+    if scalar_dots:
+        violations.append(f"{scalar_dots} dots run without tensor cores")
+    if dots and not matrix:
+        violations.append("no tensor-core instruction, but tl.dot")
+    if ATOMIC.search(code):
+        violations.append("atomic operations on global memory: results would depend on the order of programs")
+    violations += _narrow_accesses(ttgir, widths, chip.access)
+    warps = re.search(r'"ttg\.total-num-warps" = (\d+)', ttgir)
+    return Compiled(
+        kernel=launch.kernel.__name__,
+        target=target_name(target),
+        warps=int(warps[1]) if warps else launch.num_warps,
+        registers=registers,
+        stack_bytes=stack,
+        shared_bytes=shared,
+        dots=dots,
+        matrix=dict(matrix),
+        loads=counts["load"],
+        stores=counts["store"],
+        violations=violations,
+    )
+
+
+def _resource_usage(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"the compiler's output has no {pattern}")
+    return int(match[1])
+
+
+def _accesses(code: str) -> tuple[Widths, dict[str, dict[int, int]]]:
+    """Return the widths of global loads and stores by place, and how many there are of each."""
+    widths: Widths = {}
+    counts: dict[str, Counter[int]] = {"load": Counter(), "store": Counter()}
+    place, assembly, placed = (0, 0), False, False
+    for row in code.splitlines():
+        if "inline asm" in row:
+            assembly, placed = "begin" in row, False
+            continue
+        if match := LOCATION.search(row):
+            if not (assembly and placed):  # each further line of inline assembly has a number of its own
+                place, placed = (int(match[1]), int(match[2])), True
+            continue
+        if match := PTX_ACCESS.search(row):
+            name, vector, bits, copied = match.groups()
+            kind = "store" if name == "st" else "load"
+            width = int(copied, 16) if copied else int(vector or 1) * int(bits) // 8
+        elif match := GCN_ACCESS.search(row):
+            kind, width = match[1], GCN_BYTES.get(match[2], 1)
+        else:
+            continue
+        widths.setdefault((kind, *place), set()).add(width)
+        counts[kind][width] += 1
+    return widths, {kind: dict(sorted(found.items(), reverse=True)) for kind, found in counts.items()}
+
+
+def _narrow_accesses(ttgir: str, widths: Widths, wanted: int) -> list[str]:
+    """Return, as text, the streaming accesses that move fewer than `wanted` bytes a thread.
+
+    Triton's intermediate code knows the tiles, later stages the widths; lines and columns of the source join them.
+    """
+    operation = re.compile(
+        r"(tt\.load|tt\.store|ttg\.async_copy_global_to_local|\w+\.buffer_(?:load|store)\w*) "
+        r".*tensor<((?:\d+x)+)(?:!tt\.ptr<)?(\w+).*loc\((#loc\d*)\)$"
+    )
+    locations = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttgir, re.MULTILINE))
+    found = set()
+    for match in filter(None, map(operation.search, ttgir.splitlines())):
+        size = prod(int(n) for n in match[2].split("x")[:-1]) * ELEMENT_BYTES.get(match[3], 0)
+        if size <= STREAMING_TILE_BYTES:
+            continue
+        text, kind = locations[match[4]], "store" if "store" in match[1] else "load"
+        while not (place := re.match(r'"(.+)":(\d+):(\d+)$', text)):  # of an inlined function, the place inside it
+            text = locations[re.findall(r"#loc\d*", text)[0]]
+        line, column = int(place[2]), int(place[3])
+        narrowest = min(widths.get((kind, line, column), {0}))
+        if narrowest < wanted:
+            what = f"{narrowest}-byte {kind}" if narrowest else f"no instruction found for the {kind}"
+            found.add(f"{what} of a tile of {size} bytes at {Path(place[1]).name}:{line}:{column}")
+    return sorted(found)
+
+
+# The launches ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Job:
-    """One launch to compile."""
+    """One launch to compile; `launch` names the op, its sizes and "forward", "backward" or "inference"."""
 
-    case: Case
-    dtype: torch.dtype
+    launch: str
+    dtype: str
     target: Target
+    what: Launch
 
     @property
     def label(self) -> str:
-        """ "<launch> <dtype> <target>", what `--only` and `--sass` select by."""
-        return f"{self.case.name} {_dtype_name(self.dtype)} {target_name(self.target)}"
-
-    def compile(self) -> Compiled:
-        return compile_ahead(self.case.launch(self.target, self.dtype), self.target)
+        """What `--only` and `--sass` select by."""
+        return f"{self.launch} {self.what.kernel.__name__} {self.dtype} {target_name(self.target)}"
 
 
 def jobs(quick: bool = False, only: str = "") -> list[Job]:
-    """Return what to compile: every case, dtype and target, or those that `only` selects.
+    """Return what to compile: what the ops launch, each signature of a kernel once.
 
-    The quick report leaves out sizes, and float16, whose code differs from bfloat16's by few registers.
+    The quick report has every kernel, but fewer sizes and no float16, whose code differs little from bfloat16's.
     """
-    dtypes = [dtype for dtype in DTYPES if not quick or dtype != torch.float16]
-    cases = [case for case in CASES if not quick or case.quick]
-    everything = [Job(case, dtype, target) for target in CHIPS for case in cases for dtype in dtypes]
-    return [job for job in everything if all(word in job.label for word in only.split())]
+    found: dict[str, Job] = {}
+    for target, (c1, c2), dtype in itertools.product(CHIPS, CHANNELS[: 1 if quick else None], DTYPES[quick:]):
+        for case in cases(replace(SIZES, c1=c1, c2=c2)):
+            if OPS[case.op].kernel_names and (case.quick or not quick):
+                for phase, launch in _launches(case, target, dtype, inference=case.drops and not quick):
+                    job = Job(f"{case.op} {case.size}, {phase}", str(dtype).removeprefix("torch."), target, launch)
+                    # What is compiled for a case and its inference, say, is the same but for dropout.
+                    found.setdefault(f"{job.dtype} {target} {launch.num_warps} {_signature(launch)}", job)
+    return [job for job in found.values() if all(word in job.label for word in only.split())]
 
 
-def compile_all(wanted: Sequence[Job]) -> list[dict[str, Any]]:
-    """Compile on all cores and return one record for each job, in their order."""
-    cores = len(os.sched_getaffinity(0))
-    # Forked workers need not import torch again; nothing has started a thread yet.
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as pool:
-        done = pool.map(_record, [job.label for job in wanted])  # a case holds functions, which do not pickle
-        progress = tqdm(done, total=len(wanted), desc="compiling", disable=None)
-        return list(progress)
+def _launches(case: Case, target: Target, dtype: torch.dtype, inference: bool) -> Iterator[tuple[str, Launch]]:
+    """Yield what a case launches; its tensors are never written, as none of the kernels runs."""
+    inputs, ways = case.draw(Draw(dtype, numbers=torch.empty)), OPS[case.op].implementations
+    anywhere = ways["triton"]._replace(obstacle=lambda *_: "")
+    with mock.patch.dict(ways, triton=anywhere), record(target) as launched:
+        trained = case.differentiable(inputs, True)
+        outputs = case.run("triton", trained, DROPOUT)
+        yield from (("forward", launch) for launch in launched)
+        launched.clear()
+        torch.autograd.grad(outputs, case.leaves(trained), [torch.empty_like(t) for t in outputs])
+        yield from (("backward", launch) for launch in launched)
+        launched.clear()
+        if inference:
+            case.run("triton", inputs, 0.0)
+            yield from (("inference", launch) for launch in launched)
 
 
-def _record(label: str) -> dict[str, Any]:
-    """Compile the job of that label and return what the report and the tests need, as JSON takes it."""
-    job = next(job for job in jobs() if job.label == label)
-    launch = job.case.launch(job.target, job.dtype)
-    compiled = compile_ahead(launch, job.target)
-    return {
-        "launch": job.case.name,
-        "dtype": _dtype_name(job.dtype),
-        "target": target_name(job.target),
-        "kernel": compiled.kernel,
-        "warps": compiled.warps,
-        "registers": compiled.registers,
-        "stack_bytes": compiled.stack,
-        "spill_instructions": compiled.spills,
-        "shared_bytes": compiled.shared,
-        "programs_per_multiprocessor": compiled.programs,
-        "occupancy": compiled.occupancy,
-        "dots": compiled.dots,
-        "dot_shape": compiled.dot_shape,
-        "scalar_dots": compiled.scalar_dots,
-        "tensor_opcodes": dict(compiled.tensor_opcodes),
-        "load_widths": compiled.widths("load"),
-        "store_widths": compiled.widths("store"),
-        "hot_loop": _loop_record(compiled.hot_loop) if compiled.hot_loop else None,
-        "bytes": job.case.bytes_moved(launch),
-        "flops": job.case.flops,
-        "violations": compiled.violations(),
-    }
+def _signature(launch: Launch) -> str:
+    """Return what decides how a launch is compiled."""
+    kinds = {name: getattr(value, "dtype", value) for name, value in launch.arguments.items()}
+    return f"{launch.kernel.__name__} {kinds} {launch.constants} {launch.num_stages}"
 
 
-def _loop_record(loop: Loop) -> dict[str, Any]:
-    loads = [i.access for i in loop.instructions if i.access and i.access.kind == "load"]
-    matrix = [i for i in loop.instructions if i.is_tensor]
-    kinds = ("tensor", "global memory", "shared memory", "wait", "branch", "float", "integer")
-    return {
-        "issued": loop.issued,
-        "kinds": {kind: loop.count(kind) for kind in kinds},
-        "tensor_opcodes": sorted({i.opcode for i in matrix}),
-        "tensor_flops": sum(i.tensor_flops for i in matrix),
-        "operand_bytes": sum(i.tensor_operand_bytes for i in matrix),
-        "load_bytes_per_thread": sum(a.width for a in loads),
-        "load_bytes_per_thread_past_l1": sum(a.width for a in loads if a.bypasses_l1),
-        "load_opcodes": sorted({i.opcode for i in loop.instructions if i.access and i.access.kind == "load"}),
-        "barriers": sum(i.opcode.startswith(("BAR.", "s_barrier")) for i in loop.instructions),
-    }
+def compile_all(wanted: Sequence[Job]) -> list[Compiled]:
+    """Compile on all cores, in the order of the jobs."""
+    global _wanted
+    _wanted = wanted
+    # Forked workers have the launches, which do not pickle.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("fork")) as pool:
+        return list(tqdm(pool.map(_compile, range(len(wanted))), total=len(wanted), desc="compiling", disable=None))
+
+
+_wanted: Sequence[Job] = ()
+
+
+def _compile(number: int) -> Compiled:
+    job = _wanted[number]
+    return replace(examine(job.what, job.target), launch=job.launch, dtype=job.dtype)
 
 
 # The text -------------------------------------------------------------------------------------------
 
 
-def report(records: Sequence[dict[str, Any]]) -> str:
-    """Return the report as Markdown whose tables are aligned, so that it reads well in a terminal."""
+def report(compiled: Sequence[Compiled]) -> str:
+    """Return the report as Markdown."""
     lines = [
         f"# Static kernel report (triton {triton.__version__}, no GPU used)",
         "",
-        "Loads and stores: instructions by bytes a thread (`16x12` = twelve of 16 bytes; `bulk` = the TMA unit).",
-        "Tensor cores: instructions in the innermost loop, of all instructions there, and in the whole kernel.",
-        "Occupancy: resident warps as a share of what the chip holds, by registers, shared memory and warps.",
+        "Loads and stores: instructions by bytes a thread (`16x12` = twelve of 16 bytes).",
     ]
-    for target in CHIPS:
-        of_target = [r for r in records if r["target"] == target_name(target)]
-        if of_target:
-            shared = CHIPS[target].shared_program // KIB
-            lines += ["", f"## {target_name(target)} (at most {shared} KiB of shared memory a program)", ""]
-            lines += _table([_compiled_row(r) for r in of_target])
-    lines += ["", "## Roofline", "", *_roofline(records)]
-    broken = [f"- {_label(r)}: {violation}" for r in records for violation in r["violations"]]
-    lines += ["", "## Broken budgets", "", *(broken or ["None."])]
-    for r in records:
-        if (r["launch"], r["dtype"], r["target"]) == (NINE_BY_NINE, "bfloat16", "sm_90"):
-            lines += ["", "## What bounds the 9x9 convolution on sm_90", "", *_bound_of_convolution(r)]
-    return "\n".join(lines) + "\n"
+    header = ["launch", "kernel", "dtype", "warps", "registers", "stack B", "shared KiB", "dots", "tensor cores"]
+    for target, chip in CHIPS.items():
+        rows = [_row(c) for c in compiled if c.target == target_name(target)]
+        if rows:
+            title = f"## {target_name(target)} (at most {chip.shared // KIB} KiB of shared memory a program)"
+            lines += ["", title, "", *markdown.table([*header, "loads", "stores"], rows, left=3)]
+    broken = [f"- {c.launch} {c.kernel} {c.dtype} {c.target}: {found}" for c in compiled for found in c.violations]
+    return "\n".join([*lines, "", "## Broken budgets", "", *(broken or ["None."])]) + "\n"
 
 
-def _compiled_row(r: dict[str, Any]) -> dict[str, str]:
-    loop = r["hot_loop"]
-    if r["tensor_opcodes"]:
-        main = max(r["tensor_opcodes"], key=r["tensor_opcodes"].get)
-        inner = f"{loop['kinds']['tensor']} of {loop['issued']}" if loop else "no loop"
-        tensor = f"{main}: {inner}, {sum(r['tensor_opcodes'].values())} in all"
-    else:
-        tensor = "-"
-    return {
-        "launch": r["launch"],
-        "dtype": r["dtype"],
-        "warps": str(r["warps"]),
-        "registers": str(r["registers"]),
-        "spills": str(r["spill_instructions"]),
-        "stack B": str(r["stack_bytes"]),
-        "shared KiB": f"{r['shared_bytes'] / KIB:.1f}",
-        "occupancy": f"{r['occupancy']:.0%}",
-        "dots": str(r["dots"]),
-        "tensor cores": tensor,
-        "loads": _widths(r["load_widths"]),
-        "stores": _widths(r["store_widths"]),
-    }
-
-
-def _widths(widths: dict[int | str, int]) -> str:
-    return " ".join(f"{width if int(width) else 'bulk'}x{count}" for width, count in widths.items()) or "-"
-
-
-def _roofline(records: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the section on the least time that bytes and arithmetic allow."""
-    seen = {(r["launch"], r["dtype"]): r for r in records}
-    rows = []
-    for r in seen.values():
-        row = {
-            "launch": r["launch"],
-            "dtype": r["dtype"],
-            "MB": f"{r['bytes'] / 1e6:,.1f}",
-            "GFLOP": f"{r['flops'] / 1e9:,.2f}",
-        }
-        for gpu in (A100, H100):
-            microseconds, bound = roofline(r, gpu)
-            row[gpu.name] = f"{microseconds:,.1f} µs, {bound}"
-        rows.append(row)
-    rates = "; ".join(
-        f"{gpu.name}: {gpu.half:g} (16 bits), {gpu.tf32:g} (tf32), {gpu.fp32:g} (fp32 without tensor cores) TFLOP/s, "
-        f"{gpu.memory:g} TB/s"
-        for gpu in (A100, H100)
-    )
-    return [
-        "The least time of a launch: each tensor moved once, only the arithmetic that the result needs, both at peak.",
-        f"{rates}.",
-        "A float32 dot is three tf32 products (tf32x3), so its peak is a third of tf32's.",
-        "",
-        *_table(rows),
-    ]
-
-
-def roofline(record: dict[str, Any], gpu: Gpu) -> tuple[float, str]:
-    """Return the least time in microseconds, and "memory" or "arithmetic" for what sets it."""
-    peak = gpu.tf32 / 3 if record["dtype"] == "float32" else gpu.half
-    if not record["dots"]:
-        peak = gpu.fp32
-    memory, arithmetic = record["bytes"] / gpu.memory / 1e6, record["flops"] / peak / 1e6
-    return max((memory, "memory"), (arithmetic, "arithmetic"))
-
-
-def _bound_of_convolution(r: dict[str, Any]) -> list[str]:
-    """Return the section on the 9x9 kernel's innermost loop: cycles that each unit of a multiprocessor needs."""
-    loop, warps = r["hot_loop"], r["warps"]
-    flops = loop["tensor_flops"] * warps // 4  # four warps issue one HGMMA together
-    operands = loop["operand_bytes"] * warps // 4
-    # Where the loop is unrolled, the copies that the pipeline masks off at its end are in the code, too.
-    m, n, k = r["dot_shape"]
-    static = loop["load_bytes_per_thread"] * warps * WARP
-    loaded = min(static, flops // (2 * m * n * k) * (m + n) * k * 2)
-    past_l1 = loaded * loop["load_bytes_per_thread_past_l1"] // loop["load_bytes_per_thread"]
-    units = {
-        "tensor cores": (flops / H100_TENSOR_FLOPS, f"{flops:,} FLOP at {H100_TENSOR_FLOPS:,}"),
-        "L2 to multiprocessor": (
-            past_l1 / H100_L2_BYTES,
-            f"{past_l1:,} bytes past L1 at {H100_L2_BYTES:.1f} (estimate)",
-        ),
-        "L1 and shared memory": (
-            (operands + 2 * loaded - past_l1) / H100_SHARED_BYTES,
-            f"{operands:,} bytes read by HGMMA, {loaded:,} written by copies, {loaded - past_l1:,} of them "
-            f"read through L1, at {H100_SHARED_BYTES}",
-        ),
-        "instruction issue": (
-            loop["issued"] * warps / SCHEDULERS,
-            f"{loop['issued']:,} a warp, {warps} warps, {SCHEDULERS} schedulers",
-        ),
-    }
-    rows = [{"unit": unit, "cycles": f"{cycles:,.0f}", "from": source} for unit, (cycles, source) in units.items()]
-    kinds, matrix = loop["kinds"], loop["kinds"]["tensor"]
-    slowest = max(units, key=lambda unit: units[unit][0])
-    share = units["tensor cores"][0] / units[slowest][0]
-    lines = [
-        f"{r['launch']}, bfloat16. One turn of the innermost loop of a program of {warps} warps; "
-        f"{r['programs_per_multiprocessor']} programs share a multiprocessor, so times add up but waits overlap.",
-        "",
-        *_table(rows),
-        "",
-        f"- {matrix} {', '.join(loop['tensor_opcodes'])} in {loop['issued']:,} instructions; for each, "
-        f"{kinds['integer'] / matrix:.1f} integer instructions (addresses, masks, copies), "
-        f"{kinds['global memory'] / matrix:.1f} of global memory, {kinds['wait'] / matrix:.1f} that wait or order.",
-        f"- Loads: {', '.join(loop['load_opcodes'])}; {flops / loaded:.1f} FLOP for each byte loaded.",
-        f"- {loop['barriers']} barriers across the program in {matrix} HGMMA.",
-    ]
-    if slowest == "tensor cores":
-        lines.append("- The tensor cores set the pace; every other unit has time to spare.")
-    else:
-        lines.append(
-            f"- The pace is set by: {slowest}. The tensor cores can be busy {share:.0%} of the time at most, "
-            f"which is {share * H100.half:,.0f} TFLOP/s."
-        )
-    if past_l1:
-        lines.append(
-            f"- The rate of L2 ({H100_L2_TB} TB/s for the chip) is an estimate from microbenchmarks. "
-            "LDGSTS.BYPASS goes past L1, so what it reads comes from L2 each time."
-        )
-    if past_l1 < loaded:
-        lines.append(
-            "- What goes through L1 and is not found there comes from L2, too; how much that is, no compiler knows."
-        )
-    return lines
-
-
-def _table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Return Markdown lines with columns of one width; numbers stand to the right."""
-    header = list(rows[0])
-    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in header]
-    numeric = [all(row[name][:1].isdigit() and " " not in row[name] for row in rows) for name in header]
-
-    def line(cells: Iterable[str]) -> str:
-        padded = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(cells, widths, numeric, strict=True)
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join("-" * (w + 1) + ":" if right else "-" * (w + 2) for w, right in zip(widths, numeric, strict=True))
-    return [line(header), f"|{rule}|", *(line(row.values()) for row in rows)]
-
-
-def _label(r: dict[str, Any]) -> str:
-    return f"{r['launch']} {r['dtype']} {r['target']}"
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _print_sass(words: str) -> None:
-    for job in jobs(only=words):
-        loop = job.compile().hot_loop
-        print(f"# {job.label}: " + (f"{loop.issued} instructions in the innermost loop" if loop else "no loop"))
-        for instruction in loop.instructions if loop else ():
-            print(f"{instruction!s:<80} # {instruction.file}:{instruction.line}")
+def _row(c: Compiled) -> list[str]:
+    numbers = [c.warps, c.registers, c.stack_bytes, f"{c.shared_bytes / KIB:.1f}", c.dots]
+    counts = (" ".join(f"{width}x{count}" for width, count in kind.items()) for kind in (c.matrix, c.loads, c.stores))
+    return [c.launch, c.kernel, c.dtype, *map(str, numbers), *(count or "-" for count in counts)]
 
 
 def main() -> None:
@@ -336,22 +343,25 @@ def main() -> None:
     parser.add_argument("--only", metavar="WORDS", default="", help="only launches whose label has all these words")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers here, too")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the report here, too")
-    parser.add_argument("--sass", metavar="WORDS", help="print the innermost loop's machine code, and nothing else")
+    parser.add_argument("--sass", metavar="WORDS", help="print the machine code of such launches, and nothing else")
     arguments = parser.parse_args()
     if INTERPRETED:
         sys.exit("error: TRITON_INTERPRET is set; unset it, as the interpreter compiles nothing")
     words = arguments.only if arguments.sass is None else arguments.sass
     wanted = jobs(arguments.quick, words)
     if not wanted:
-        sys.exit(f"error: no launch has all of {words.split()} in its name; names are like {jobs()[0].label!r}")
+        sys.exit(f"error: no launch has all of {words.split()} in its name; names are like {jobs(True)[0].label!r}")
     if arguments.sass is not None:
-        _print_sass(arguments.sass)
+        for job in wanted:
+            code = compile_ahead(job.what, job.target).asm
+            print(f"# {job.label}", code["amdgcn" if job.target.backend == "hip" else "sass"], sep="\n")
         return
-    records = compile_all(wanted)
-    text = report(records)
+    compiled = compile_all(wanted)
+    text = report(compiled)
     print(text, end="")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"triton": triton.__version__, "launches": records}, indent=1))
+        launches = [asdict(c) for c in compiled]
+        arguments.json.write_text(json.dumps({"triton": triton.__version__, "launches": launches}, indent=1))
     if arguments.markdown:
         arguments.markdown.write_text(text, "utf-8")
 

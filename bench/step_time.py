@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from bench.operations import (
-    MASKED_SHARE,
+    PREDICTED_SHARE,
     B,
     Chip,
     Operation,
@@ -204,7 +204,7 @@ def _encoded(config: GlyphCRMConfig, way: Way, gpus: int, positions: int, distin
 
 def _lines(config: GlyphCRMConfig, way: Way, sequences: int, length: int, encoded: int) -> list[Operation]:
     positions = sequences * length
-    predicted = positions if way.everywhere else round(MASKED_SHARE * way.real * positions)
+    predicted = positions if way.everywhere else round(PREDICTED_SHARE * way.real * positions)
     if way.model == "BERT":
         return bert_operations(config, sequences, length, predicted)
     return operations(config, sequences, length, encoded, predicted)

@@ -1,14 +1,15 @@
-"""The fused operations against their peers: op x sizes x dtype x direction, a group for each.
+"""The fused operations and their peers: op x sizes x dtype x direction, a group for each.
 
     pytest bench/test_kernels.py --benchmark [--benchmark-json FILE]
 
-On a CPU the PyTorch references run, on a GPU the Triton kernels; a pytest-benchmark table shows each
-group with its peers. Its rows are measured one after the other, minutes apart, and a machine's speed drifts.
-So the ratios, in the table at the end and in the JSON, are measured apart: before each round of a peer
-runs a round of the group's first way, A B A B, and the ratio is that of the two medians.
+The ways of a group are the op's implementations, by name, and its peers. An implementation that cannot run here, or
+that backend="auto" passes over, is skipped with the reason. pytest-benchmark's rows are measured one after the
+other, minutes apart, and a machine's speed drifts. So the ratios, in the table at the end and in the JSON, are
+measured apart: before each round of a way runs one of what "auto" chooses, the group's first way, A B A B, and the
+ratio is that of the two medians.
 
 Each round works on the next of several sets of random inputs that together exceed the caches. A way
-that does not compute what the reference computes in float32 fails, and is not timed.
+that does not compute what the op's reference computes in float32 fails, and is not timed.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from typing import Any
 
 import pytest
 import torch
+from glyphcrm_kernels import choice
+from glyphcrm_kernels.registry import OPS
 
+from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, cases, step
 from bench.ceilings import ceiling
 from bench.clock import clock_for
-from bench.peers import DROPOUT, Case, Inputs, Outputs, Way, cases, step
+from bench.peers import Inputs, Outputs, Way
 from bench.results import RESULTS, Result
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,9 +48,10 @@ pytestmark = pytest.mark.benchmark(timer=clock)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each way; `torch.compile` only where something is measured."""
     measure = metafunc.config.getoption("--benchmark")
+    sizes = SMOKE if not measure else BASE if DEVICE == "cuda" else CPU
     runs = [
         pytest.param(case, dtype, direction, name, id=f"{case.op}-{case.size}-{_name(dtype)}-{direction}-{name}")
-        for case in cases(DEVICE, measure)
+        for case in cases(sizes, DEVICE)
         for dtype in DTYPES
         for direction in DIRECTIONS
         for name, way in case.ways.items()
@@ -71,8 +76,8 @@ def test_kernel(
     benchmark: Any, request: pytest.FixtureRequest, case: Case, dtype: torch.dtype, direction: str, name: str
 ) -> None:
     way, training = case.ways[name], direction == "training"
-    if way.missing:
-        pytest.skip(way.missing)
+    if missing := way.missing or passed_over(case, name, dtype, training):
+        pytest.skip(missing)
     benchmark.group = f"{case.op} {case.size}, {_name(dtype)}, {direction}"
     benchmark.name = name
     try:
@@ -84,7 +89,7 @@ def test_kernel(
     except torch.OutOfMemoryError:
         pytest.skip("the GPU's memory is too small")
     except (ImportError, RuntimeError) as error:
-        if name in ("triton", "reference"):
+        if name in OPS[case.op].implementations:
             raise
         # Another's library that does not run here is no verdict on ours; a wrong result is no RuntimeError.
         pytest.skip(f"{name} does not run: {str(error).partition(chr(10))[0]}")
@@ -92,15 +97,31 @@ def test_kernel(
     request.config.stash[RESULTS].append(result)
 
 
+def passed_over(case: Case, name: str, dtype: torch.dtype, training: bool) -> str:
+    """Return why an implementation cannot run here, or why "auto" passes it over, or nothing."""
+    implementations = OPS[case.op].implementations
+    if name not in implementations:
+        return ""
+    arguments = case.arguments(case.draw(Draw(dtype, DEVICE, torch.empty)), DROPOUT if training else 0.0)
+    chosen, reasons = choice(case.op, **arguments)
+    before = list(implementations).index(name) < list(implementations).index(chosen)
+    if before:
+        return reasons
+    try:
+        choice(case.op, **arguments, backend=name)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def check(case: Case, way: Way, dtype: torch.dtype, training: bool) -> None:
-    """Fail unless `way` computes what this project's reference computes in float32 from the same numbers."""
-    inputs = case.draw(dtype)
+    """Fail unless `way` computes what the op's reference computes in float32 from the same numbers."""
+    inputs = case.draw(Draw(dtype, DEVICE))
     exact = {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
     cotangents = _cotangents(case, exact) if training else None
-    reference = case.ways["reference"] if "reference" in case.ways else case.ways["cuDNN, channels-last"]
-    truth = step(reference, case, _differentiable(case, exact, training), 0.0, cotangents)
+    truth = step(case.ways["reference"], case, case.differentiable(exact, training), 0.0, cotangents)
     rounded = tuple(c.to(dtype) for c in cotangents) if cotangents else None
-    found = step(way, case, _differentiable(case, way.lay_out(inputs), training), 0.0, rounded)
+    found = step(way, case, case.differentiable(way.lay_out(inputs), training), 0.0, rounded)
     for what, tolerance, actual, expected in zip(("output", "gradient"), TOLERANCES[dtype], found, truth, strict=True):
         for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
             error = float((a.detach().float() - e.detach()).norm() / e.detach().norm())
@@ -108,16 +129,16 @@ def check(case: Case, way: Way, dtype: torch.dtype, training: bool) -> None:
 
 
 def measure(benchmark: Any, case: Case, name: str, dtype: torch.dtype, direction: str) -> Result:
-    """Time one way, and this project's own alternating with it."""
+    """Time one way, and what "auto" chooses alternating with it."""
     training = direction == "training"
-    drawn = [case.draw(dtype)]
+    drawn = [case.draw(Draw(dtype, DEVICE))]
     # Its results tell how much a call moves, and so how many sets of inputs exceed the cache.
-    outputs, _ = step(next(iter(case.ways.values())), case, drawn[0], 0.0, None)
+    outputs, _ = step(case.ways["reference"], case, drawn[0], 0.0, None)
     moved = case.bytes_moved(drawn[0], outputs, training)
     sets = min(LARGEST_SETS, ceil(2 * _cache_bytes() / moved))
-    drawn += [case.draw(dtype) for _ in range(sets - 1)]
+    drawn += [case.draw(Draw(dtype, DEVICE)) for _ in range(sets - 1)]
 
-    own_name = next(iter(case.ways))
+    own_name = choice(case.op, **case.arguments(drawn[0], DROPOUT if training else 0.0)).implementation
     call = caller(case, case.ways[name], drawn, training)
     own_call = call if name == own_name else caller(case, case.ways[own_name], drawn, training)
     rounds = clock.prepare(call) if own_call is call else clock.prepare(own_call, call)
@@ -158,7 +179,7 @@ def measure(benchmark: Any, case: Case, name: str, dtype: torch.dtype, direction
 
 def caller(case: Case, way: Way, drawn: list[Inputs], training: bool) -> Callable[[], object]:
     """Return a function that runs `way` on the next of the sets of inputs."""
-    sets = [_differentiable(case, way.lay_out(inputs), training) for inputs in drawn]
+    sets = [case.differentiable(way.lay_out(inputs), training) for inputs in drawn]
     cotangents = [_cotangents(case, inputs) for inputs in drawn] if training else [None] * len(drawn)
     p = DROPOUT if training else 0.0
     count = 0
@@ -172,14 +193,8 @@ def caller(case: Case, way: Way, drawn: list[Inputs], training: bool) -> Callabl
 
 
 def _cotangents(case: Case, inputs: Inputs) -> Outputs:
-    outputs, _ = step(next(iter(case.ways.values())), case, inputs, 0.0, None)
+    outputs, _ = step(case.ways["reference"], case, inputs, 0.0, None)
     return tuple(torch.randn_like(t) for t in outputs)
-
-
-def _differentiable(case: Case, inputs: Inputs, training: bool) -> Inputs:
-    leaves = {name for name, t in inputs.items() if t.is_floating_point() and name not in case.constant}
-    # Copies share the numbers: a set of inputs may be 2 GB.
-    return {name: t.detach().requires_grad_(training and name in leaves) for name, t in inputs.items()}
 
 
 def _flops(case: Case, training: bool) -> float:

@@ -19,22 +19,21 @@ import pytest
 import torch
 from transformers import BertForPreTraining
 
-from bench.throughput import data_path, history, ideas, peak_memory, start_up
-from bench.throughput.correctness import check_finite, check_ideas
-from bench.throughput.hanglyph import GlyphStep
-from bench.throughput.interleaved import interquartile_range, seconds_by_turns
-from bench.throughput.material import Batch, Material, real_tokens
+from bench.clock import interquartile_range, seconds_by_turns
+from bench.throughput import history, ideas, processes
+from bench.throughput.history import RATE, Curve, Row, row
+from bench.throughput.material import Batch, Material, documents, limited, real_tokens, reviews
 from bench.throughput.models import (
+    GlyphStep,
     TrainingStep,
     bert_arguments,
     build_bert,
     build_glyphcrm,
+    check_finite,
     glyphcrm_arguments,
     read_texts,
 )
 from bench.throughput.options import MEASURED, Measured, Options, options
-from bench.throughput.rows import RATE, Row, row
-from bench.throughput.texts import documents, limited, reviews
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.training.freed_memory import keep_freed_memory
 
@@ -82,7 +81,7 @@ def models(material: Material) -> Models:
     batch = next(material.real_batches(WARM_UP))
     check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
     check_finite("BERT", bert, bert_arguments, batch)
-    check_ideas(glyphcrm, batch)
+    ideas.check_ideas(glyphcrm, batch)
     models = Models(glyphcrm, bert, TrainingStep(glyphcrm, glyphcrm_arguments), TrainingStep(bert, bert_arguments))
     for step in (models.glyphcrm_step, models.bert_step):
         step([batch])
@@ -94,7 +93,7 @@ def test_peak_memory(asked: Options, material: Material, measured: Measured) -> 
     path = material.directory / "batch.pt"
     torch.save(next(material.full_batches(asked.sizes.batch)), path)
     atlas = material.directory / material.ATLAS_FILE
-    own, peer = (peak_memory.measure(model, asked.sizes.preset, atlas, path) for model in ("glyphcrm", "bert"))
+    own, peer = (processes.peak_memory(model, asked.sizes.preset, atlas, path) for model in ("glyphcrm", "bert"))
     assert min(own.added, peer.added) > 0
     what = f"peak memory of a training step, {asked.sizes.batch} x {asked.sizes.length}"
     ratio = row("memory", what, BERT_TRAINING, [own.added], [peer.added], at_most=1.15)
@@ -104,45 +103,30 @@ def test_peak_memory(asked: Options, material: Material, measured: Measured) -> 
 
 def test_start_up(asked: Options, material: Material, measured: Measured) -> None:
     """Import, load a checkpoint, encode the first sentence."""
-    name, vocabulary, directory = asked.sizes.started, material.vocabulary, material.directory
-    own, peer = directory / "glyphcrm", directory / "bert"
-    start_up.write_glyphcrm(name, vocabulary, material.atlas, material.tokenizer, own)
-    start_up.write_bert(name, vocabulary, material.atlas, peer)
+    own, peer = material.directory / "glyphcrm", material.directory / "bert"
+    processes.write_checkpoints(material, own, peer)
     ways = {
-        "glyphcrm": lambda _: start_up.start(own, imports="import glyphcrm"),
-        "bert": lambda _: start_up.start(peer),
+        "glyphcrm": lambda _: processes.start(own, imports="import glyphcrm"),
+        "bert": lambda _: processes.start(peer),
     }
     if asked.rounds > 1:
         seconds_by_turns(ways, 1)  # fills the disk's cache
     seconds = seconds_by_turns(ways, asked.rounds)
-    what = f"start-up: import, load {name}, first sentence"
-    measured.rows.append(
-        row("start-up", what, "AutoModel and BertTokenizerFast", seconds["glyphcrm"], seconds["bert"], at_most=1.1)
-    )
+    what, beside = f"start-up: import, load {asked.sizes.started}, first sentence", "AutoModel and BertTokenizerFast"
+    measured.rows.append(row("start-up", what, beside, seconds["glyphcrm"], seconds["bert"], at_most=1.1))
 
 
 def test_data(asked: Options, material: Material, measured: Measured) -> None:
     """Text to batches, with one worker process; before the models fill the memory that it would be forked with."""
-    ways: list[data_path.Way] = []
-    seconds = seconds_by_turns({"data": lambda i: ways.append(data_path.text_to_batches(material, i))}, asked.rounds)
-    rates = [way.characters / s for way, s in zip(ways, seconds["data"], strict=True)]
-    a_batch = median(seconds["data"]) / ways[0].batches
-    note = f"{ways[0].characters:,} characters, from untokenised text; {1e3 * a_batch:.1f} ms a batch"
+    made: list[tuple[int, int]] = []
+    (seconds,) = seconds_by_turns({"data": lambda i: made.append(material.text_to_batches(i))}, asked.rounds).values()
+    rates = [characters / s for (_, characters), s in zip(made, seconds, strict=True)]
+    batches, characters = made[0]
+    note = f"{characters:,} characters, from untokenised text; {1e3 * median(seconds) / batches:.1f} ms a batch"
+    what, own = f"data: text to batches of {asked.sizes.batch}, one worker", median(seconds)
+    spread = interquartile_range(rates)
     measured.rows.append(
-        Row(
-            kind="data",
-            what=f"data: text to batches of {asked.sizes.batch}, one worker",
-            peer="",
-            ratio=median(rates),
-            spread=interquartile_range(rates),
-            target=300_000,
-            at_least=True,
-            own=median(seconds["data"]),
-            peer_own=None,
-            unit=RATE,
-            rounds=asked.rounds,
-            note=note,
-        )
+        Row("data", what, "", median(rates), spread, 300_000, True, own, None, RATE, asked.rounds, note)
     )
 
 
@@ -205,13 +189,10 @@ def test_hanglyph(asked: Options, material: Material, models: Models, measured: 
     characters = asked.sizes.glyphs
     step = GlyphStep(models.glyphcrm.glyphcrm, material.special.first_ordinary_id)
     order, reference = step.faster_reference(characters)
-    seconds = seconds_by_turns(
-        {"fast": lambda _: step.fast(characters), "reference": lambda _: reference(characters)}, asked.rounds
-    )
+    ways = {"fast": lambda _: step.fast(characters), "reference": lambda _: reference(characters)}
+    fast, plain = seconds_by_turns(ways, asked.rounds).values()
     what = f"HanGlyph forward and backward, {characters} characters"
-    measured.rows.append(
-        row("hanglyph", what, f"reference (oneDNN, {order})", seconds["fast"], seconds["reference"], at_least=3)
-    )
+    measured.rows.append(row("hanglyph", what, f"reference (oneDNN, {order})", fast, plain, at_least=3))
 
 
 def test_ideas(asked: Options, material: Material, models: Models, measured: Measured) -> None:
@@ -234,7 +215,7 @@ def test_ideas(asked: Options, material: Material, models: Models, measured: Mea
         costs = milliseconds[name]
         extrapolated = name == ideas.EVERY_TOKEN.name
         sizes = asked.batches[: len(costs)]
-        measured.curves.append(history.Curve(name, asked.sizes.length, sizes, costs, asked.micro_batch, extrapolated))
+        measured.curves.append(Curve(name, asked.sizes.length, sizes, costs, asked.micro_batch, extrapolated))
 
 
 def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -> Iterator[list[Batch]]:
@@ -248,7 +229,7 @@ def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -
 
 
 def _step_with(idea: ideas.Idea, models: Models, step: list[Batch]) -> None:
-    with idea.switched_on():
+    with idea.switched_on(models.glyphcrm):
         models.glyphcrm_step([idea.arguments(batch) for batch in step], idea.once_a_step)
 
 

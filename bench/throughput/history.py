@@ -1,18 +1,88 @@
-"""The record of a run, and the file in which runs stand one below the other, a JSON object a line."""
+"""What a run measured: rows, curves, the file in which runs stand one below the other, and the table of a run."""
 
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from math import floor, log10
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bench.throughput import environment
-from bench.throughput.rows import KINDS, Row
+from bench import environment, markdown
+from bench.clock import interquartile_range, ratios
 
 DEFAULT_FILE = environment.ROOT / "bench" / "history.jsonl"
+PACKAGES = ("torch", "transformers", "triton", "glyphcrm")
+KINDS = ("training", "inference", "hanglyph", "memory", "data", "start-up")  # the order of the table
+RATE = "characters/s"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; its fields are those of the file.
+
+    `ratio` is the median over the rounds: of speeds (the peer's seconds / GlyphCRM's) where the target is a lower
+    bound, of costs (GlyphCRM's / the peer's) where it is an upper one; without a peer, `unit` a core.
+    """
+
+    kind: str  # one of KINDS
+    what: str
+    peer: str  # "" if there is none
+    ratio: float
+    spread: float  # interquartile range of the rounds' ratios
+    target: float
+    at_least: bool
+    own: float  # medians, in seconds, or bytes for memory
+    peer_own: float | None
+    unit: str  # of the ratio, "" or RATE
+    rounds: int
+    note: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target is."""
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
+
+    def amount(self, value: float) -> str:
+        """Return bytes or seconds of this row for people."""
+        if self.kind == "memory":
+            return f"{value / 2**20:,.0f} MiB"
+        scale, unit = (1, "s") if value >= 1 else (1e3, "ms")
+        value *= scale
+        digits = max(0, 2 - floor(log10(value))) if value > 0 else 0
+        return f"{value:,.{digits}f} {unit}"
+
+    def number(self, value: float) -> str:
+        """Return a ratio of this row for people."""
+        return f"{value / 1e3:,.0f} k" if self.unit == RATE else f"{value:.2f}"
+
+    @property
+    def shown_ratio(self) -> str:
+        return f"{self.number(self.ratio)} ± {self.number(self.spread)}"
+
+
+def row(
+    kind: str,
+    what: str,
+    peer: str,
+    own: Sequence[float],
+    peer_own: Sequence[float],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    note: str = "",
+) -> Row:
+    """Make the row of a comparison from the seconds of its rounds; give one of the two targets."""
+    target = at_most if at_least is None else at_least
+    assert target is not None
+    found = ratios(own, peer_own) if at_least is None else ratios(peer_own, own)
+    spread, faster = interquartile_range(found), at_least is not None
+    medians = median(own), median(peer_own)
+    return Row(kind, what, peer, median(found), spread, target, faster, *medians, "", len(found), note)
 
 
 @dataclass(frozen=True)
@@ -32,23 +102,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the suite.
+    """A run of the suite; its fields are those of a line of the file."""
 
-    Attributes:
-        date: ISO 8601, UTC.
-        commit: git's, or "unknown".
-        machine, versions: see `environment`.
-        preset: size of the models.
-        text: what was read, by names of files.
-        rows, curves: what was measured; either may be empty.
-    """
-
-    date: str
-    commit: str
+    date: str  # ISO 8601, UTC
+    commit: str  # git's, or "unknown"
     machine: dict[str, Any]
     versions: dict[str, str]
     preset: str
-    text: str
+    text: str  # what was read, by names of files
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
 
@@ -61,9 +122,9 @@ def run_of_today(preset: str, text: str, rows: Iterable[Row], curves: Iterable[C
     """Return the record of this process's measurements, rows in the order of the table."""
     return Run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=environment.commit(),
+        commit=environment.first_line("git", "rev-parse", "HEAD"),
         machine=environment.machine(),
-        versions=environment.versions(),
+        versions={**environment.versions(PACKAGES, absent="-"), "python": platform.python_version()},
         preset=preset,
         text=text,
         rows=sorted(rows, key=lambda row: KINDS.index(row.kind)),
@@ -98,3 +159,32 @@ def read(path: Path) -> list[Run]:
 def before(run: Run, runs: Sequence[Run]) -> Run | None:
     """Return the last of some earlier runs, oldest first, that is comparable and has rows, or None."""
     return next((old for old in reversed(runs) if old.rows and run.comparable(old)), None)
+
+
+def table(run: Run, before: Run | None = None) -> list[str]:
+    """Return a run as Markdown, without rows the environment alone; the ratios of a run `before` get a column."""
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    last = f"* {run.preset}; {run.text}; commit {run.commit[:12]}, {run.date}; {versions}; "
+    last += f"{run.machine['cpu']}, threads: {run.machine['threads']}"
+    if not run.rows:
+        return [last]
+    header = ["what", "peer", "ratio ± spread", "target", "", "GlyphCRM", "peer's", "rounds"]
+    rows = [
+        [
+            r.what,
+            r.peer or "–",
+            f"{r.shown_ratio} {r.unit}".rstrip(),
+            f"{'≥' if r.at_least else '≤'} {r.number(r.target)}",
+            "reached" if r.reached else "missed",
+            r.amount(r.own),
+            "–" if r.peer_own is None else r.amount(r.peer_own),
+            str(r.rounds),
+        ]
+        for r in run.rows
+    ]
+    if before is not None:
+        header.append(f"{before.date[:10]}, {before.commit[:8]}")
+        earlier = {r.what: r.shown_ratio for r in before.rows}
+        rows = [[*cells, earlier.get(cells[0], "–")] for cells in rows]
+    notes = [f"* {r.what}: {r.note}" for r in run.rows if r.note]
+    return [*markdown.table(header, rows, left=2), "", *notes, last]

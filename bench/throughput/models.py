@@ -1,21 +1,29 @@
-"""The two models of a comparison, and a training step of each."""
+"""The two models of a comparison, a training step of each, and HanGlyph alone."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
+import torch.nn.functional as F
+from glyphcrm_kernels import glyph_conv, glyph_stem
 from torch import Tensor, nn
 from transformers import BertForPreTraining
 
 from bench.throughput.material import Batch
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMModel
 from glyphcrm.modeling.bert import bert_config
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 
 LEARNING_RATE = 1e-4  # the paper's
+PROBE = 64  # characters that decide which memory order is the faster one
+PIECE = 128  # characters at once, as HanGlyph takes them on a CPU
+ORDERS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 
 Arguments = Callable[[Batch], Batch]
 
@@ -41,6 +49,16 @@ def bert_arguments(batch: Batch) -> Batch:
     """Return the same batch as BERT takes it: padded ids, and labels from which it makes logits everywhere."""
     arguments = {name: batch[name] for name in ("attention_mask", "token_type_ids", "labels", "next_sentence_label")}
     return {"input_ids": batch["glyph_ids"][batch["glyph_index"]], **arguments}
+
+
+def check_finite(name: str, model: nn.Module, arguments: Arguments, batch: Batch) -> None:
+    """Fail unless a forward and backward pass gives a finite loss and finite gradients."""
+    loss = model(**arguments(batch)).loss
+    loss.backward()
+    assert math.isfinite(loss.item()), f"{name}: the loss of a training step is {loss.item()}"
+    bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    model.zero_grad(set_to_none=True)
+    assert not bad, f"{name}: gradients that are not finite: {', '.join(bad)}"
 
 
 class TrainingStep:
@@ -75,3 +93,66 @@ def read_texts(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Compute the last hidden states of every batch."""
     for batch in batches:
         _ = model(**batch).last_hidden_state
+
+
+class GlyphStep:
+    """HanGlyph forward and backward over the first ordinary characters of an atlas, the most frequent of the text."""
+
+    def __init__(self, model: GlyphCRMModel, first: int) -> None:
+        self._hanglyph, self._bitmaps, self._first = model.hanglyph, model.glyph_table.bitmaps, first
+
+    def fast(self, characters: int) -> None:
+        """As a model runs it."""
+        self._backward(self._hanglyph(self._rows(characters), self._bitmaps))
+
+    def reference(self, order: torch.memory_format, characters: int) -> None:
+        """In PyTorch's convolutions, which oneDNN computes, in one memory order."""
+        self._backward(self.vectors(order, self._rows(characters)))
+
+    def faster_reference(self, characters: int) -> tuple[str, Callable[[int], None]]:
+        """Return name and function of the faster memory order, tried on PROBE characters."""
+        tried = {name: partial(self.reference, order) for name, order in ORDERS.items()}
+        seconds = {name: _seconds(step, min(PROBE, characters)) for name, step in tried.items()}
+        name = min(seconds, key=seconds.__getitem__)
+        return name, tried[name]
+
+    def vectors(self, order: torch.memory_format, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return HanGlyph's three vectors of each atlas row, by the reference of each operation."""
+        net = self._hanglyph
+        block1, block2 = (
+            torch.cat(parts) for parts in zip(*map(self._features(order), rows.split(PIECE)), strict=True)
+        )
+        return torch.tanh(net.vector(block2)), torch.tanh(net.skip1(block1)), torch.tanh(net.skip2(block2))
+
+    def _features(self, order: torch.memory_format) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        net = self._hanglyph
+
+        def conv(x: Tensor, layer: nn.Conv2d, **more: object) -> Tensor:
+            return glyph_conv(x, layer.weight, layer.bias, relu=True, backend="reference", **more)
+
+        def block(x: Tensor, shortcut: Tensor, layers: nn.ModuleList) -> Tensor:
+            y = conv(conv(x, layers[0]), layers[1])
+            return conv(y, layers[2], residual=shortcut, pool=True)
+
+        def features(rows: Tensor) -> tuple[Tensor, Tensor]:
+            drawn = glyph_stem(rows, self._bitmaps, net.stem.weight, net.stem.bias, net.positions, backend="reference")
+            # The stem's memory order is that of all convolutions after it.
+            block1 = block(*(part.contiguous(memory_format=order) for part in drawn), net.block1)
+            expanded = conv(block1, net.expand, padding=1)
+            return block1.flatten(1), block(expanded, F.max_pool2d(expanded, 2), net.block2).flatten(1)
+
+        return features
+
+    def _rows(self, characters: int) -> Tensor:
+        return torch.arange(self._first, self._first + characters)
+
+    def _backward(self, vectors: Sequence[Tensor]) -> None:
+        torch.autograd.backward(vectors, [torch.ones_like(part) for part in vectors])
+        self._hanglyph.zero_grad(set_to_none=True)
+
+
+def _seconds(step: Callable[[int], None], characters: int) -> float:
+    step(characters)
+    start = time.perf_counter()
+    step(characters)
+    return time.perf_counter() - start

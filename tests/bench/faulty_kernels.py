@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from glyphcrm_kernels.launch import Launch, Target
+from glyphcrm_kernels._shared.launch import Launch, Target
 
-from bench.ahead_of_time import compile_ahead
+from bench.static_report import examine
 
 
 @triton.jit
@@ -71,4 +71,4 @@ LAUNCHES = {
 
 if __name__ == "__main__":
     target = Target("cuda", 90)
-    print(json.dumps({name: compile_ahead(launch, target).violations() for name, launch in LAUNCHES.items()}))
+    print(json.dumps({name: examine(launch, target).violations for name, launch in LAUNCHES.items()}))

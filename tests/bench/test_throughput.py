@@ -7,28 +7,39 @@ import os
 import random
 import subprocess
 import sys
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from glyphcrm_kernels import attention_cpu, cpu_library
+from glyphcrm_kernels._shared import cpu_library
+from glyphcrm_kernels._shared.dispatch import Implementation
+from glyphcrm_kernels.registry import OPS
+from torch import Tensor, nn
 
-from bench.throughput import chart, history, peak_memory, texts
-from bench.throughput.correctness import check_finite, check_ideas, nothing_dropped
-from bench.throughput.environment import ROOT
-from bench.throughput.history import Run
-from bench.throughput.ideas import ADD_NORM, EVERY_TOKEN, IDEAS
-from bench.throughput.interleaved import interquartile_range, seconds_by_turns
-from bench.throughput.material import Material, real_tokens
-from bench.throughput.models import TrainingStep, bert_arguments, build_bert, build_glyphcrm, glyphcrm_arguments
-from bench.throughput.rows import RATE, Row, row
-from bench.throughput.sizes import sizes
-from bench.throughput.table import table
+from bench.clock import interquartile_range, seconds_by_turns
+from bench.environment import ROOT
+from bench.throughput import chart, history, processes
+from bench.throughput import material as texts
+from bench.throughput.history import RATE, Row, Run, row, table
+from bench.throughput.ideas import EVERY_TOKEN, IDEAS, check_ideas, nothing_dropped
+from bench.throughput.material import Material, real_tokens, sizes
+from bench.throughput.models import (
+    ORDERS,
+    GlyphStep,
+    TrainingStep,
+    bert_arguments,
+    build_bert,
+    build_glyphcrm,
+    check_finite,
+    glyphcrm_arguments,
+)
 from glyphcrm.errors import UserError
-from glyphcrm.modeling import GlyphCRMForPreTraining, hanglyph, model
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling import GlyphCRMForPreTraining, hanglyph
 from tests.classic import TEXT
 
 NANO = sizes("nano")
@@ -157,7 +168,7 @@ def test_the_peak_is_not_that_of_the_process_that_asks(material: Material) -> No
     path = material.directory / "batch.pt"
     torch.save(next(material.full_batches(4)), path)
     much = b"x" * (1 << 30)
-    peak = peak_memory.measure("bert", "nano", material.directory / Material.ATLAS_FILE, path)
+    peak = processes.peak_memory("bert", "nano", material.directory / Material.ATLAS_FILE, path)
     assert 0 < peak.before < peak.peak < len(much)
 
 
@@ -214,34 +225,69 @@ def test_a_step_is_that_of_all_its_micro_batches(
     assert not updates[0].equal(before["glyphcrm.blocks.0.output.weight"])
 
 
+@contextmanager
+def watched(glyphcrm: GlyphCRMForPreTraining) -> Iterator[dict[str, Any]]:
+    """Yield what a pass does: "rows" through HanGlyph, states of the first "block", (op, implementation) that "ran"."""
+    seen: dict[str, Any] = {"rows": 0, "block": (), "ran": Counter()}
+    features = hanglyph.HanGlyph.features
+
+    def counted(self: hanglyph.HanGlyph, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
+        seen["rows"] += len(rows)  # HanGlyph works in chunks
+        return features(self, rows, bitmaps)
+
+    def recording(op: str, name: str, way: Implementation) -> Implementation:
+        def run(*arguments: Any) -> Any:
+            seen["ran"][op, name] += 1
+            return way.run(*arguments)
+
+        return way._replace(run=run)
+
+    def look(block: nn.Module, given: tuple[Any, ...]) -> None:
+        seen["block"] = given[0].shape
+
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(hanglyph.HanGlyph, "features", counted))
+        for op in OPS.values():
+            ways = {name: recording(op.name, name, way) for name, way in op.implementations.items()}
+            patches.enter_context(patch.dict(op.implementations, ways))
+        patches.callback(glyphcrm.glyphcrm.blocks[0].register_forward_pre_hook(look).remove)
+        yield seen
+
+
 def test_ideas_change_the_work_and_not_the_loss(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
     batch = next(material.real_batches(4))
-    config, tokens = glyphcrm.config, batch["labels"].numel()
-    losses, seen = [], []
+    padded, tokens = batch["labels"].shape, batch["labels"].numel()
+    losses, logits, passes = [], [], []
     for idea in IDEAS:
-        with (
-            nothing_dropped(glyphcrm),
-            idea.switched_on(),
-            patch.object(hanglyph.HanGlyph, "features", autospec=True, side_effect=hanglyph.HanGlyph.features) as cnn,
-            patch.object(model, "find_packing", side_effect=model.find_packing) as packing,
-            patch.object(ADD_NORM, "add_norm_cpu", side_effect=ADD_NORM.add_norm_cpu) as add_norm,
-            patch.object(attention_cpu, "_attention_cpu", side_effect=attention_cpu._attention_cpu) as attention,
-        ):
+        with nothing_dropped(glyphcrm), idea.switched_on(glyphcrm), watched(glyphcrm) as seen:
             out = glyphcrm(**idea.arguments(batch))
-            found = model.find_packing(batch["attention_mask"], batch["glyph_index"], glyphcrm.glyphcrm.config)
-            characters = sum(len(call.args[1]) for call in cnn.call_args_list)  # HanGlyph works in chunks
-            in_c = (add_norm.call_count, attention.call_count)
-            seen.append((characters, len(out.prediction_logits), found, kernel_backend(config), in_c))
-            assert packing.called
         losses.append(float(out.loss.detach()))
+        logits.append(len(out.prediction_logits))
+        passes.append(seen)
     assert losses == pytest.approx([losses[0]] * len(IDEAS), abs=1e-4)
-    assert [rows for rows, *_ in seen] == [tokens, *[len(batch["glyph_ids"])] * 6]
-    assert [logits for _, logits, *_ in seen] == [tokens, tokens, *[len(batch["label_index"])] * 5]
-    assert [found is not None for _, _, found, *_ in seen] == [*[False] * 3, *[True] * 4]
-    assert [backend for *_, backend, _ in seen] == [*["reference"] * 4, *["auto"] * 3]
-    blocks = config.num_hidden_layers if cpu_library.load() else 0
-    assert [in_c for *_, in_c in seen] == [*[(0, 0)] * 5, *[(2 * blocks, blocks)] * 2]
+    assert [seen["rows"] for seen in passes] == [tokens, *[len(batch["glyph_ids"])] * 6]
+    assert logits == [tokens, tokens, *[len(batch["label_index"])] * 5]
+    packed = (1, real_tokens(batch))
+    assert [seen["block"][:2] for seen in passes] == [*[padded] * 3, *[packed] * 4]
+    blocks = glyphcrm.config.num_hidden_layers
+    fast = "cpu" if cpu_library.load() else "reference"
+    glyph_ops = [{name for op, name in seen["ran"] if op.startswith("glyph")} for seen in passes]
+    assert [fast in names for names in glyph_ops] == [fast == "reference"] * 4 + [True] * 3
+    assert all(names == {"reference"} for names in glyph_ops[:4])
+    in_c = [(seen["ran"]["add_norm", "cpu"], seen["ran"]["dropout_attention", "cpu"]) for seen in passes]
+    assert in_c == [*[(0, 0)] * 5, *[(2 * blocks, blocks) if fast == "cpu" else (0, 0)] * 2]
     assert IDEAS[0] is EVERY_TOKEN
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_hanglyph_of_the_references_is_that_of_the_model(
+    material: Material, glyphcrm: GlyphCRMForPreTraining, order: str
+) -> None:
+    rows, model = torch.arange(5, 9), glyphcrm.glyphcrm
+    step = GlyphStep(model, 5)
+    made = model.hanglyph(rows, model.glyph_table.bitmaps)
+    for vectors, expected in zip(step.vectors(ORDERS[order], rows), made, strict=True):
+        torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_results_are_not_timed(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
@@ -250,14 +296,13 @@ def test_wrong_results_are_not_timed(material: Material, glyphcrm: GlyphCRMForPr
     check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
     assert glyphcrm.training
 
-    def reads_one_token(*arguments: object) -> object:
-        packing = find_packing(*arguments)
-        packing.places.fill_(packing.places[1])
-        return packing
+    def wrong(*arguments: Any) -> Tensor:
+        return 1.1 * reference(*arguments)
 
-    find_packing = model.find_packing
+    implementations = OPS["add_norm"].implementations
+    reference = implementations["reference"].run
     with (
-        patch.object(model, "find_packing", reads_one_token),
+        patch.dict(implementations, cpu=implementations["cpu"]._replace(run=wrong, obstacle=lambda *_: "")),
         pytest.raises(AssertionError, match="GlyphCRM's fast path"),
     ):
         check_ideas(glyphcrm, batch)
@@ -312,11 +357,3 @@ def test_the_table_says_what_was_reached_and_what_was_before() -> None:
     assert "missed" in table(example("2026-01-02", 0.8))[2]
     (line,) = table(example("2026-01-02", 0.8, rows=[]))
     assert "a processor, threads: 2" in line
-
-
-def test_labels_of_the_chart_keep_apart() -> None:
-    gap = chart.LEAST_GAP
-    places = chart._apart([0.1, 0.5, 0.5, 0.5 + gap / 2, 0.9])
-    assert places[0] == pytest.approx(0.1) and places[4] == pytest.approx(0.9)
-    assert all(b - a >= gap - 1e-9 for a, b in pairwise(places))
-    assert sum(places[1:4]) / 3 == pytest.approx(0.5 + gap / 6)

@@ -1,0 +1,17 @@
+"""Markdown tables whose columns are aligned, so that they read well in a terminal, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return the lines of a table; all columns but the first `left` are aligned to the right."""
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        pads = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(pads)} |"
+
+    rule = "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    return [line(header), f"|{rule}|", *map(line, rows)]

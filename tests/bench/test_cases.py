@@ -1,0 +1,95 @@
+"""The cases of the benches: every op has some, every way is checked against the op's reference, before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock, patch
+
+import pytest
+import torch
+from glyphcrm_kernels._shared.dispatch import Implementation, Op
+from glyphcrm_kernels._shared.optional_triton import HAS_TRITON
+from glyphcrm_kernels.registry import OPS
+
+from bench import cases, exercise_kernels, test_kernels
+from bench.cases import SMOKE, Case, Draw
+from bench.peers import Way
+
+SMALLEST = {case.op: case for case in cases.cases(SMOKE)}
+
+
+def static_report() -> object:
+    from bench import static_report
+
+    return static_report.jobs(quick=True)
+
+
+CONSUMERS: dict[str, Callable[[], object]] = {
+    "benchmarks": lambda: test_kernels.pytest_generate_tests(Mock(config=Mock(getoption=lambda _: False))),
+    "exercise": exercise_kernels.main,
+    "static report": static_report,
+}
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_an_op_without_cases_is_missed(consumer: str) -> None:
+    if not HAS_TRITON and consumer != "benchmarks":
+        pytest.skip("there is no Triton")
+    fake = Op("fake", lambda *_, backend: None, {"reference": Implementation(lambda *_: None)})
+    with (
+        patch.dict(OPS, fake=fake),
+        pytest.raises(LookupError, match=r"no cases of fake; add .* to CASES in .*cases\.py"),
+    ):
+        CONSUMERS[consumer]()
+
+
+def test_a_kernel_that_is_not_launched_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Op("fake", lambda *_, backend: None, {}, kernels=SimpleNamespace(_forgotten_kernel=None))  # type: ignore[arg-type]
+    with (
+        patch.dict(OPS, {"fake": fake}, clear=True),
+        patch.dict(cases.CASES, fake=lambda sizes, device: []),
+        patch.object(exercise_kernels, "DEVICE", "cpu"),
+        pytest.raises(SystemExit, match="not launched: _forgotten_kernel"),
+    ):
+        exercise_kernels.main()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_ways_have_the_names_of_implementations(op: str) -> None:
+    names = list(SMALLEST[op].ways)
+    assert names[: len(OPS[op].implementations)] == list(OPS[op].implementations) and {"cpu", "reference"} < set(names)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("op", OPS)
+def test_what_computes_something_else_is_not_timed(op: str, training: bool) -> None:
+    case = SMALLEST[op]
+    test_kernels.check(case, case.ways["reference"], torch.float32, training)
+
+    def wrong(inputs: dict[str, Any], p: float) -> Any:
+        return tuple(1.01 * t for t in case.run("reference", inputs, p))
+
+    with pytest.raises(AssertionError, match="output 0 is off by 1"):
+        test_kernels.check(case, Way(wrong), torch.float32, training)
+
+
+def test_what_auto_passes_over_is_skipped() -> None:
+    attention, stem = SMALLEST["dropout_attention"], SMALLEST["glyph_stem"]
+
+    def passed_over(case: Case, name: str, training: bool = True, dtype: torch.dtype = torch.float32) -> str:
+        return test_kernels.passed_over(case, name, dtype, training)
+
+    assert "without dropout" in passed_over(attention, "cpu", training=False)
+    assert "on no GPU" in passed_over(stem, "triton")
+    assert "float32" in passed_over(stem, "cpu", dtype=torch.float16)
+    assert not any(passed_over(case, "reference") for case in SMALLEST.values())
+    assert not passed_over(attention, "eager")
+
+
+def test_empty_draws_have_the_shapes_of_random_ones() -> None:
+    for case in SMALLEST.values():
+        drawn, empty = (case.draw(Draw(torch.float16, numbers=numbers)) for numbers in (torch.randn, torch.empty))
+        for name, t in drawn.items():
+            assert (empty[name].shape, empty[name].dtype, empty[name].stride()) == (t.shape, t.dtype, t.stride())
