@@ -32,7 +32,7 @@ from glyphcrm.pretraining.trainer import PretrainingTrainer
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, ProgressBar, StopAfter, StopOnSignal, read_metrics
 from glyphcrm.training.freed_memory import keep_freed_memory
-from glyphcrm.training.machine import machine_arguments, refuse_several_gpus
+from glyphcrm.training.machine import checkpointing_argument, machine_arguments, refuse_several_gpus
 from glyphcrm.training.run_directory import (
     DATA_DIRECTORY,
     MODEL_DIRECTORY,
@@ -144,7 +144,7 @@ def training_arguments(options: PretrainOptions) -> TrainingArguments:
         weight_decay=options.weight_decay,
         adam_beta1=0.9,
         adam_beta2=0.999,
-        activation_checkpointing=options.gradient_checkpointing,
+        **checkpointing_argument(options.gradient_checkpointing),
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_steps=recipe.save_every,

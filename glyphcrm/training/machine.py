@@ -47,6 +47,12 @@ def machine_arguments(run_dir: Path, bf16: str, workers: int) -> dict[str, Any]:
     }
 
 
+def checkpointing_argument(on: bool) -> dict[str, Any]:
+    """Return the argument of `TrainingArguments` that recomputes activations; transformers 5 renames it on its way."""
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    return {new if new in TrainingArguments.__dataclass_fields__ else old: on}
+
+
 def refuse_several_gpus(arguments: TrainingArguments, program: str) -> None:
     """Refuse to share one process among GPUs.
 
