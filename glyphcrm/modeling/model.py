@@ -254,8 +254,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
 
         skips = (glyphs.skip1, glyphs.skip2) if glyphs is not None else ()
         positions = None
-        skips = (*skips, *[None] * len(self.blocks))[: len(self.blocks)]  # of one length: Dynamo before torch 2.13
-        for block, skip in zip(self.blocks, skips, strict=True):
+        for block, skip in zip(self.blocks, (*skips, *[None] * len(self.blocks)), strict=False):
             if block is self.blocks[-1] and first_token_only and not as_given:
                 if packing is not None:
                     positions, firsts = packing.first_tokens()

@@ -68,15 +68,9 @@ def use_triton(op: str, backend: str, **tensors: Tensor | None) -> bool:
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """Return what autocast makes of `tensor` on its device; None if it is off or leaves it alone (float64)."""
     device = tensor.device.type
-    if tensor.dtype == torch.float64 or not has_autocast(device):
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-@torch.compiler.assume_constant_result  # Dynamo does not trace the question before torch 2.13
-def has_autocast(device_type: str) -> bool:
-    """Return whether tensors of a kind of device can be autocast at all."""
-    return torch.amp.is_autocast_available(device_type)
 
 
 def check_index(op: str, name: str, index: Tensor, rows: int) -> None:

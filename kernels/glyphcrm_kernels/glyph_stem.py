@@ -27,7 +27,7 @@ from torch import Tensor
 
 from glyphcrm_kernels import launch
 from glyphcrm_kernels._triton import tl, triton
-from glyphcrm_kernels.backend import autocast_dtype, check_index, has_autocast, use_triton
+from glyphcrm_kernels.backend import autocast_dtype, check_index, use_triton
 from glyphcrm_kernels.glyph_stem_cpu import glyph_stem_cpu, stem_fits_cpu
 from glyphcrm_kernels.launch import Launch, Target, target_of
 
@@ -49,7 +49,8 @@ def _constant_map(weight: Tensor, bias: Tensor, position_map: Tensor) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     # A matrix product, as cuDNN's convolution would by default round float32 to TF32.
     device = weight.device.type
-    with torch.autocast(device, enabled=False) if has_autocast(device) else contextlib.nullcontext():
+    has_autocast = torch.amp.is_autocast_available(device)
+    with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
         patches = F.unfold(position_map.to(dtype).unsqueeze(0), 3, padding=1)[0]
         constant = torch.addmm(bias.to(dtype), patches.T, weight[:, 1:].flatten(1).T.to(dtype))
     return constant.view(IMAGE_SIZE, IMAGE_SIZE, -1)
