@@ -31,7 +31,8 @@ test-oldest-triton: .venv/triton-3.7.1
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -m "not slow" $(OLDEST_TESTS)
 
-OLDEST_TESTS ?= tests/modeling tests/finetuning tests/conversion tests/test_shipped_checkpoint.py
+OLDEST_TESTS ?= tests/modeling tests/kernels/test_add_norm.py tests/finetuning/test_metrics.py \
+    tests/finetuning/test_charts.py tests/test_shipped_checkpoint.py
 
 .venv-oldest/installed: pyproject.toml setup.py constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
@@ -39,9 +40,13 @@ OLDEST_TESTS ?= tests/modeling tests/finetuning tests/conversion tests/test_ship
 	    --editable ".[pretrain,finetune,demo]" pytest pytest-benchmark hypothesis
 	touch $@
 
-# Wheel and source distribution, built and installed into an empty environment.
+# The C functions under gcc's address and undefined-behaviour sanitizers, and as clang builds them.
+test-sanitizers: .venv/installed
+	$(BIN)/python -m pytest tests/kernels/test_compilers.py
+
+# What pip installs, built and installed into empty environments: the whole, and the kernels alone.
 test-distribution: .venv/installed
-	$(BIN)/python -m pytest tests/test_distribution.py
+	$(BIN)/python -m pytest tests/test_distribution.py tests/kernels/test_install.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -88,6 +88,6 @@ def test_it_installs_and_runs_outside_of_the_checkout(
     borrowed = sysconfig.get_path("purelib")
     (packages / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
     run(*pip, "--ignore-installed", distributions[kind], cwd=tmp_path)
-    assert "pretrain" in run(home / "bin" / "glyphcrm", "--help", cwd=tmp_path)
+    assert "atlas" in run(home / "bin" / "glyphcrm", "--help", cwd=tmp_path)
     checkpoint = ROOT / "checkpoints" / "glyphcrm-tiny"
     assert run(python, "-c", PROGRAM, checkpoint, home, cwd=tmp_path).strip().endswith("(1, 4, 256)")

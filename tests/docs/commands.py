@@ -100,15 +100,12 @@ def _pytest(arguments: list[str]) -> None:
     """Options by pytest's own parser, with its plug-ins' and those of bench/; files and folders exist."""
     from _pytest.config import get_config
 
+    from bench.conftest import pytest_addoption
+
     config = get_config()
     config.pluginmanager.load_setuptools_entrypoints("pytest11")
-    bench = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bench").rglob("*.py"))
-    others: list[str] = []
-    of_bench = False
-    for word in arguments:
-        of_bench = f'"{word}"' in bench if word.startswith("-") else of_bench
-        others += [] if of_bench else [word]  # the values of an option of bench/ go with it
-    known, unknown = config._parser.parse_known_and_unknown_args(others)
+    pytest_addoption(config._parser)
+    known, unknown = config._parser.parse_known_and_unknown_args(arguments)
     assert not unknown, f"pytest {unknown}: unknown"
     for place in known.file_or_dir:
         assert (ROOT / place.partition("::")[0]).exists(), f"pytest {place}: no such file"
