@@ -20,10 +20,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.modeling.packing import first_states
-
-IGNORED_LABEL = -100
 
 
 def predictable(ids: Tensor, config: PreTrainedConfig) -> Tensor:

@@ -15,6 +15,7 @@ from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMForSequenceClassification, GlyphCRMPreTrainedModel
 from tests.classic import VOCABULARY_SIZE
+from tests.versions import checkpoint_activations
 
 NO_DROPOUT = 1e-9  # on, but below the smallest that 16 bits can hold
 LENGTHS = {"packed": [9, 3, 1, 6], "whole rows": [9, 9, 9, 9]}
@@ -132,7 +133,7 @@ def test_the_same_masks_under(way: str, atlas: GlyphAtlas, calls: list[Any]) -> 
     model = build(GlyphCRMForPreTraining, atlas, 0.3)
     expected = results(model, inputs)
     if way == "checkpointing":
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
         found = results(model, inputs)
         assert len(calls) == 9
     else:

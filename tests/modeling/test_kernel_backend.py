@@ -14,13 +14,13 @@ from glyphcrm_kernels import BACKENDS
 from glyphcrm_kernels._shared import cpu_library, gpus
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForPreTraining
 
 from glyphcrm.configuration import KERNEL_BACKENDS
 from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining, kernel_backend
 from glyphcrm.modeling.kernel_backend import BACKEND_VARIABLE, check_kernel_backend
+from tests.versions import checkpoint_activations, data_parallel
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 
@@ -116,7 +116,7 @@ def test_gradient_checkpointing_draws_the_same_dropout(model: GlyphCRMForPreTrai
     results = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         torch.manual_seed(3)
         results.append(on("triton"))
     assert_close(results[1], results[0], 1e-5)
@@ -147,7 +147,7 @@ def test_data_parallel(model: GlyphCRMForPreTraining, on: Any, tmp_path: Path) -
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         model.config.kernel_backend = "triton"
-        found = on("triton", module=DistributedDataParallel(model, forward_sync_buffers=False))
+        found = on("triton", module=data_parallel(model))
     finally:
         torch.distributed.destroy_process_group()
     assert_close(found, expected, 1e-6)

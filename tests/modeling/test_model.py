@@ -15,6 +15,7 @@ from glyphcrm.conversion.release import block_name
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMModel
 from glyphcrm.modeling.hanglyph import position_map
+from tests.versions import checkpoint_activations
 
 
 def random_batch(rows: int, shape: tuple[int, int] = (3, 17), seed: int = 0) -> dict[str, Tensor]:
@@ -178,7 +179,7 @@ def test_gradient_checkpointing_changes_no_gradient(model: GlyphCRMForPreTrainin
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         model.train().zero_grad()
         torch.manual_seed(7)
         model(**batch).loss.backward()

@@ -23,6 +23,7 @@ from glyphcrm.modeling import (
 from glyphcrm.modeling.attention import packed_sdpa_attention
 from glyphcrm.modeling.packing import find_packing, first_states
 from tests.classic import VOCABULARY_SIZE
+from tests.versions import checkpoint_activations
 
 # Right, left and no padding, a hole, one token at the end, and nothing but padding.
 MASK = torch.tensor(
@@ -201,7 +202,7 @@ def test_gradient_checkpointing_of_packed_rows(atlas: GlyphAtlas, batch: dict[st
     inputs = batch | labels_of(GlyphCRMForSequenceClassification)
     torch.manual_seed(1)
     expected = results(model, inputs)
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     torch.manual_seed(1)
     found = results(model, inputs)
     assert all(torch.equal(found[name], truth) for name, truth in expected.items())
@@ -213,29 +214,34 @@ def test_flash_attention_gets_rows_without_padding(
     """transformers' own call of FlashAttention's function for sequences of several lengths, whose stand-in is exact."""
     seen: list[tuple[list[int], list[int], int, int]] = []
 
-    def varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **arguments: Any) -> Tensor:
-        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-        seen.append(
-            (cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), arguments["max_seqlen_q"], arguments["max_seqlen_k"])
-        )
+    # transformers passes on what it finds in the signature.
+    def varlen(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        causal: bool,
+        **_: Any,
+    ) -> Tensor:
+        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32 and not causal
+        seen.append((cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), max_seqlen_q, max_seqlen_k))
         contexts = []
         for i in range(len(cu_seqlens_q) - 1):
             asks, reads = slice(*cu_seqlens_q[i : i + 2].tolist()), slice(*cu_seqlens_k[i : i + 2].tolist())
-            weights = torch.einsum("qhd,khd->hqk", q[asks], k[reads]) * arguments["softmax_scale"]
+            weights = torch.einsum("qhd,khd->hqk", q[asks], k[reads]) * softmax_scale
             contexts.append(torch.einsum("hqk,khd->qhd", weights.softmax(-1), v[reads]))
         return torch.cat(contexts)
 
     def no_flash(*_: Any, **__: Any) -> Any:
         raise AssertionError("padding was left in")
 
-    def arguments_of(max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float, **_: Any) -> dict[str, Any]:
-        return {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k, "softmax_scale": softmax_scale}
-
-    monkeypatch.setattr(
-        flash_attention_utils,
-        "lazy_import_flash_attention",
-        lambda _: ((no_flash, varlen, no_flash, no_flash, no_flash), (arguments_of, no_flash)),
-    )
+    monkeypatch.setattr(flash_attention_utils, "_loaded_implementation", None)
+    functions = (no_flash, varlen, no_flash, no_flash, no_flash)
+    monkeypatch.setattr(flash_attention_utils, "_lazy_imports", lambda *_, **__: functions)
     model = build(GlyphCRMForSequenceClassification, atlas)
     inputs = batch | labels_of(GlyphCRMForSequenceClassification)
     expected = results(model, inputs)
