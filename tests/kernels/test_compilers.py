@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 FLAGS = runpy.run_path(str(ROOT / "kernels/extension.py"))["FLAGS"]
 # Each op's own, in every length of vectors: results, NaN, threads. A limit on memory does not go with the sanitizers'.
 TESTS = [f"tests/kernels/{op}/test_cpu.py" for op in ("addnorm", "stem", "conv", "attention")]
-SELECTED = "(true or nan or threads or nothing) and not triton"
+TESTS.append("tests/kernels/test_registry.py")
+SELECTED = "(true or nan or threads or nothing) and not triton or float64 and cpu"
 
 pytestmark = pytest.mark.slow
 
