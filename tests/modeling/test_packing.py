@@ -20,7 +20,7 @@ from glyphcrm.modeling import (
     GlyphCRMForTokenClassification,
     GlyphCRMPreTrainedModel,
 )
-from glyphcrm.modeling.attention import packed_sdpa_attention
+from glyphcrm.modeling.attention import SelfAttention, sdpa_attention
 from glyphcrm.modeling.packing import find_packing, first_states
 from tests.classic import VOCABULARY_SIZE
 from tests.versions import checkpoint_activations
@@ -312,8 +312,8 @@ def test_packing_and_attention_inside_each_sequence(lengths: list[int], heads: i
     query = packed.view(1, -1, heads, 4).transpose(1, 2)
     for queries in (packing, firsts):
         asking = query if queries is packing else query[:, :, places[0]]
-        context, _ = packed_sdpa_attention(
-            nn.Module(), asking, query, query, None, scaling=0.5, **packing.attention_arguments(queries)
+        context, _ = sdpa_attention(
+            SelfAttention(config), asking, query, query, None, scaling=0.5, **packing.attention_arguments(queries)
         )
         same = torch.eye(len(lengths), dtype=torch.bool)[[row for row, n in enumerate(lengths) for _ in range(n)]]
         inside = (same.double() @ same.double().T).bool()
