@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from bench.throughput.material import Material, Sizes, documents, real_tokens
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
-from glyphcrm.tokenization import SPECIAL_TOKENS
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, input_only_tokens
 
 BATCH = 32

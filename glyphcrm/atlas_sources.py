@@ -14,7 +14,8 @@ from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import Font, font_chain
 from glyphcrm.glyphs.picture_file import read_picture
 from glyphcrm.normalization import normalize
-from glyphcrm.vocabulary import SPECIAL_TOKENS, build_vocabulary, count_characters, input_only_tokens
+from glyphcrm.tokens import SPECIAL_TOKENS
+from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
 
 _CODE_POINT = re.compile("[Uu]\\+([0-9A-Fa-f]{4,6})")
 

@@ -15,7 +15,8 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
 from glyphcrm.glyphs.atlas import GlyphAtlas, tokens_digest
-from glyphcrm.tokenization import VOCABULARY_FILE, GlyphCRMTokenizer, read_vocabulary
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 

@@ -13,11 +13,8 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy
 
-from glyphcrm.errors import UserError
 from glyphcrm.normalization import normalize, normalize_with_offsets
-
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-VOCABULARY_FILE = "vocab.txt"
+from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 
 
 class GlyphCRMTokenizer(PreTrainedTokenizer):
@@ -166,30 +163,3 @@ class _LocatedId(int):
         self = super().__new__(cls, value)
         self.offset = offset
         return self
-
-
-def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read and check a ``vocab.txt``.
-
-    Raises:
-        UserError: it is missing, not UTF-8, does not begin with the special tokens, or repeats a token.
-    """
-    try:
-        # Only \n ends a line: other line separators of Unicode may be tokens.
-        tokens = tuple(Path(path).read_bytes().decode("utf-8").removesuffix("\n").split("\n"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the vocab.txt that was saved with the model") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    if (first := tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
-        raise UserError(f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {first}")
-    lines: dict[str, int] = {}
-    for line, token in enumerate(tokens, 1):
-        if lines.setdefault(token, line) != line:
-            raise UserError(f"{path}:{line}: {token!r} stands there a second time; each token has one row")
-    return tokens
-
-
-def write_vocabulary(tokens: Iterable[str], path: Path) -> None:
-    """Write one token a line, UTF-8."""
-    path.write_bytes("".join(f"{token}\n" for token in tokens).encode("utf-8"))

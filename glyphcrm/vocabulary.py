@@ -11,7 +11,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import Font
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.normalization import normalize
-from glyphcrm.tokenization import SPECIAL_TOKENS
+from glyphcrm.tokens import SPECIAL_TOKENS
 
 DEFAULT_VOCABULARY_SIZE = 18_612
 

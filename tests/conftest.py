@@ -21,7 +21,8 @@ from glyphcrm.glyphs import fonts
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 # What can be drawn must not depend on the fonts of this machine.

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor know nothing of each other.
 FLOORS = (
     ("errors",),
-    ("files", "normalization", "configuration"),
+    ("files", "normalization", "configuration", "tokens"),
     ("glyphs", "tokenization", "vocabulary"),
     ("atlas_sources",),
     ("data",),

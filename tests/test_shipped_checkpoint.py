@@ -14,7 +14,7 @@ import glyphcrm  # noqa: F401  (registers the model)
 from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.cli.entry import main
 from glyphcrm.modeling import GlyphCRMForMaskedLM
-from glyphcrm.tokenization import SPECIAL_TOKENS
+from glyphcrm.tokens import SPECIAL_TOKENS
 
 DIRECTORY = Path(__file__).parents[1] / "checkpoints" / "glyphcrm-tiny"
 MOST_BYTES = 25_000_000

@@ -8,7 +8,8 @@ from glyphcrm import vocabulary
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import Font, default_font
 from glyphcrm.normalization import normalize
-from glyphcrm.vocabulary import SPECIAL_TOKENS, build_vocabulary, count_characters, input_only_tokens
+from glyphcrm.tokens import SPECIAL_TOKENS
+from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
 
 texts = st.lists(st.text(st.characters() | st.sampled_from("e\u0301\u3000中\uf900가ᄀ\u1161\n\ud800")), max_size=6)
 

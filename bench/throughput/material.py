@@ -23,7 +23,8 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import font_chain
 from glyphcrm.tasks.demo import read_reviews
-from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, build_vocabulary, count_characters, input_only_tokens
 
 Batch = dict[str, Tensor]

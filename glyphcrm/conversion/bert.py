@@ -17,7 +17,7 @@ from glyphcrm.glyphs.fonts import Font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import ENCODER_FIELDS
 from glyphcrm.normalization import normalize
-from glyphcrm.tokenization import SPECIAL_TOKENS
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.vocabulary import input_only_tokens
 
 MODULES = {

@@ -16,7 +16,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.raster import PACKED_BYTES
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.tokenization import read_vocabulary
+from glyphcrm.tokens import read_vocabulary
 
 HEAD_SIZE = 64  # as in all BERTs; the weights do not tell
 SOURCE = "GlyphCRM release bitmaps"

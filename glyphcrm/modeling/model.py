@@ -246,15 +246,16 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         else:
             mask = create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=attention_mask)
         skips = [] if glyphs is None else [(glyphs.skip1, tokens), (glyphs.skip2, tokens)]
-        *others, (last, skip) = zip(self.blocks, [*skips, *[(None, None)] * len(self.blocks)], strict=False)
-        for block, its_skip in others:
-            states = block(states, mask, *its_skip, **kwargs)
+        none = [(None, None)] * (len(self.blocks) - len(skips))
+        *others, (last, last_skip) = zip(self.blocks, [*skips, *none][: len(self.blocks)], strict=True)
+        for block, skip in others:
+            states = block(states, mask, *skip, **kwargs)
 
         positions = None
         if first_token_only and not is_whole:
             positions, mask, packing, lengths = only_first(attention_mask, mask, packing, states)
             kwargs |= lengths
-        states = last(states, mask, *skip, positions, **kwargs)
+        states = last(states, mask, *last_skip, positions, **kwargs)
         if packing is not None:
             states = packing.unpack(states)
         if not first_token_only:

@@ -25,7 +25,8 @@ from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import font_chain, open_font
 from glyphcrm.pretraining.options import PretrainOptions
-from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
 
 ATLAS_FILE = "atlas.safetensors"

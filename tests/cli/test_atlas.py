@@ -6,7 +6,7 @@ from glyphcrm.cli.atlas import parse
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs import fonts
 from glyphcrm.glyphs.atlas import LABEL_SOURCE, GlyphAtlas
-from glyphcrm.vocabulary import SPECIAL_TOKENS
+from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.glyphs.font_files import SQUARE, font_file
 
 

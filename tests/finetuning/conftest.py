@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.tokenization import SPECIAL_TOKENS, GlyphCRMTokenizer
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.classic import TEXT
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

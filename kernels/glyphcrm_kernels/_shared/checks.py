@@ -41,9 +41,16 @@ def check_index(op: str, name: str, index: Tensor, rows: int) -> None:
             raise ValueError(f"{op}: {name} holds {low if low < 0 else high}; it must be in [0, {rows})")
 
 
+# A constant under a compiler: Dynamo cannot trace the question before torch 2.13.
+@torch.compiler.assume_constant_result
+def has_autocast(device_type: str) -> bool:
+    """Return whether there is autocast on devices of a type."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """Return what autocast makes of `tensor` on its device; None if it is off or leaves it alone (float64)."""
     device = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if tensor.dtype == torch.float64 or not has_autocast(device):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphcrm_kernels._shared.checks import autocast_dtype
+from glyphcrm_kernels._shared.checks import autocast_dtype, has_autocast
 
 IMAGE_SIZE = 48
 PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
@@ -50,8 +50,7 @@ def _constant_map(weight: Tensor, bias: Tensor, position_map: Tensor) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     # A matrix product, as cuDNN's convolution would by default round float32 to TF32.
     device = weight.device.type
-    has_autocast = torch.amp.is_autocast_available(device)
-    with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
+    with torch.autocast(device, enabled=False) if has_autocast(device) else contextlib.nullcontext():
         patches = F.unfold(position_map.to(dtype).unsqueeze(0), 3, padding=1)[0]
         constant = torch.addmm(bias.to(dtype), patches.T, weight[:, 1:].flatten(1).T.to(dtype))
     return constant.view(IMAGE_SIZE, IMAGE_SIZE, -1)

@@ -1,0 +1,39 @@
+"""The tokens of a model, row by row: the special ones, which stand first, and the file that holds all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from glyphcrm.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY_FILE = "vocab.txt"
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read and check a ``vocab.txt``.
+
+    Raises:
+        UserError: it is missing, not UTF-8, does not begin with the special tokens, or repeats a token.
+    """
+    try:
+        # Only \n ends a line: other line separators of Unicode may be tokens.
+        tokens = tuple(Path(path).read_bytes().decode("utf-8").removesuffix("\n").split("\n"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the vocab.txt that was saved with the model") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if (first := tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise UserError(f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {first}")
+    lines: dict[str, int] = {}
+    for line, token in enumerate(tokens, 1):
+        if lines.setdefault(token, line) != line:
+            raise UserError(f"{path}:{line}: {token!r} stands there a second time; each token has one row")
+    return tokens
+
+
+def write_vocabulary(tokens: Iterable[str], path: Path) -> None:
+    """Write one token a line, UTF-8."""
+    path.write_bytes("".join(f"{token}\n" for token in tokens).encode("utf-8"))
