@@ -192,6 +192,7 @@ def test_a_model_can_insist_on_the_c_functions(model: GlyphCRMForPreTraining, on
     if DEVICE != "cpu":
         pytest.skip("the tensors of the tests are on a GPU")
     assert_close(on("cpu"), on("auto"), 1e-12)
+    model.config.kernel_backend = "cpu"
     with pytest.raises(ValueError, match="the C functions take float32 on a CPU"):
         model.double()(torch.tensor([[2, 7, 3]]))
 

@@ -1,4 +1,4 @@
-/* Add-norm on a CPU, float32: see add_norm_cpu.py, the only caller.
+/* Add-norm on a CPU, float32: see addnorm/cpu.py, the only caller.
  *
  * Each token's row stays in the first-level cache between the sum, the normalisation and, backward, their gradients. */
 

@@ -1,4 +1,4 @@
-/* What attention's dropout needs between matrix products, on a CPU, float32: see attention_cpu.py, the only caller. */
+/* What attention's dropout needs between matrix products, on a CPU, float32: see attention/cpu.py, the only caller. */
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-/* Valid convolution in the Fourier domain, float32, NHWC: see fourier_conv.py, the only caller.
+/* Valid convolution in the Fourier domain, float32, NHWC: see conv/cpu.py, the only caller.
  *
  * A plain C library without PyTorch's headers, so that building it needs a C compiler and nothing else. The arithmetic
  * is in fourier_kernels.h; here are memory, threads, and the order of things:

@@ -1,4 +1,4 @@
-/* The glyph stem on a CPU, float32, NHWC: see glyph_stem_cpu.py, the only caller.
+/* The glyph stem on a CPU, float32, NHWC: see stem/cpu.py, the only caller.
  *
  * A 3x3 window of ink is one of 512 patterns, so the convolution of the picture is a row of a table
  * ``(512, channels)`` that holds the sum of the taps under each pattern's ink. Bit 8 - t of a pattern is the pixel

@@ -24,9 +24,9 @@ PATTERNS = 1 << TAPS
 
 def obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> str:
     """Return what keeps the C functions from running, or nothing."""
-    if result_dtype(weight) != torch.float32:
-        return "the C functions give float32; switch autocast off and give them that"
-    return cpu_obstacle(weight, bias, channels=(weight.shape[0],))
+    narrow = result_dtype(weight) != weight.dtype
+    found = cpu_obstacle(weight, bias, channels=(weight.shape[0],))
+    return found or ("the C functions give float32; switch autocast off" if narrow else "")
 
 
 def run(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> tuple[Tensor, Tensor]:
