@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -13,6 +12,7 @@ from glyphcrm_kernels import glyph_conv, glyph_stem
 from torch import Tensor, nn
 from transformers import BertForPreTraining
 
+from bench.clock import seconds_by_turns
 from bench.throughput.material import Batch
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -112,8 +112,9 @@ class GlyphStep:
     def faster_reference(self, characters: int) -> tuple[str, Callable[[int], None]]:
         """Return name and function of the faster memory order, tried on PROBE characters."""
         tried = {name: partial(self.reference, order) for name, order in ORDERS.items()}
-        seconds = {name: _seconds(step, min(PROBE, characters)) for name, step in tried.items()}
-        name = min(seconds, key=seconds.__getitem__)
+        few = min(PROBE, characters)
+        seconds = seconds_by_turns({name: lambda _, step=step: step(few) for name, step in tried.items()}, 2)
+        name = min(seconds, key=lambda name: seconds[name][-1])  # the first time warms up
         return name, tried[name]
 
     def vectors(self, order: torch.memory_format, rows: Tensor) -> tuple[Tensor, ...]:
@@ -149,10 +150,3 @@ class GlyphStep:
     def _backward(self, vectors: Sequence[Tensor]) -> None:
         torch.autograd.backward(vectors, [torch.ones_like(part) for part in vectors])
         self._hanglyph.zero_grad(set_to_none=True)
-
-
-def _seconds(step: Callable[[int], None], characters: int) -> float:
-    step(characters)
-    start = time.perf_counter()
-    step(characters)
-    return time.perf_counter() - start

@@ -33,7 +33,7 @@ def run_tests(folder: Path, compiler: list[str], **environment: str) -> None:
     built = subprocess.run([*compiler, *library], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--capture=sys", "-k", SELECTED, *TESTS],
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--capture=sys", "-k", SELECTED, *TESTS],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": f"{folder}:{ROOT}", "CI": "true"} | environment,
         capture_output=True,
