@@ -1,7 +1,6 @@
 """What the machine can do: bytes a second in a large copy, FLOP a second in a large matrix product.
 
 A kernel's speed as a share of these says how much is left; a data sheet's peak is never reached.
-`python -m bench.ceilings` prints those of bfloat16 as options of `bench.step_model`.
 """
 
 from __future__ import annotations
@@ -60,13 +59,3 @@ def _least_seconds(device: str, call: Callable[[], object]) -> float:
             call()
         seconds.append(float(clock() - start))  # type: ignore[operator]
     return min(seconds)
-
-
-def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    matrix = arithmetic(device, torch.bfloat16)
-    print(f"--matrix-tflops {matrix:.3g} --memory-gbs {bandwidth(device):.4g}")
-
-
-if __name__ == "__main__":
-    main()
