@@ -30,11 +30,16 @@ def held_out_sentences(pairs: SentencePairs, tokenizer: GlyphCRMTokenizer, count
         yield "".join([*tokens[:at], "[MASK]", *tokens[at + 1 :]]), tokens[at]
 
 
-def print_fill_mask(model_dir: Path, pairs: SentencePairs, count: int = 6) -> None:
-    """Print top-5 answers of the model in `model_dir` for a few held-out sentences."""
+def print_fill_mask(model_dir: Path, pairs: SentencePairs, tokenizer: GlyphCRMTokenizer, count: int = 6) -> None:
+    """Print top-5 answers of the model in `model_dir` for a few held-out sentences.
+
+    Args:
+        model_dir: of a GlyphCRM or a BERT, whose own tokenizer may know fewer characters.
+        pairs: the held-out text.
+        tokenizer: that of the text's ids.
+        count: sentences at most.
+    """
     fill = pipeline("fill-mask", model=str(model_dir), device="cpu")
-    tokenizer = fill.tokenizer
-    assert isinstance(tokenizer, GlyphCRMTokenizer)
     for sentence, answer in held_out_sentences(pairs, tokenizer, count):
         guesses = "  ".join(f"{guess['token_str']} {guess['score']:.1%}" for guess in fill(sentence, top_k=5))
         print(f"  {sentence.replace('[MASK]', '▢')}  ({answer})\n      {guesses}")

@@ -243,7 +243,7 @@ def report(options: PretrainOptions, corpus: corpora.Corpus) -> None:
         f"  NSP accuracy  {end['eval_nsp_accuracy']:.1%}  ({start['eval_nsp_accuracy']:.1%})\n"
         "\nheld-out sentences, the model's five first guesses for ▢:"
     )
-    print_fill_mask(options.run_dir / MODEL_DIRECTORY, corpus.held_out)
+    print_fill_mask(options.run_dir / MODEL_DIRECTORY, corpus.held_out, corpus.tokenizer)
     print(
         f"\nmodel: {options.run_dir / MODEL_DIRECTORY}   chart: {options.run_dir / 'loss.png'}   "
         f"log: {options.run_dir / METRICS_FILE}"

@@ -219,6 +219,13 @@ def test_a_bert_reads_the_same_batches_and_becomes_a_transformers_bert(text_file
     assert torch.isfinite(model(**tokenizer("天地玄黄", "龘", return_tensors="pt")).prediction_logits).all()
 
 
+def test_a_bert_ends_well_on_a_text_with_characters_that_it_does_not_know(text_file: Path, tmp_path: Path) -> None:
+    few = command(text_file, tmp_path / "run", "--arch", "bert", "--vocabulary-size", "12", "--steps", "4")
+    few.remove("--no-input-only")  # the others have rows: a GlyphCRM would read them
+    assert main(few) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
 def test_runs_over_the_same_text_share_what_is_made_of_it(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
