@@ -31,7 +31,7 @@ test-oldest-triton: .venv/triton-3.7.1
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -m "not slow" $(OLDEST_TESTS) --deselect $(DESELECTED)
 
-OLDEST_TESTS ?= tests/modeling tests/kernels/test_add_norm.py tests/finetuning/test_metrics.py \
+OLDEST_TESTS ?= tests/modeling tests/kernels/addnorm tests/finetuning/test_metrics.py \
     tests/finetuning/test_charts.py tests/test_shipped_checkpoint.py
 # With torch 2.9 and dropout, the loss of a compiled graph differs from the plain one by 2e-4 (docs/proof.md).
 DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compiled]"

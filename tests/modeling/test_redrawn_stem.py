@@ -1,4 +1,4 @@
-"""HanGlyph in chunks, its stem drawn again for the backward: the same gradients, less memory, no silent mistake."""
+"""HanGlyph in pieces, its stem drawn again for the backward: the same gradients, less memory, no silent mistake."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def test_drawing_again_changes_no_bit(
         assert torch.equal(redrawn[name], kept[name]), name
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 10])
-def test_chunks_give_the_same_in_float64(
-    characters: tuple[HanGlyph, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, chunk: int
+@pytest.mark.parametrize("piece", [1, 4, 10])
+def test_pieces_give_the_same_in_float64(
+    characters: tuple[HanGlyph, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     module, rows, bitmaps = characters
     module = module.double()
     whole = gradients_of(module, rows, bitmaps)
-    monkeypatch.setattr(hanglyph, "CPU_CHUNK", chunk)
-    chunked = gradients_of(module, rows, bitmaps)
+    monkeypatch.setattr(hanglyph, "CPU_PIECE", piece)
+    in_pieces = gradients_of(module, rows, bitmaps)
     for name in whole:
-        torch.testing.assert_close(chunked[name], whole[name], rtol=1e-10, atol=1e-12, msg=name)
+        torch.testing.assert_close(in_pieces[name], whole[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
 @redrawn_here
