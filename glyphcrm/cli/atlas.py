@@ -131,7 +131,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def add_to_model(arguments: argparse.Namespace) -> int:
     """Write a copy of a model that reads more characters; print the new rows and what drew them."""
-    from glyphcrm.extension import load_as_saved, save_extended
+    from glyphcrm.checkpoint import load_as_saved, save_with_tokens
 
     characters = list(dict.fromkeys(normalize(arguments.characters)))
     pictures = read_pictures(arguments.png)
@@ -149,7 +149,8 @@ def add_to_model(arguments: argparse.Namespace) -> int:
     extended = atlas.extended(drawn)
     if pictures:
         extended = extended.append(tuple(pictures), np.stack(list(pictures.values())), PICTURE_SOURCE)
-    save_extended(model, extended, arguments.out)
+    model.set_atlas(extended)
+    save_with_tokens(model, extended.tokens, arguments.out)
     new = range(len(atlas), len(extended))
     print(f"{arguments.out}: {len(extended):,} rows = {len(atlas):,} of {arguments.model} + {len(new):,} new")
     for row in new:
@@ -161,7 +162,7 @@ def encode(arguments: argparse.Namespace) -> int:
     """Write the vectors of all characters of a model beside it; print what was written."""
     import torch
 
-    from glyphcrm.extension import load_as_saved
+    from glyphcrm.checkpoint import load_as_saved
     from glyphcrm.modeling.glyph_vectors import DTYPES, VECTORS_FILE, save_vectors
 
     # Without the cache, as a file that is there is about to be replaced.

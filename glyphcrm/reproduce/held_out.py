@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
-from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, Spread, load_predictions
 from glyphcrm.normalization import normalize
 from glyphcrm.pretraining.corpus import Text
@@ -37,9 +38,8 @@ def compare_held_out(
 ) -> dict[str, Any]:
     """Pre-train both models without a hundred characters, fine-tune them on texts with these, and compare.
 
-    Returns:
-        The characters (or why there are none), and for each architecture the spread of its accuracy over the seeds, on
-        the test texts with and without such a character.
+    Return the characters (or why there are none), and for each architecture the spread of its accuracy over the seeds,
+    on the test texts with and without such a character.
     """
     directory = options.output_dir / DIRECTORY
     characters = directory / CHARACTERS_FILE
@@ -60,24 +60,16 @@ def compare_held_out(
         pretrain(options, run, arch, plan.held_out_steps, (*choices[arch].arguments, *excluding), f"{DIRECTORY}/text")
         tuned = directory / "finetuning" / arch
         finetune(options, plan, task, run / MODEL_DIRECTORY, tuned)
-        result["accuracy"][arch] = _by_presence(tuned, frozenset(result["characters"]), options.seeds, splits.labels)
+        result["accuracy"][arch] = _by_presence(tuned, frozenset(result["characters"]), options.seeds)
     return result
 
 
-def _by_presence(tuned: Path, characters: frozenset[str], seeds: int, labels: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, list[float]] = {"with": [], "without": []}
-    numbers = {}
-    for seed in range(seeds):
-        rows = load_predictions(tuned / f"seed-{seed}" / PREDICTIONS_FILE)
-        for name, values in found.items():
-            some = [row for row in rows if (not characters.isdisjoint(normalize(row["text"]))) == (name == "with")]
-            numbers[name] = len(some)
-            examples = [TextExample(row["text"], row["gold"]) for row in some]
-            predictions = [row["predicted"] for row in some]
-            if some:
-                values.append(score(Kind.SENTENCE, examples, predictions, labels)["accuracy"])
-    return {
-        name: {"texts": numbers[name], "mean": spread.mean, "deviation": spread.deviation, "values": spread.values}
-        for name, values in found.items()
-        if values and (spread := Spread.of(values))
-    }
+def _by_presence(tuned: Path, characters: frozenset[str], seeds: int) -> dict[str, Any]:
+    parts = {}
+    runs = [load_predictions(tuned / f"seed-{seed}" / PREDICTIONS_FILE) for seed in range(seeds)]
+    for name, is_there in (("with", True), ("without", False)):
+        some = [[row for row in rows if characters.isdisjoint(normalize(row["text"])) != is_there] for rows in runs]
+        if some[0]:  # the same texts for every seed
+            values = [fmean(row["gold"] == row["predicted"] for row in rows) for rows in some]
+            parts[name] = {"texts": len(some[0]), **asdict(Spread.of(values))}
+    return parts

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
 from glyphcrm.reproduce.substitutions import whole_text
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.run_directory import read_json, write_json
@@ -20,7 +20,6 @@ PRETRAINING, FINETUNING, HELD_OUT = 0.57, 0.27, 0.1  # pre-training with the stu
 STUDIED = 0.3
 EVALUATIONS = 20  # of pre-training; after six of them the study ends
 PROBE_STEPS = 8
-FEWEST_STEPS = 4
 FEWEST_SAMPLES = 32
 FEWEST_TEST_SAMPLES = 1000  # or all: reading is cheap, and a score of fewer says little
 PLAN_FILE = "plan.json"

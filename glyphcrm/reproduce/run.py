@@ -32,7 +32,7 @@ from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, write_json
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, resumable, write_json
 
 CHOICES_FILE = "choices.json"
 HELD_OUT_FILE = "held_out.json"
@@ -56,6 +56,11 @@ def reproduce(options: ReproduceOptions) -> Path:
         UserError: for what the user can mend: text, data, settings, files.
         KeyboardInterrupt: it was stopped; the same call continues.
     """
+    with resumable(options.output_dir):
+        return _reproduce(options)
+
+
+def _reproduce(options: ReproduceOptions) -> Path:
     tasks = available_tasks(options)
     _check_files(options)
     claim(options.output_dir, options.identity())
@@ -125,13 +130,10 @@ def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) 
     }
     if options.bert_vocabulary:
         vocabularies = {"bert-base-chinese": unknown_to_bert(options.bert_vocabulary), **vocabularies}
-    counted = [
-        found.as_json()
-        for task, splits in tasks.items()
-        for found in count_unknown(
-            task.title, map(whole_text, (*splits.train, *splits.dev, *splits.test)), vocabularies
-        )
-    ]
+    counted: list[dict[str, Any]] = []
+    for task, splits in tasks.items():
+        texts = (whole_text(example) for part in splits.parts.values() for example in part)
+        counted += count_unknown(task.title, texts, vocabularies)
     write_json(path, {"inputs": inputs, "counted": counted})
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from glyphcrm.errors import UserError
 
+AnyRecipe = TypeVar("AnyRecipe", bound=Any)  # a frozen dataclass
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 BF16 = ("auto", "on", "off")
 
 
 def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     """Return a dataclass field that is an option of a command line; with `MISSING` as `default` it must be given."""
-    return field(default=default, metadata={"help": help, **({"choices": list(choices)} if choices else {})})
+    metadata = {"help": help, **({"choices": list(choices)} if choices else {})}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class CommandLineOptions:
     """Base of the dataclasses whose fields are options; the docstring of a subclass describes its command."""
 
-    output_dir: str | None
+    output_dir: str | Path | None
 
     @property
     def run_dir(self) -> Path:
@@ -47,16 +52,24 @@ class CommandLineOptions:
             parser.error(f"unknown: {' '.join(unknown)}")
         return options
 
+    def over(self, defaults: AnyRecipe) -> AnyRecipe:
+        """Return `defaults` with the options that were given in place of its fields of the same names."""
+        given = {f.name: getattr(self, f.name) for f in fields(defaults)}
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
-def check_ranges(ranges: Mapping[str, tuple[float | None, float, float]]) -> None:
-    """Check options, name -> (value, lowest, highest); None is no value.
+
+def check_ranges(values: Mapping[str, Any], ranges: Mapping[tuple[float, float], Sequence[str]]) -> None:
+    """Check `values` by their names, of which each of `ranges`, (lowest, highest), has some; None is no value.
 
     Raises:
         UserError: a value is out of its range.
     """
-    for name, (value, low, high) in ranges.items():
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; give {low:g} to {high:g}")
+    for (low, high), names in ranges.items():
+        for name in names:
+            value = values[name]
+            if value is not None and not low <= value <= high:
+                allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+                raise UserError(f"--{name.replace('_', '-')} is {value}; give {allowed}")
 
 
 def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
