@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glyphcrm.atlas_sources import build_atlas, frequent_characters, listed_characters, named, read_pictures
+from glyphcrm.atlas_sources import build_atlas, frequent_characters, listed_characters, named, read_lines, read_pictures
 from glyphcrm.cli.arguments import add_font, refuse_used
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
@@ -95,7 +95,9 @@ def build(arguments: argparse.Namespace) -> int:
     if arguments.characters is not None:
         vocabulary = listed_characters(arguments.characters)
     else:
-        vocabulary = frequent_characters(arguments.text, font_chain(fonts), arguments.vocabulary_size)
+        files = arguments.text
+        lines = (line for path in files for line in read_lines(path))
+        vocabulary = frequent_characters(lines, files[0], font_chain(fonts), arguments.vocabulary_size)
     atlas = build_atlas(vocabulary, fonts, input_only=arguments.input_only)
     atlas.save(out)
     added = len(atlas) - len(vocabulary)

@@ -17,17 +17,12 @@ class FinetuningCollator:
 
     The length L of a batch is that of its longest feature, rounded up to a multiple of `MULTIPLE` as far as the model
     has positions.
-
-    Args:
-        pad_id: id of [PAD].
-        positions: the model's.
-        glyphs: whether the model reads distinct glyphs (a GlyphCRM), or `input_ids` alone.
     """
 
     def __init__(self, pad_id: int, positions: int, glyphs: bool) -> None:
         self.pad_id = pad_id
-        self.positions = positions
-        self.glyphs = glyphs
+        self.positions = positions  # the model's
+        self.glyphs = glyphs  # whether it reads distinct glyphs (a GlyphCRM), or `input_ids` alone
 
     def __call__(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """Return int64 tensors for B features: those of `padded_inputs`, with the glyphs if the model reads them, and

@@ -14,25 +14,16 @@ from glyphcrm.tasks import Example, Splits, TaggedExample, load_splits, seen_in_
 
 @dataclass(frozen=True)
 class RunData:
-    """The examples of a run.
+    """The examples of a run."""
 
-    Attributes:
-        splits: the examples that are used, with the notes that their reader needs.
-        unseen: indices of the test examples that do not stand in the task's train set; None if no example does.
-    """
-
-    splits: Splits
-    unseen: list[int] | None
+    splits: Splits  # those that are used, with the notes that their reader needs
+    unseen: list[int] | None  # indices of the test examples that are not in the train set; None if all or none are
 
     @property
     def sizes(self) -> dict[str, int]:
         """Return how many examples each part has, and "test_unseen" where test texts stand in train."""
         unseen = {} if self.unseen is None else {"test_unseen": len(self.unseen)}
         return {**{name: len(part) for name, part in self.splits.parts.items()}, **unseen}
-
-    def unseen_test(self) -> list[Example]:
-        """Return the test examples that do not stand in train."""
-        return [self.splits.test[i] for i in self.unseen or []]
 
     def fingerprint(self) -> str:
         """Return what changes when an example, its label, or the order does."""

@@ -26,25 +26,15 @@ E = TypeVar("E", TextExample, TaggedExample)
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """What a model reads at once: a text, a pair, or a window of a sentence to tag.
+    """What a model reads at once: a text, a pair, or a window of a sentence to tag."""
 
-    Attributes:
-        input_ids: ``(L,)``, with [CLS] and [SEP].
-        token_type_ids: ``(L,)``.
-        labels: ``()`` for a text; for a window ``(L,)``, the tag of a character at its first token, -100 elsewhere.
-        example: index of the example it comes from.
-        characters: ``(n,)``, for a window: those characters of the example that have a token.
-        positions: ``(n,)``, where the first token of each stands in `input_ids`.
-        truncated: whether a part of the text was left out.
-    """
-
-    input_ids: Integers
-    token_type_ids: Integers
-    labels: Integers
-    example: int
-    characters: Integers
-    positions: Integers
-    truncated: bool = False
+    input_ids: Integers  # (L,), with [CLS] and [SEP]
+    token_type_ids: Integers  # (L,)
+    labels: Integers  # () for a text; for a window (L,), the tag of a character at its first token, -100 elsewhere
+    example: int  # index of the example it comes from
+    characters: Integers  # (n,), for a window: those characters of the example that have a token
+    positions: Integers  # (n,), where the first token of each stands in `input_ids`
+    truncated: bool = False  # whether a part of the text was left out
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -101,17 +91,9 @@ def _encode_texts(
         elif too_long:
             cut = tokenizer(example.text, example.pair, truncation=True, max_length=max_length)
             input_ids, types = cut["input_ids"], cut["token_type_ids"]
-        features.append(
-            Feature(
-                input_ids=np.array(input_ids, np.int64),
-                token_type_ids=np.array(types, np.int64),
-                labels=np.array(ids.get(example.label, IGNORED_LABEL), np.int64),
-                example=index,
-                characters=nothing,
-                positions=nothing,
-                truncated=too_long,
-            )
-        )
+        ids_array, types_array = np.array((input_ids, types), np.int64)
+        label = np.array(ids.get(example.label, IGNORED_LABEL), np.int64)
+        features.append(Feature(ids_array, types_array, label, index, nothing, nothing, too_long))
     return features
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 from typing import cast
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from glyphcrm.checkpoint import load_checkpoint, save_checkpoint
+from glyphcrm.checkpoint import load_checkpoint, save_checkpoint, save_with_tokens
 from glyphcrm.configuration import preset
 from glyphcrm.data.collator import PretrainingCollator
-from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
@@ -39,6 +36,7 @@ from glyphcrm.training.run_directory import (
     last_checkpoint,
     resumable,
     step_of,
+    write_json,
 )
 
 PretrainingModel = GlyphCRMForPreTraining | BertBaseline
@@ -198,13 +196,11 @@ def load_initial(origin: Path, options: PretrainOptions) -> tuple[GlyphCRMForPre
 
 def save_model(model: PretrainingModel, corpus: corpora.Corpus, run_dir: Path) -> None:
     """Write the trained model with its tokenizer; a BERT's has only the characters that it knows."""
-    tokenizer = corpus.tokenizer
+    directory = run_dir / MODEL_DIRECTORY
     if isinstance(model, BertBaseline):
-        with tempfile.TemporaryDirectory() as directory:
-            known = GlyphCRMTokenizer.from_tokens(tokenizer.tokens[: corpus.vocabulary_size], directory)
-            save_checkpoint(model.plain(), known, run_dir / MODEL_DIRECTORY)
+        save_with_tokens(model.plain(), corpus.tokenizer.tokens[: corpus.vocabulary_size], directory)
     else:
-        save_checkpoint(model, tokenizer, run_dir / MODEL_DIRECTORY)
+        save_checkpoint(model, corpus.tokenizer, directory)
 
 
 def announce(options: PretrainOptions, corpus: corpora.Corpus, model: PretrainingModel, resume: Path | None) -> None:
@@ -212,7 +208,7 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
     recipe, store = options.recipe, corpus.store
     encoder = cast(PreTrainedModel, model.base_model)
     parameters = {"model": model.num_parameters(), "without_heads": encoder.num_parameters()}
-    write_atomically(options.run_dir / PARAMETERS_FILE, json.dumps(parameters).encode())
+    write_json(options.run_dir / PARAMETERS_FILE, parameters)
     name = "GlyphCRM" if options.arch == "glyphcrm" else "BERT"
     readable = model.config.num_glyphs if isinstance(model, GlyphCRMForPreTraining) else model.config.vocab_size
     print(

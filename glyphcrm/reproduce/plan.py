@@ -70,13 +70,7 @@ def evaluate_every(steps: int) -> int:
 
 
 def make_plan(options: ReproduceOptions, speed: dict[str, Speed], tasks: dict[Task, Splits], studied: int) -> Plan:
-    """Fit steps and samples into `options.hours`.
-
-    Args:
-        speed: of each architecture.
-        tasks: those to fine-tune on.
-        studied: how many variants of each architecture the study has, ablations among them.
-    """
+    """Fit steps and samples into `options.hours`, with so many variants of each architecture `studied`, all told."""
     time = options.hours * 3600
     both = sum(s.step for s in speed.values())
     # The best variant of each goes on to the end; the others stop where the study ends.

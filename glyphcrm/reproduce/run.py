@@ -21,8 +21,8 @@ from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
     Choice,
     available_tasks,
-    finetune_all,
-    pretrain_both,
+    finetune,
+    pretrain,
     probe,
     run_study,
     summaries,
@@ -67,11 +67,14 @@ def _reproduce(options: ReproduceOptions) -> Path:
     plan = _plan(options, tasks)
     choices = _choices(options, plan)
     models = {arch: options.output_dir / choice.directory / MODEL_DIRECTORY for arch, choice in choices.items()}
-    pretrain_both(options, plan, choices)
+    for arch, choice in choices.items():  # from where the study left it
+        pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
     if "unknown" not in options.without:
         _unknown(options, tasks, models["glyphcrm"])
     if "finetuning" not in options.without:
-        finetune_all(options, plan, models, list(tasks))
+        for task in tasks:
+            for arch, model in models.items():
+                finetune(options, plan, task, model, options.output_dir / "finetuning" / task.name / arch)
     if "robustness" not in options.without:
         _robustness(options, list(tasks))
     if "held_out" not in options.without:

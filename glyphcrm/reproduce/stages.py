@@ -55,15 +55,10 @@ def probe(options: ReproduceOptions) -> dict[str, Speed]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings that a model is pre-trained with.
+    """The settings that a model is pre-trained with."""
 
-    Attributes:
-        directory: of its run, relative to that of the reproduction.
-        arguments: for pretrain.py.
-    """
-
-    directory: str
-    arguments: tuple[str, ...]
+    directory: str  # of its run, relative to that of the reproduction
+    arguments: tuple[str, ...]  # for pretrain.py
 
 
 def run_study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
@@ -89,19 +84,6 @@ def run_study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
 def variant_directory(options: ReproduceOptions, variant: Variant) -> Path:
     """Return where a variant's run is."""
     return options.output_dir / STUDY / variant.name
-
-
-def pretrain_both(options: ReproduceOptions, plan: Plan, choices: dict[str, Choice]) -> None:
-    """Pre-train both models to the end, from where the study left the chosen ones."""
-    for arch, choice in choices.items():
-        pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
-
-
-def finetune_all(options: ReproduceOptions, plan: Plan, models: dict[str, Path], tasks: Sequence[Task]) -> None:
-    """Fine-tune both models on every task, into ``finetuning/TASK/ARCHITECTURE``."""
-    for task in tasks:
-        for arch, model in models.items():
-            finetune(options, plan, task, model, options.output_dir / "finetuning" / task.name / arch)
 
 
 def pretrain(
@@ -135,15 +117,15 @@ def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, dir
         return
     data = ("--data", options.data) if options.data and task.folder else ()
     cap, rate = plan.train_samples, FINETUNING_RATES[options.preset]
-    scored = max(cap, FEWEST_TEST_SAMPLES)
+    own_rate = ("--learning-rate", rate) if rate else ()
     # A task of one's own has the name of its file.
     named = next((given for given in options.tasks if Path(given).stem == task.name), task.name)
-    own_rate = ("--learning-rate", rate) if rate else ()
     run_finetune(
         [
             *("--task", named, "--model", model, *data, "--output-dir", directory),
             *("--seeds", options.seeds, *own_rate),
-            *("--train-samples", cap, "--dev-samples", cap, "--test-samples", scored, "--keep-model", "best"),
+            *("--train-samples", cap, "--dev-samples", cap, "--test-samples", max(cap, FEWEST_TEST_SAMPLES)),
+            *("--keep-model", "best"),
         ]
     )
 

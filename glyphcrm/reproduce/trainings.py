@@ -15,21 +15,13 @@ from glyphcrm.pretraining.run import pretrain
 
 
 def run_pretrain(arguments: Sequence[object]) -> None:
-    """Do what ``pretrain.py`` does with these arguments.
-
-    Raises:
-        KeyboardInterrupt, UserError: as `glyphcrm.pretraining.run.pretrain`.
-    """
+    """Do what ``pretrain.py`` does with these arguments."""
     with _announced("pretrain.py", arguments) as words:
         pretrain(PretrainOptions.parse(words))
 
 
 def run_finetune(arguments: Sequence[object]) -> None:
-    """Do what ``finetune.py`` does with these arguments.
-
-    Raises:
-        KeyboardInterrupt, UserError: as `glyphcrm.finetuning.run.finetune`.
-    """
+    """Do what ``finetune.py`` does with these arguments."""
     with _announced("finetune.py", arguments) as words:
         print(describe(finetune(FinetuneOptions.parse(words))), flush=True)
 
