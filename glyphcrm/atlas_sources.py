@@ -20,9 +20,7 @@ from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_t
 _CODE_POINT = re.compile("[Uu]\\+([0-9A-Fa-f]{4,6})")
 
 
-def build_atlas(
-    vocabulary: Sequence[str], user_fonts: Sequence[Font], *, input_only: bool, progress: bool = True
-) -> GlyphAtlas:
+def build_atlas(vocabulary: Sequence[str], user_fonts: Sequence[Font], *, input_only: bool) -> GlyphAtlas:
     """Draw a vocabulary, and with `input_only` what else a model may read, with the user's fonts before all others.
 
     Raises:
@@ -30,7 +28,7 @@ def build_atlas(
     """
     fonts = font_chain(user_fonts)
     added = input_only_tokens(vocabulary, fonts) if input_only else []
-    atlas = GlyphAtlas.build([*vocabulary, *added], fonts, progress=progress)
+    atlas = GlyphAtlas.build([*vocabulary, *added], fonts, progress=True)
     check_fonts_draw(user_fonts, atlas)
     return atlas
 

@@ -28,7 +28,7 @@ def parse_finetune(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     options = FinetuneOptions.parse(words, prog)
 
     def run() -> int:
-        from glyphcrm.finetuning.report import describe
+        from glyphcrm.finetuning.results import describe
         from glyphcrm.finetuning.run import finetune
 
         summary = finetune(options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ HEAD_SHARE = 128 / 510  # of a text cut to head and tail: Sun et al. 2019 (arXiv
 CHUNK = 1024  # texts a tokenizer gets at a time
 
 Integers = npt.NDArray[np.int64]
-E = TypeVar("E", TextExample, TaggedExample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +61,9 @@ def encode(
         return [
             feature
             for index, example in enumerate(_with_bar(examples, description))
-            for feature in _encode_sentence(tokenizer, _checked(example, TaggedExample), index, ids, max_length)
+            for feature in _encode_sentence(tokenizer, cast(TaggedExample, example), index, ids, max_length)
         ]
-    texts = [_checked(example, TextExample) for example in examples]
+    texts = cast(Sequence[TextExample], examples)
     features: list[Feature] = []
     for first in _with_bar(range(0, len(texts), CHUNK), description):
         features += _encode_texts(tokenizer, texts[first : first + CHUNK], first, ids, max_length, truncation)
@@ -73,7 +72,7 @@ def encode(
 
 def _encode_texts(
     tokenizer: PreTrainedTokenizerBase,
-    examples: list[TextExample],
+    examples: Sequence[TextExample],
     first: int,
     ids: dict[str, int],
     max_length: int,
@@ -142,9 +141,3 @@ def _locate(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str]) -> tu
         encoding = tokenizer(list(characters), **options)
         owners = [word for word in encoding.word_ids() if word is not None]
     return np.array(encoding["input_ids"], np.int64), np.array(owners, np.int64)
-
-
-def _checked(example: Example, kind: type[E]) -> E:
-    if not isinstance(example, kind):
-        raise TypeError(f"{example.where}: a {type(example).__name__} among examples of {kind.__name__}")
-    return example

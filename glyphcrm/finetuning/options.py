@@ -112,11 +112,7 @@ class FinetuneOptions(CommandLineOptions):
         return {name: value for name, value in settings.items() if name not in irrelevant}
 
     def micro_batch(self, processes: int) -> int:
-        """Return how many sequences each of `processes` computes at once.
-
-        Raises:
-            UserError: the batch does not divide evenly.
-        """
+        """Return how many sequences each of `processes` computes at once; raise as `accumulation`."""
         batch = self.recipe.batch_size
         if self.micro_batch_size is None and batch % processes == 0:
             share = batch // processes

@@ -27,7 +27,7 @@ from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predi
 from glyphcrm.finetuning.trainer import FinetuningTrainer
 from glyphcrm.finetuning.training_order import TrainingOrder
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
-from glyphcrm.tasks import Kind, TaggedExample
+from glyphcrm.tasks import Example, Kind, TaggedExample
 from glyphcrm.training.machine import training_arguments
 from glyphcrm.training.options import check_length
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
@@ -130,24 +130,16 @@ class SeedRun:
         return trainer.state
 
     def _score_dev(self, features: Sequence[Feature], choices: Sequence[Integers]) -> dict[str, float]:
-        splits = self.data.splits
-        predictions = assemble(features, choices, splits.dev, self.task.kind, splits.labels)
-        return score(self.task.kind, splits.dev, predictions, splits.labels)
+        dev = self.data.splits.dev
+        return self._score(dev, assemble(features, choices, dev, self.task.kind, self.data.splits.labels))
+
+    def _score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        return score(self.task.kind, examples, predictions, self.data.splits.labels)
 
     def _result(
-        self,
-        state: TrainerState,
-        best_step: int,
-        predictions: Sequence[Prediction],
-        parameters: int,
-        notes: list[str],
+        self, state: TrainerState, best_step: int, predictions: Sequence[Prediction], parameters: int, notes: list[str]
     ) -> SeedResult:
-        splits, kind, unseen = self.data.splits, self.task.kind, self.data.unseen
-        prefix = "eval_"
-
-        def scores(some: Sequence[int]) -> dict[str, float]:
-            return score(kind, [splits.test[i] for i in some], [predictions[i] for i in some], splits.labels)
-
+        test, unseen, prefix = self.data.splits.test, self.data.unseen, "eval_"
         of_best = next(e for e in state.log_history if e.get("step") == best_step and self.metric in e)
         return SeedResult(
             task=self.task.name,
@@ -156,14 +148,14 @@ class SeedRun:
             options=self.options.identity(),
             metric=self.task.metric,
             dev={name.removeprefix(prefix): of_best[name] for name in of_best if name.startswith(prefix)},
-            test=scores(range(len(predictions))),
-            test_unseen=scores(unseen) if unseen else None,
-            entities=entity_scores(splits.test, predictions) if kind is Kind.TAGGING else None,
+            test=self._score(test, predictions),
+            test_unseen=self._score([test[i] for i in unseen], [predictions[i] for i in unseen]) if unseen else None,
+            entities=entity_scores(test, predictions) if self.task.kind is Kind.TAGGING else None,
             best_step=best_step,
             steps=state.global_step,
             seconds=next((e["seconds"] for e in reversed(state.log_history) if "seconds" in e), 0.0),
             parameters=parameters,
-            notes=[*splits.notes, *notes],
+            notes=[*self.data.splits.notes, *notes],
             versions=versions(self.arguments.device),
         )
 
@@ -173,22 +165,19 @@ class SeedRun:
         notes = []
         if max_length < self.options.recipe.max_length:
             notes.append(f"sequences have at most {max_length} tokens, as the model has no positions for more")
-        truncated = sum(feature.truncated for feature in features)
-        if truncated:
+        if truncated := sum(feature.truncated for feature in features):
             notes.append(
                 f"{truncated:,} of {len(examples):,} test texts have more than {max_length} tokens and were truncated"
             )
         if self.task.kind is Kind.TAGGING:
             pieces = Counter(feature.example for feature in features)
-            cut = sum(count > 1 for count in pieces.values())
-            if cut:
+            if cut := sum(count > 1 for count in pieces.values()):
                 notes.append(
                     f"{cut:,} of {len(examples):,} test sentences have more than {max_length - TEXT_SPECIALS} tokens; "
                     "they were read in pieces and put together again for scoring"
                 )
             characters = sum(len(example.characters) for example in examples if isinstance(example, TaggedExample))
-            unread = characters - sum(len(feature.characters) for feature in features)
-            if unread:
+            if unread := characters - sum(len(feature.characters) for feature in features):
                 notes.append(f"{unread:,} characters of the test set have no token (white space, ...) and count as O")
         return notes
 

@@ -89,7 +89,7 @@ class Corpus:
         return float(-(probabilities * np.log(probabilities)).sum())
 
 
-def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, progress: bool) -> None:
+def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) -> None:
     """Write vocabulary and atlas of the text into `directory`, unless they are there.
 
     Raises:
@@ -111,10 +111,10 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, pr
         return
     directory.mkdir(parents=True, exist_ok=True)
     paragraphs = (paragraph for document in text.documents() for paragraph in document)
-    counted = tqdm(paragraphs, "counting characters", unit=" paragraphs", disable=not progress)
+    counted = tqdm(paragraphs, "counting characters", unit=" paragraphs")
     fonts = [open_font(font) for font in options.font]
     vocabulary = frequent_characters(counted, "the text", font_chain(fonts), options.vocabulary_size)
-    atlas = build_atlas(vocabulary, fonts, input_only=options.input_only, progress=progress)
+    atlas = build_atlas(vocabulary, fonts, input_only=options.input_only)
     atlas.save(directory / ATLAS_FILE)
     GlyphCRMTokenizer.from_tokens(atlas.tokens, directory).save_pretrained(directory)
     # Written last: it says that the others are whole.

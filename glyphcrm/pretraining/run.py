@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
@@ -146,7 +146,7 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     if first:
         claim(options.run_dir, {**options.identity(), "text": text.fingerprint()})
         if origin is None:
-            corpora.prepare_vocabulary(text, options, data_dir, progress=True)
+            corpora.prepare_vocabulary(text, options, data_dir)
     if origin is None:
         tokenizer = GlyphCRMTokenizer.from_pretrained(data_dir)
         vocabulary_size = corpora.read_vocabulary_size(data_dir)
@@ -164,10 +164,8 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
         options.preset,
         vocab_size=vocabulary_size,
         num_glyphs=len(atlas),
-        hidden_dropout_prob=options.recipe.dropout,
-        attention_probs_dropout_prob=options.recipe.dropout,
         position_initializer=options.position_initializer,
-        attn_implementation=options.attention,
+        **_changed(options),
     )
     check_length(options.recipe.max_length, config.max_position_embeddings)
     set_seed(options.seed)
@@ -183,15 +181,16 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
 def load_initial(origin: Path, options: PretrainOptions) -> tuple[GlyphCRMForPreTraining, GlyphCRMTokenizer]:
     """Return model and tokenizer of --init; heads that it lacks start with fresh weights, the same in every process."""
     set_seed(options.seed)
-    model, tokenizer = load_checkpoint(
-        origin,
-        GlyphCRMForPreTraining,
-        attn_implementation=options.attention,
-        hidden_dropout_prob=options.recipe.dropout,
-        attention_probs_dropout_prob=options.recipe.dropout,
-    )
+    model, tokenizer = load_checkpoint(origin, GlyphCRMForPreTraining, **_changed(options))
     check_length(options.recipe.max_length, model.config.max_position_embeddings)
     return model, tokenizer
+
+
+def _changed(options: PretrainOptions) -> dict[str, Any]:
+    """Return what the options change in any model's configuration."""
+    dropout = options.recipe.dropout
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return {**dropouts, "attn_implementation": options.attention}
 
 
 def save_model(model: PretrainingModel, corpus: corpora.Corpus, run_dir: Path) -> None:

@@ -16,13 +16,14 @@ from glyphcrm.files import write_atomically
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PLAN_FILE, Plan, evaluate_every
+from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
 from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE, read_json, write_json
 
+PLAN_FILE = "plan.json"
 REPORT = "report"
 RUNS = "runs"
 CURVES = "look-alikes.png"
@@ -172,10 +173,7 @@ class _Report:
             "ablations, models with another part, to see what that part does; none of them went on. (HanGlyph's own "
             "rates, initialisation and clipping are GlyphCRM's alone and were tuned before, on `tiny`: "
             "docs/convergence.md of the project.)",
-            _table(
-                f" | settings | MLM loss, step {steps - evaluate_every(whole):,} | step {steps:,} | NSP loss",
-                rows,
-            ),
+            _table(f" | settings | MLM loss, step {steps - evaluate_every(whole):,} | step {steps:,} | NSP loss", rows),
         ]
 
     def finetuning(self) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.fonts import open_font
-from glyphcrm.reproduce.held_out import compare_held_out, task_for_held_out
+from glyphcrm.reproduce.held_out import compare_held_out
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import PLAN_FILE, Plan, make_plan
-from glyphcrm.reproduce.report import read_paper_scores, write_report
+from glyphcrm.reproduce.plan import Plan, Speed, make_plan
+from glyphcrm.reproduce.report import PLAN_FILE, read_paper_scores, write_report
 from glyphcrm.reproduce.robustness import score_rewritten
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
@@ -30,7 +30,7 @@ from glyphcrm.reproduce.stages import (
 from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional, whole_text
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
-from glyphcrm.tasks import Splits, Task
+from glyphcrm.tasks import Kind, Splits, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, resumable, write_json
 
@@ -97,10 +97,12 @@ def _check_files(options: ReproduceOptions) -> None:
 
 
 def _plan(options: ReproduceOptions, tasks: dict[Task, Splits]) -> Plan:
-    if not (options.output_dir / PLAN_FILE).exists():
+    path = options.output_dir / PLAN_FILE
+    if not path.exists():
         runs_of_each = math.ceil(len(variants(options.preset)) / len(ARCHITECTURES))
-        make_plan(options, probe(options), tasks, runs_of_each).save(options.output_dir)
-    return Plan.load(options.output_dir)
+        write_json(path, asdict(make_plan(options, probe(options), tasks, runs_of_each)))
+    kept = read_json(path)
+    return Plan(**kept | {"speed": {arch: Speed(**speed) for arch, speed in kept["speed"].items()}})
 
 
 def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
@@ -159,7 +161,8 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
 
 def _held_out(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]) -> None:
     path = options.output_dir / HELD_OUT_FILE
-    task = task_for_held_out(tasks)
+    # On the words of reviews and titles one character matters most.
+    task = next((task for task in tasks if task.kind is Kind.SENTENCE), None)
     if task is None or _is_made_from(path, {"task": task.name}):
         return
     write_json(path, {"inputs": {"task": task.name}, **compare_held_out(options, plan, task, tasks[task], choices)})

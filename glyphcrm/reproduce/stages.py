@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.pretraining.options import RECIPES
+from glyphcrm.finetuning import run as finetuning
+from glyphcrm.finetuning.options import FinetuneOptions
+from glyphcrm.finetuning.results import describe
+from glyphcrm.pretraining import run as pretraining
+from glyphcrm.pretraining.options import RECIPES, PretrainOptions
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PROBE_STEPS, Plan, Speed, evaluate_every, measured_speed
-from glyphcrm.reproduce.trainings import run_finetune, run_pretrain
 from glyphcrm.reproduce.trials import Variant, variants
 from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
@@ -140,3 +146,28 @@ def summaries(output_dir: Path) -> Iterator[tuple[str, str, dict[str, Any], Path
     """Yield task, architecture, summary and its file, of every fine-tuning that is finished."""
     for path in sorted((output_dir / "finetuning").glob("*/*/summary.json")):
         yield path.parts[-3], path.parts[-2], read_json(path), path
+
+
+def run_pretrain(arguments: Sequence[object]) -> None:
+    """Do what ``pretrain.py`` does with these arguments."""
+    with _announced("pretrain.py", arguments) as words:
+        pretraining.pretrain(PretrainOptions.parse(words))
+
+
+def run_finetune(arguments: Sequence[object]) -> None:
+    """Do what ``finetune.py`` does with these arguments."""
+    with _announced("finetune.py", arguments) as words:
+        print(describe(finetuning.finetune(FinetuneOptions.parse(words))), flush=True)
+
+
+@contextlib.contextmanager
+def _announced(program: str, arguments: Sequence[object]) -> Iterator[list[str]]:
+    """Print a command; take back the signal handlers that a training sets."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ python {program} {shlex.join(words)}", flush=True)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield words
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -50,12 +50,14 @@ def rewritten(example: Example, rewrite_text: Callable[[str], str]) -> Example:
     Raises:
         ValueError: `rewrite_text` changed the number of characters.
     """
+    old = whole_text(example)
+    new = rewrite_text(old)
+    if len(new) != len(old):
+        raise ValueError(f"a text of {len(old)} characters became {len(new)}; labels of characters would not fit")
     if isinstance(example, TaggedExample):
-        return replace(example, characters=tuple(_same_length("".join(example.characters), rewrite_text)))
-    if example.pair is None:
-        return replace(example, text=_same_length(example.text, rewrite_text))
-    both = _same_length(whole_text(example), rewrite_text)
-    return replace(example, text=both[: len(example.text)], pair=both[len(example.text) :])
+        return replace(example, characters=tuple(new))
+    end = len(example.text)
+    return replace(example, text=new[:end], pair=None if example.pair is None else new[end:])
 
 
 def read_look_alikes(path: Path) -> dict[str, str]:
@@ -133,13 +135,6 @@ def look_alikes_from_atlas(atlas: GlyphAtlas, characters: Sequence[str], count: 
         for row, order in enumerate(np.argsort(distance, axis=1, kind="stable")[:, :count].tolist(), start):
             nearest[drawn[row]] = "".join(drawn[other] for other in order)
     return nearest
-
-
-def _same_length(text: str, rewrite_text: Callable[[str], str]) -> str:
-    new = rewrite_text(text)
-    if len(new) != len(text):
-        raise ValueError(f"a text of {len(text)} characters became {len(new)}; labels of characters would not fit")
-    return new
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -59,10 +59,9 @@ class CommandLineOptions:
 
 
 def check_ranges(values: Mapping[str, Any], ranges: Mapping[tuple[float, float], Sequence[str]]) -> None:
-    """Check `values` by their names, of which each of `ranges`, (lowest, highest), has some; None is no value.
+    """Raise `UserError` for one of `values` that is out of its range; `ranges` is (lowest, highest) -> names.
 
-    Raises:
-        UserError: a value is out of its range.
+    None is no value.
     """
     for (low, high), names in ranges.items():
         for name in names:
@@ -73,11 +72,7 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[tuple[float, float],
 
 
 def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
-    """Return how many micro-batches each process adds up for a step.
-
-    Raises:
-        UserError: the batch does not divide evenly.
-    """
+    """Return how many micro-batches each process adds up for a step; raise `UserError` if it does not divide evenly."""
     if batch_size % (micro_batch_size * processes):
         raise UserError(
             f"a batch of {batch_size} sequences cannot be made of {processes} processes x micro-batches of "
@@ -87,10 +82,6 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
 
 
 def check_length(max_length: int | None, positions: int) -> None:
-    """Refuse sequences that a model has no positions for.
-
-    Raises:
-        UserError: it has fewer.
-    """
+    """Raise `UserError` for sequences that a model has no positions for."""
     if max_length is not None and max_length > positions:
         raise UserError(f"--max-length is {max_length}; the model has {positions} positions")
