@@ -92,8 +92,8 @@ def choose_excluded(
     """Draw `count` Han characters of middling frequency in a task, the same ones for the same `seed`.
 
     They stand in at least `least_share` of the texts, so that they matter to the score, and in at most `most_share`.
-    The `kept_most_frequent` most frequent characters of the corpus are never drawn: every sentence with a drawn character
-    is lost to pre-training.
+    The corpus's most frequent characters, `kept_most_frequent` of them, are never drawn: every sentence with a drawn
+    character is lost to pre-training.
 
     Args:
         texts: of the task, those on which the models will be tested.
