@@ -86,7 +86,7 @@ class StopOnSignal(TrainerCallback):
             self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self.stopped:
+        if not self.stopped:  # a signal that came may arrive a second time
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
