@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +33,15 @@ def build_atlas(vocabulary: Sequence[str], user_fonts: Sequence[Font], *, input_
     return atlas
 
 
-def frequent_characters(files: Sequence[Path], fonts: Sequence[Font], size: int) -> list[str]:
-    """Return the special tokens and the most frequent characters of UTF-8 files, at most `size` tokens.
+def frequent_characters(texts: Iterable[str], where: object, fonts: Sequence[Font], size: int) -> list[str]:
+    """Return the special tokens and the most frequent characters of texts, at most `size` tokens.
 
     Raises:
-        UserError: a file cannot be read or is not UTF-8, or no font has any of the characters.
+        UserError: no font has any of the characters; it names `where` they stand.
     """
-    counts = count_characters(line for path in files for line in read_lines(path))
-    vocabulary = build_vocabulary(counts, fonts, size)
+    vocabulary = build_vocabulary(count_characters(texts), fonts, size)
     if len(vocabulary) == len(SPECIAL_TOKENS):
-        raise UserError(f"{files[0]}: no font has any of its characters; give text, or another --font")
+        raise UserError(f"{where}: no font has any of its characters; give text, or another --font")
     return vocabulary
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,8 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
 from glyphcrm.glyphs.atlas import GlyphAtlas, tokens_digest
+from glyphcrm.modeling.heads import HEADS
+from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary
 
@@ -35,6 +39,12 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer = copy.copy(tokenizer)
         tokenizer.model_max_length = model.config.max_position_embeddings
         tokenizer.save_pretrained(temporary)
+
+
+def save_with_tokens(model: PreTrainedModel, tokens: Iterable[str], directory: Path) -> None:
+    """Do `save_checkpoint` with a tokenizer of these tokens, row by row."""
+    with tempfile.TemporaryDirectory() as vocabulary:
+        save_checkpoint(model, GlyphCRMTokenizer.from_tokens(tokens, vocabulary), directory)
 
 
 def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT")) -> dict[str, Any]:
@@ -79,6 +89,24 @@ def load_checkpoint(
         )
     check_tokenizer(model, tokenizer, directory)
     return model, tokenizer
+
+
+def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedModel, GlyphAtlas]:
+    """Load a checkpoint with the heads that it was saved with, `settings` changed in its configuration, and its atlas.
+
+    Raises:
+        UserError: no GlyphCRM checkpoint, a damaged one, or one of a class that is not in `glyphcrm.modeling`.
+    """
+    # Of this package's classes: a name cannot make other code run.
+    known: tuple[type[GlyphCRMPreTrainedModel], ...] = (GlyphCRMModel, *HEADS)
+    classes = {model_class.__name__: model_class for model_class in known}
+    name = next(iter(read_config(directory, ("GlyphCRM",)).get("architectures") or []), None)
+    if name not in classes:
+        raise UserError(
+            f"{directory}: no config.json there that names one of {', '.join(sorted(classes))}; "
+            "give a directory with a saved GlyphCRM"
+        )
+    return load_checkpoint(directory, classes[name], **settings)[0], load_atlas(directory)
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where: Path) -> None:

@@ -20,7 +20,7 @@ FLOORS = (
     ("tasks",),
     ("modeling",),
     ("checkpoint",),
-    ("extension", "conversion", "registration"),
+    ("conversion", "registration"),
     ("training",),
     ("pretraining", "finetuning"),
     ("reproduce",),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glyphcrm.atlas_sources import build_atlas, frequent_characters, listed_characters, named, read_pictures
+from glyphcrm.atlas_sources import build_atlas, frequent_characters, listed_characters, named, read_lines, read_pictures
 from glyphcrm.cli.arguments import add_font, refuse_used
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
@@ -95,7 +95,9 @@ def build(arguments: argparse.Namespace) -> int:
     if arguments.characters is not None:
         vocabulary = listed_characters(arguments.characters)
     else:
-        vocabulary = frequent_characters(arguments.text, font_chain(fonts), arguments.vocabulary_size)
+        files = arguments.text
+        lines = (line for path in files for line in read_lines(path))
+        vocabulary = frequent_characters(lines, files[0], font_chain(fonts), arguments.vocabulary_size)
     atlas = build_atlas(vocabulary, fonts, input_only=arguments.input_only)
     atlas.save(out)
     added = len(atlas) - len(vocabulary)
@@ -131,7 +133,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def add_to_model(arguments: argparse.Namespace) -> int:
     """Write a copy of a model that reads more characters; print the new rows and what drew them."""
-    from glyphcrm.extension import load_as_saved, save_extended
+    from glyphcrm.checkpoint import load_as_saved, save_with_tokens
 
     characters = list(dict.fromkeys(normalize(arguments.characters)))
     pictures = read_pictures(arguments.png)
@@ -149,7 +151,8 @@ def add_to_model(arguments: argparse.Namespace) -> int:
     extended = atlas.extended(drawn)
     if pictures:
         extended = extended.append(tuple(pictures), np.stack(list(pictures.values())), PICTURE_SOURCE)
-    save_extended(model, extended, arguments.out)
+    model.set_atlas(extended)
+    save_with_tokens(model, extended.tokens, arguments.out)
     new = range(len(atlas), len(extended))
     print(f"{arguments.out}: {len(extended):,} rows = {len(atlas):,} of {arguments.model} + {len(new):,} new")
     for row in new:
@@ -161,7 +164,7 @@ def encode(arguments: argparse.Namespace) -> int:
     """Write the vectors of all characters of a model beside it; print what was written."""
     import torch
 
-    from glyphcrm.extension import load_as_saved
+    from glyphcrm.checkpoint import load_as_saved
     from glyphcrm.modeling.glyph_vectors import DTYPES, VECTORS_FILE, save_vectors
 
     # Without the cache, as a file that is there is about to be replaced.

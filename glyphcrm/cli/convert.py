@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glyphcrm.cli.arguments import refuse_used
+from glyphcrm.cli.arguments import add_font, refuse_used
 
 if TYPE_CHECKING:
     from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -29,7 +28,7 @@ def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], in
     """Read the command line of `convert-bert`; return the work that it asks for."""
     parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--bert", type=Path, required=True, help="directory that save_pretrained wrote")
-    parser.add_argument("--font", action="append", default=[], help="font to draw with before the default one")
+    add_font(parser)
     parser.add_argument("--seed", type=int, default=0, help="of HanGlyph's initial weights")
     return _parsed(parser, words, _convert_bert)
 
@@ -42,44 +41,41 @@ def parse_half(words: Sequence[str] | None, prog: str | None) -> Callable[[], in
 
 
 def _parsed(
-    parser: argparse.ArgumentParser, words: Sequence[str] | None, convert: Callable[[argparse.Namespace], None]
+    parser: argparse.ArgumentParser, words: Sequence[str] | None, convert: Callable[[argparse.Namespace], int]
 ) -> Callable[[], int]:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    return partial(_run, convert, parser.parse_args(words))
+    return partial(convert, parser.parse_args(words))
 
 
-def _run(convert: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+def _convert_release(arguments: argparse.Namespace) -> int:
     refuse_used(arguments.out)
-    convert(arguments)
-    return 0
-
-
-def _convert_release(arguments: argparse.Namespace) -> None:
     from glyphcrm.conversion.release import convert_release
 
-    _write(*convert_release(arguments.weights, arguments.vocab, arguments.bitmaps), arguments.out)
+    return _write(*convert_release(arguments.weights, arguments.vocab, arguments.bitmaps), arguments.out)
 
 
-def _convert_bert(arguments: argparse.Namespace) -> None:
+def _convert_bert(arguments: argparse.Namespace) -> int:
+    refuse_used(arguments.out)
     from glyphcrm.conversion.bert import convert_bert
     from glyphcrm.glyphs.fonts import font_chain, open_font
 
     fonts = font_chain([open_font(font) for font in arguments.font])
-    _write(*convert_bert(arguments.bert, fonts, arguments.seed), arguments.out)
+    return _write(*convert_bert(arguments.bert, fonts, arguments.seed), arguments.out)
 
 
-def _convert_half(arguments: argparse.Namespace) -> None:
+def _convert_half(arguments: argparse.Namespace) -> int:
+    refuse_used(arguments.out)
     from glyphcrm.conversion.half import convert_half
 
     convert_half(arguments.model, arguments.out)
     size = sum(file.stat().st_size for file in arguments.out.iterdir())
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
+    return 0
 
 
-def _write(model: GlyphCRMForPreTraining, atlas: GlyphAtlas, out: Path) -> None:
-    from glyphcrm.checkpoint import save_checkpoint
-    from glyphcrm.tokenization import GlyphCRMTokenizer
+def _write(model: GlyphCRMForPreTraining, atlas: GlyphAtlas, out: Path) -> int:
+    from glyphcrm.checkpoint import save_with_tokens
 
-    with tempfile.TemporaryDirectory() as directory:
-        save_checkpoint(model, GlyphCRMTokenizer.from_tokens(atlas.tokens, directory), out)
+    save_with_tokens(model, atlas.tokens, out)
     print(f"{out}: {model.num_parameters():,} parameters, {len(atlas):,} characters")
+    return 0

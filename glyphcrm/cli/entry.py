@@ -12,13 +12,16 @@ from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserErr
 
 # Name -> where its command line is read, and what it does.
 COMMANDS = {
-    "pretrain": ("pretrain:parse", "pre-train GlyphCRM, or a BERT to compare it with, on text"),
-    "finetune": ("finetune:parse", "fine-tune a GlyphCRM or a BERT on a task"),
+    "pretrain": ("training:parse_pretrain", "pre-train GlyphCRM, or a BERT to compare it with, on text"),
+    "finetune": ("training:parse_finetune", "fine-tune a GlyphCRM or a BERT on a task"),
     "atlas": ("atlas:parse", "draw the pictures of characters, look at them, or add some to a model"),
     "convert-release": ("convert:parse_release", "convert a checkpoint of the authors' release"),
     "convert-bert": ("convert:parse_bert", "warm-start from a transformers BERT directory"),
     "convert-half": ("convert:parse_half", "store a checkpoint's weights in float16"),
-    "reproduce": ("reproduce:parse", "pre-train GlyphCRM and BERT, fine-tune both on every task, write RESULTS.md"),
+    "reproduce": (
+        "training:parse_reproduce",
+        "pre-train GlyphCRM and BERT, fine-tune both on every task, write RESULTS.md",
+    ),
 }
 
 

@@ -9,21 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import BertConfig, BertModel, BertPreTrainedModel
+from torch import Tensor
+from transformers import BertForTokenClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class BertForClsClassification(BertPreTrainedModel):
-    """One linear layer on the hidden state of [CLS], without a pooler."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.bert = BertModel(config, add_pooling_layer=False)
-        p = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
-        self.post_init()
+class BertForClsClassification(BertForTokenClassification):
+    """The same layers as for tagging, of which the linear one reads the hidden state of [CLS] alone."""
 
     def forward(
         self,

@@ -19,42 +19,32 @@ def dev_scores(state: TrainerState, metric: str) -> list[tuple[int, float]]:
     return [(int(entry["step"]), entry[metric]) for entry in state.log_history if metric in entry]
 
 
-def has_lost_patience(scores: list[float], patience: int) -> bool:
-    """Whether the last `patience` scores are no better than the best one before them."""
-    return len(scores) - 1 - scores.index(max(scores)) >= patience if scores else False
-
-
 class EvaluationPlan(TrainerCallback):
     """Scores dev, and saves a checkpoint, after the steps of a plan; stops when dev has not improved for a while.
 
     transformers' `EarlyStoppingCallback` forgets, when a run continues, that it had already decided to stop; this one
     decides from the history that checkpoints keep.
-
-    Args:
-        steps: after which to evaluate.
-        metric: the score's name in the logs; more is better.
-        patience: evaluations without a better score before the end.
     """
 
     def __init__(self, steps: set[int], metric: str, patience: int) -> None:
-        self.steps = steps
-        self.metric = metric
-        self.patience = patience
+        self.steps = steps  # after which to evaluate
+        self.metric = metric  # the score's name in the logs; more is better
+        self.patience = patience  # evaluations without a better score before the end
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for an evaluation and a checkpoint when they are due."""
         if state.global_step in self.steps:
             control.should_log = control.should_evaluate = control.should_save = True
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for the end when patience is at its end."""
         if self.is_over(state):
             control.should_training_stop = True
 
     def is_over(self, state: TrainerState) -> bool:
         """Whether the run with this history needs no further step."""
         scores = [score for _, score in dev_scores(state, self.metric)]
-        return state.global_step >= max(self.steps) or has_lost_patience(scores, self.patience)
+        # The last `patience` scores are no better than the best one before them.
+        lost_patience = bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.patience
+        return state.global_step >= max(self.steps) or lost_patience
 
 
 class FinetuningBar(ProgressBar):
@@ -66,7 +56,6 @@ class FinetuningBar(ProgressBar):
         self._loss = ""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        """Show the newest loss and the dev scores."""
         if self._bar is None or logs is None:
             return
         if "loss" in logs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,22 +18,16 @@ LONGEST_LABEL = 16
 def draw_confusion_matrix(
     gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str], title: str, path: Path
 ) -> None:
-    """Draw how often each label was predicted for each: numbers of texts, coloured by their share of the row.
+    """Draw a PNG of how often each label was predicted for each: numbers of texts, coloured by share of the row.
 
-    Of more than 40 labels those that are most frequent in `gold` are shown.
-
-    Args:
-        gold: label of each text.
-        predicted: likewise.
-        labels: all of them, in order.
-        title: of the chart.
-        path: the PNG.
+    Of more than 40 `labels` those that are most frequent in `gold` are shown.
     """
     from sklearn.metrics import confusion_matrix
 
     shown = list(labels)
     if len(shown) > LABELS_SHOWN:
-        frequent = sorted(shown, key=lambda label: -sum(1 for other in gold if other == label))[:LABELS_SHOWN]
+        counted = Counter(gold)
+        frequent = sorted(shown, key=lambda label: -counted[label])[:LABELS_SHOWN]
         shown = [label for label in shown if label in frequent]
         title = f"{title}\nthe {LABELS_SHOWN} most frequent of {len(labels)} labels"
     counts = confusion_matrix(gold, predicted, labels=shown)
@@ -41,16 +36,14 @@ def draw_confusion_matrix(
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    font = _font()
     names = [_short(label) for label in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor", fontproperties=font)
-    axes.set_yticks(range(len(shown)), names, fontproperties=font)
-    size = 9 if counts.max() < 1000 else 7.5
+    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor", fontproperties=_font())
+    axes.set_yticks(range(len(shown)), names, fontproperties=_font())
+    font = _font(9 if counts.max() < 1000 else 7.5)
     for row, column in np.argwhere(counts):
         colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(
-            column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontproperties=_font(size)
-        )
+        number = f"{counts[row, column]}"
+        axes.text(column, row, number, ha="center", va="center", color=colour, fontproperties=font)
     axes.set_xlabel("predicted", fontproperties=_font())
     axes.set_ylabel("gold", fontproperties=_font())
     axes.set_title(title, fontproperties=_font(11))
@@ -58,13 +51,7 @@ def draw_confusion_matrix(
 
 
 def draw_entity_scores(scores: dict[str, dict[str, float]], title: str, path: Path) -> None:
-    """Draw precision, recall and F1 of each type of entity as bars.
-
-    Args:
-        scores: of `glyphcrm.finetuning.metrics.entity_scores`.
-        title: of the chart.
-        path: the PNG.
-    """
+    """Draw precision, recall and F1 of each type of entity, as `entity_scores` returns them, as bars of a PNG."""
     figure = new_figure(max(5.5, 1.7 * len(scores) + 1.5), 4.2)
     axes = figure.subplots()
     width = 0.27

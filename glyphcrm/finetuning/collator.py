@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,22 +13,17 @@ from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.finetuning.encoding import Feature
 
 
+@dataclass(frozen=True)
 class FinetuningCollator:
     """Pads features to a batch.
 
     The length L of a batch is that of its longest feature, rounded up to a multiple of `MULTIPLE` as far as the model
     has positions.
-
-    Args:
-        pad_id: id of [PAD].
-        positions: the model's.
-        glyphs: whether the model reads distinct glyphs (a GlyphCRM), or `input_ids` alone.
     """
 
-    def __init__(self, pad_id: int, positions: int, glyphs: bool) -> None:
-        self.pad_id = pad_id
-        self.positions = positions
-        self.glyphs = glyphs
+    pad_id: int
+    positions: int  # the model's
+    glyphs: bool  # whether it reads distinct glyphs (a GlyphCRM), or `input_ids` alone
 
     def __call__(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """Return int64 tensors for B features: those of `padded_inputs`, with the glyphs if the model reads them, and

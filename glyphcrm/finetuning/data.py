@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.options import FinetuneOptions
-from glyphcrm.finetuning.samples import sample
-from glyphcrm.tasks import Example, Splits, TaggedExample, load_splits, seen_in_train
+from glyphcrm.tasks import Example, Splits, TaggedExample, TextExample, load_splits, seen_in_train
+
+SAMPLE_SEED = 0  # not that of a run, so that runs differ in what they learn, not in what they are given
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The examples of a run.
+    """The examples of a run."""
 
-    Attributes:
-        splits: the examples that are used, with the notes that their reader needs.
-        unseen: indices of the test examples that do not stand in the task's train set; None if no example does.
-    """
-
-    splits: Splits
-    unseen: list[int] | None
+    splits: Splits  # those that are used, with the notes that their reader needs
+    unseen: list[int] | None  # indices of the test examples that are not in the train set; None if all or none are
 
     @property
     def sizes(self) -> dict[str, int]:
         """Return how many examples each part has, and "test_unseen" where test texts stand in train."""
         unseen = {} if self.unseen is None else {"test_unseen": len(self.unseen)}
         return {**{name: len(part) for name, part in self.splits.parts.items()}, **unseen}
-
-    def unseen_test(self) -> list[Example]:
-        """Return the test examples that do not stand in train."""
-        return [self.splits.test[i] for i in self.unseen or []]
 
     def fingerprint(self) -> str:
         """Return what changes when an example, its label, or the order does."""
@@ -64,6 +58,26 @@ def load_data(options: FinetuneOptions) -> RunData:
     if unseen == []:
         notes.append("every test text also stands in train: these scores say nothing about other texts")
     return RunData(Splits(**parts, labels=whole.labels, notes=tuple(notes)), unseen or None)
+
+
+def sample(examples: Sequence[Example], count: int | None) -> tuple[Example, ...]:
+    """Return at most `count` of `examples`, in their order, the same ones for every model and seed.
+
+    Of texts each label keeps its share, to within one, and at least one example as far as `count` allows.
+    """
+    if count is None or count >= len(examples):
+        return tuple(examples)
+    rng = random.Random(SAMPLE_SEED)
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.label if isinstance(example, TextExample) else "", []).append(index)
+    # Each group spreads its members evenly over [0, 1); the first `count` of all are then a proportional choice.
+    ranked: list[tuple[float, str, int]] = []
+    for label in sorted(groups):
+        members = groups[label]
+        rng.shuffle(members)
+        ranked += [((rank + 0.5) / len(members) if rank else 0.0, label, i) for rank, i in enumerate(members)]
+    return tuple(examples[i] for i in sorted(i for _, _, i in sorted(ranked)[:count]))
 
 
 def fingerprint_of_model(directory: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,30 +21,19 @@ HEAD_SHARE = 128 / 510  # of a text cut to head and tail: Sun et al. 2019 (arXiv
 CHUNK = 1024  # texts a tokenizer gets at a time
 
 Integers = npt.NDArray[np.int64]
-E = TypeVar("E", TextExample, TaggedExample)
 
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """What a model reads at once: a text, a pair, or a window of a sentence to tag.
+    """What a model reads at once: a text, a pair, or a window of a sentence to tag."""
 
-    Attributes:
-        input_ids: ``(L,)``, with [CLS] and [SEP].
-        token_type_ids: ``(L,)``.
-        labels: ``()`` for a text; for a window ``(L,)``, the tag of a character at its first token, -100 elsewhere.
-        example: index of the example it comes from.
-        characters: ``(n,)``, for a window: those characters of the example that have a token.
-        positions: ``(n,)``, where the first token of each stands in `input_ids`.
-        truncated: whether a part of the text was left out.
-    """
-
-    input_ids: Integers
-    token_type_ids: Integers
-    labels: Integers
-    example: int
-    characters: Integers
-    positions: Integers
-    truncated: bool = False
+    input_ids: Integers  # (L,), with [CLS] and [SEP]
+    token_type_ids: Integers  # (L,)
+    labels: Integers  # () for a text; for a window (L,), the tag of a character at its first token, -100 elsewhere
+    example: int  # index of the example it comes from
+    characters: Integers  # (n,), for a window: those characters of the example that have a token
+    positions: Integers  # (n,), where the first token of each stands in `input_ids`
+    truncated: bool = False  # whether a part of the text was left out
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -72,9 +61,9 @@ def encode(
         return [
             feature
             for index, example in enumerate(_with_bar(examples, description))
-            for feature in _encode_sentence(tokenizer, _checked(example, TaggedExample), index, ids, max_length)
+            for feature in _encode_sentence(tokenizer, cast(TaggedExample, example), index, ids, max_length)
         ]
-    texts = [_checked(example, TextExample) for example in examples]
+    texts = cast(Sequence[TextExample], examples)
     features: list[Feature] = []
     for first in _with_bar(range(0, len(texts), CHUNK), description):
         features += _encode_texts(tokenizer, texts[first : first + CHUNK], first, ids, max_length, truncation)
@@ -83,7 +72,7 @@ def encode(
 
 def _encode_texts(
     tokenizer: PreTrainedTokenizerBase,
-    examples: list[TextExample],
+    examples: Sequence[TextExample],
     first: int,
     ids: dict[str, int],
     max_length: int,
@@ -101,17 +90,9 @@ def _encode_texts(
         elif too_long:
             cut = tokenizer(example.text, example.pair, truncation=True, max_length=max_length)
             input_ids, types = cut["input_ids"], cut["token_type_ids"]
-        features.append(
-            Feature(
-                input_ids=np.array(input_ids, np.int64),
-                token_type_ids=np.array(types, np.int64),
-                labels=np.array(ids.get(example.label, IGNORED_LABEL), np.int64),
-                example=index,
-                characters=nothing,
-                positions=nothing,
-                truncated=too_long,
-            )
-        )
+        ids_array, types_array = np.array((input_ids, types), np.int64)
+        label = np.array(ids.get(example.label, IGNORED_LABEL), np.int64)
+        features.append(Feature(ids_array, types_array, label, index, nothing, nothing, too_long))
     return features
 
 
@@ -160,9 +141,3 @@ def _locate(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str]) -> tu
         encoding = tokenizer(list(characters), **options)
         owners = [word for word in encoding.word_ids() if word is not None]
     return np.array(encoding["input_ids"], np.int64), np.array(owners, np.int64)
-
-
-def _checked(example: Example, kind: type[E]) -> E:
-    if not isinstance(example, kind):
-        raise TypeError(f"{example.where}: a {type(example).__name__} among examples of {kind.__name__}")
-    return example

@@ -36,16 +36,10 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pre-trained encoder, give it a new head, and load its tokenizer.
 
-    Whatever head the checkpoint has is left out. Weights are float32, whatever they are stored in. The new head's
-    weights depend on `seed` and the model's width alone.
-
-    Args:
-        directory: what `save_pretrained` wrote for a GlyphCRM or a BERT, with the tokenizer.
-        kind: a linear layer on every character for tagging, else on [CLS].
-        labels: the classes or tags; their order is that of the logits.
-        seed: of the head.
-        dropout: of every layer and of attention; None: the checkpoint's.
-        attention: attention implementation.
+    Whatever head the checkpoint has is left out; the new one is a linear layer on every character for tagging, else on
+    [CLS], with logits in the order of `labels`. Its weights depend on `seed` and the model's width alone. Weights are
+    float32, whatever they are stored in. Without `dropout`, which is of every layer and of attention, the checkpoint's
+    stays.
 
     Raises:
         UserError: no GlyphCRM or BERT there, or a damaged one.

@@ -13,8 +13,6 @@ from glyphcrm.training.run_directory import MODEL_DIRECTORY
 
 TRUNCATIONS = ("head", "head+tail")
 MICRO_BATCH_TOKENS = 8192  # as many as a base model trains on in some 10 GB
-
-
 # Of the learning rate. At the full rate a few hundred examples undo what pre-training has taught HanGlyph: `tiny` on
 # 500 titles of TouTiao has an accuracy of 0.12 at the full rate, 0.20 at 0.07 of it, 0.24 at these shares, and 0.24
 # with HanGlyph fixed (docs/convergence.md).
@@ -80,30 +78,20 @@ class FinetuneOptions(CommandLineOptions):
             model = Path(self.model).resolve()
             name = model.parent.name if model.name == MODEL_DIRECTORY else model.name
             self.output_dir = str(Path("runs") / "finetune" / task.name / name)
-        self.recipe = Recipe(
-            epochs=task.epochs if self.epochs is None else self.epochs,
-            batch_size=task.batch_size if self.batch_size is None else self.batch_size,
-            learning_rate=task.learning_rate if self.learning_rate is None else self.learning_rate,
-            max_length=task.max_length if self.max_length is None else self.max_length,
-        )
+        self.recipe = self.over(Recipe(task.epochs, task.batch_size, task.learning_rate, task.max_length))
+        sizes = ("epochs", "batch_size", "micro_batch_size", "dev_samples", "test_samples")
         check_ranges(
+            {**asdict(self), **asdict(self.recipe)},
             {
-                "seeds": (self.seeds, 1, 10_000),
-                "epochs": (self.recipe.epochs, 1, math.inf),
-                "batch_size": (self.recipe.batch_size, 1, math.inf),
-                "learning_rate": (self.recipe.learning_rate, 0, math.inf),
-                "max_length": (self.recipe.max_length, 8, math.inf),
-                "micro_batch_size": (self.micro_batch_size, 1, math.inf),
-                "train_samples": (self.train_samples, 2, math.inf),
-                "dev_samples": (self.dev_samples, 1, math.inf),
-                "test_samples": (self.test_samples, 1, math.inf),
-                "patience": (self.patience, 1, math.inf),
-                "evaluations_per_epoch": (self.evaluations_per_epoch, 1, math.inf),
-                "warmup": (self.warmup, 0, 1),
-                "weight_decay": (self.weight_decay, 0, 1),
-                "dropout": (self.dropout, 0, 0.99),
-                "workers": (self.workers, 0, 1024),
-            }
+                (1, 10_000): ("seeds",),
+                (1, math.inf): (*sizes, "patience", "evaluations_per_epoch"),
+                (2, math.inf): ("train_samples",),
+                (8, math.inf): ("max_length",),
+                (0, math.inf): ("learning_rate",),
+                (0, 1): ("warmup", "weight_decay"),
+                (0, 0.99): ("dropout",),
+                (0, 1024): ("workers",),
+            },
         )
         if self.truncation == "head+tail" and task.kind is not Kind.SENTENCE:
             raise UserError(f"--truncation head+tail is for single texts; {task.name} is a {task.kind} task")
@@ -124,11 +112,7 @@ class FinetuneOptions(CommandLineOptions):
         return {name: value for name, value in settings.items() if name not in irrelevant}
 
     def micro_batch(self, processes: int) -> int:
-        """Return how many sequences each of `processes` computes at once.
-
-        Raises:
-            UserError: the batch does not divide evenly.
-        """
+        """Return how many sequences each of `processes` computes at once; raise as `accumulation`."""
         batch = self.recipe.batch_size
         if self.micro_batch_size is None and batch % processes == 0:
             share = batch // processes

@@ -31,15 +31,9 @@ def predict(
 ) -> list[Prediction]:
     """Return the label of each text, or a tuple with the tag of every character of each sentence.
 
-    Long texts are truncated, and long sentences cut up and put together again, as in `encode`. Labels and tags of the
-    examples themselves are not looked at.
-
-    Args:
-        model: a fine-tuned one, as `load_finetuned` returns it; it is put into evaluation mode.
-        labels: of the logits, in their order.
-        max_length: tokens that the model reads at once.
-        batch_size: features at a time.
-        truncation: "head" or "head+tail".
+    Long texts are truncated ("head" or "head+tail") to `max_length` tokens, and long sentences cut up and put together
+    again, as in `encode`. Labels and tags of the examples themselves are not looked at. `model` is a fine-tuned one, as
+    `load_finetuned` returns it, and is put into evaluation mode; `labels` are those of its logits, in their order.
     """
     features = encode(tokenizer, examples, kind, labels, max_length, truncation)
     choices = choose(model, features, collator_for(model), batch_size)
@@ -63,9 +57,7 @@ def choose(
     """Return the index of the best label for each feature: ``()`` for a text, ``(n,)`` for a window's characters.
 
     Features of similar length go together; the answers come in the order of `features`. Processes that torchrun started
-    share the work, and all get all answers.
-
-    The model is put into evaluation mode. `description` is of a progress bar; None: no bar.
+    share the work, and all get all answers. `description` is of a progress bar; None: no bar.
     """
     model.eval()
     by_length = sorted(range(len(features)), key=lambda i: -len(features[i]))

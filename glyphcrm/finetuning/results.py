@@ -12,54 +12,34 @@ from typing import Any, Self
 from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 from glyphcrm.finetuning.metrics import Prediction
-from glyphcrm.tasks import Example, TaggedExample, TextExample
+from glyphcrm.tasks import Example, TaggedExample
 from glyphcrm.training.run_directory import read_json, write_json
 
 RESULT_FILE = "result.json"
-SUMMARY_FILE = "summary.json"
 PREDICTIONS_FILE = "predictions.jsonl"
-CHART_FILE = "chart.png"
 
 Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What one seed has come to.
-
-    Attributes:
-        task: its name.
-        model: the directory it started from.
-        seed: of head, order and dropout.
-        options: those that decide the result.
-        metric: the name of the score that models are selected by.
-        dev: scores of the selected step.
-        test: scores of that same model.
-        test_unseen: the same without the test texts that also stand in train; None if there are none such.
-        entities: for a tagging task, the scores of each type of entity on test.
-        best_step: the selected one.
-        steps: trained.
-        seconds: of training, without evaluations and checkpoints.
-        parameters: of the model.
-        notes: what a reader of the scores must know.
-        versions: of the software.
-    """
+    """What one seed has come to."""
 
     task: str
-    model: str
+    model: str  # the directory it started from
     seed: int
-    options: dict[str, Any]
-    metric: str
-    dev: Scores
-    test: Scores
-    test_unseen: Scores | None
-    entities: dict[str, Scores] | None
-    best_step: int
-    steps: int
-    seconds: float
+    options: dict[str, Any]  # those that decide the result
+    metric: str  # the name of the score that models are selected by
+    dev: Scores  # of the selected step
+    test: Scores  # of that same model
+    test_unseen: Scores | None  # without the test texts that also stand in train; None if there are none such
+    entities: dict[str, Scores] | None  # of each type of entity, on test, for a tagging task
+    best_step: int  # the selected one
+    steps: int  # trained
+    seconds: float  # of training, without evaluations and checkpoints
     parameters: int
-    notes: list[str]
-    versions: dict[str, str]
+    notes: list[str]  # what a reader of the scores must know
+    versions: dict[str, str]  # of the software
 
     def save(self, directory: Path) -> None:
         """Write result.json, whole or not at all; it says that the seed is finished."""
@@ -102,41 +82,21 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """What all seeds of a run have come to.
-
-    Attributes:
-        task: its name.
-        model: the directory it started from.
-        metric: the name of the score that models are selected by, a key of `dev` and `test`.
-        sizes: examples in "train", "dev" and "test"; in "test_unseen" if there are such scores.
-        dev: each score's spread over the seeds.
-        test: likewise.
-        test_unseen: likewise, without the test texts that also stand in train; None if there are none such.
-        best_seed: the one with the best dev score.
-        parameters: of the model.
-        seconds: of training, all seeds together.
-        notes: what a reader of the scores must know.
-        run_dir: where the files are.
-        kept_model: the directory of the best seed's model, if it was to be kept.
-    """
+    """What all seeds of a run have come to."""
 
     task: str
-    model: str
-    metric: str
-    sizes: dict[str, int]
-    dev: dict[str, Spread]
+    model: str  # the directory it started from
+    metric: str  # the name of the score that models are selected by, a key of `dev` and `test`
+    sizes: dict[str, int]  # examples in "train", "dev" and "test"; in "test_unseen" if there are such scores
+    dev: dict[str, Spread]  # of each score
     test: dict[str, Spread]
-    test_unseen: dict[str, Spread] | None
-    best_seed: int
+    test_unseen: dict[str, Spread] | None  # as of a seed
+    best_seed: int  # the one with the best dev score
     parameters: int
-    seconds: float
+    seconds: float  # of training, all seeds together
     notes: tuple[str, ...]
     run_dir: str
-    kept_model: str | None
-
-    def save(self) -> None:
-        """Write summary.json."""
-        write_json(Path(self.run_dir) / SUMMARY_FILE, asdict(self))
+    kept_model: str | None  # the directory of the best seed's model, if it was to be kept
 
 
 def spreads(scores: Sequence[Scores]) -> dict[str, Spread]:
@@ -149,23 +109,39 @@ def best(results: Sequence[SeedResult]) -> SeedResult:
     return max(results, key=lambda result: (result.dev[result.metric], -result.seed))
 
 
+def describe(summary: Summary) -> str:
+    """Return what a run has come to, in a few lines."""
+    names = list(summary.test)
+    lines = ["", "seed   dev " + summary.metric + "".join(f"   test {name}" for name in names)]
+    dev = summary.dev[summary.metric].values
+    for seed, value in enumerate(dev):
+        cells = [f"{value:>{5 + len(summary.metric)}.2%}".rjust(4 + len(summary.metric))]
+        cells += [f"{summary.test[name].values[seed]:.2%}".rjust(5 + len(name)) for name in names]
+        lines.append(f"{seed:>4}   " + "   ".join(cells))
+    lines += ["", "test, mean ± standard deviation over the seeds:"]
+    lines += [f"  {name:<10} {spread}" for name, spread in summary.test.items()]
+    if summary.test_unseen is not None:
+        seen = summary.sizes["test"] - summary.sizes["test_unseen"]
+        lines.append(f"without the {seen:,} of {summary.sizes['test']:,} test texts that also stand in train:")
+        lines += [f"  {name:<10} {spread}" for name, spread in summary.test_unseen.items()]
+    lines += [f"note: {note}" for note in summary.notes]
+    kept = f"   model: {summary.kept_model}" if summary.kept_model else ""
+    lines += ["", f"{summary.run_dir}: summary.json chart.png seed-*/predictions.jsonl{kept}"]
+    return "\n".join(lines)
+
+
 def save_predictions(path: Path, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
     """Write an object a line: text ("pair" too), or characters; gold and predicted label, or tags."""
-    lines = [
-        json.dumps(_with_prediction(example, prediction), ensure_ascii=False)
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    rows: list[dict[str, Any]] = []
+    for example, prediction in zip(examples, predictions, strict=True):
+        if isinstance(example, TaggedExample):
+            what: dict[str, Any] = {"characters": example.characters}
+        else:
+            what = {"text": example.text, **({} if example.pair is None else {"pair": example.pair})}
+        rows.append({**what, "gold": example.answer, "predicted": prediction})
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def load_predictions(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a predictions.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _with_prediction(example: Example, prediction: Prediction) -> dict[str, Any]:
-    if isinstance(example, TaggedExample):
-        return {"characters": example.characters, "gold": example.tags, "predicted": prediction}
-    assert isinstance(example, TextExample)
-    pair = {} if example.pair is None else {"pair": example.pair}
-    return {"text": example.text, **pair, "gold": example.label, "predicted": prediction}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from glyphcrm.checkpoint import read_config
@@ -18,18 +19,13 @@ from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
 from glyphcrm.finetuning.metrics import check_installed
 from glyphcrm.finetuning.options import FinetuneOptions
-from glyphcrm.finetuning.results import (
-    CHART_FILE,
-    PREDICTIONS_FILE,
-    SeedResult,
-    Summary,
-    best,
-    load_predictions,
-    spreads,
-)
+from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, Summary, best, load_predictions, spreads
 from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, trainer_arguments
 from glyphcrm.tasks import Kind
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable, write_json
+
+SUMMARY_FILE = "summary.json"
+CHART_FILE = "chart.png"
 
 
 def finetune(options: FinetuneOptions) -> Summary:
@@ -64,7 +60,7 @@ def _finetune(options: FinetuneOptions) -> Summary:
     summary = summarise(options, data, results)
     if arguments.should_save:
         draw_chart(options, data, best(results))
-        summary.save()
+        write_json(options.run_dir / SUMMARY_FILE, asdict(summary))
     return summary
 
 
@@ -120,5 +116,5 @@ def draw_chart(options: FinetuneOptions, data: RunData, result: SeedResult) -> N
         draw_entity_scores(result.entities, title, path)
         return
     rows = load_predictions(seed_directory(options, result.seed) / PREDICTIONS_FILE)
-    gold, predicted = [row["gold"] for row in rows], [row["predicted"] for row in rows]
+    gold, predicted = ([row[key] for row in rows] for key in ("gold", "predicted"))
     draw_confusion_matrix(gold, predicted, data.splits.labels, title, path)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 
 from glyphcrm.checkpoint import WEIGHTS_FILE, save_checkpoint
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.finetuning.callbacks import EvaluationPlan, FinetuningBar, dev_scores, evaluation_steps
 from glyphcrm.finetuning.data import RunData
 from glyphcrm.finetuning.encoding import TEXT_SPECIALS, Feature, Integers, encode
-from glyphcrm.finetuning.metrics import entity_scores, score
+from glyphcrm.finetuning.metrics import Prediction, entity_scores, score
 from glyphcrm.finetuning.models import load_model
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.prediction import assemble, collator_for
@@ -27,7 +27,7 @@ from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predi
 from glyphcrm.finetuning.trainer import FinetuningTrainer
 from glyphcrm.finetuning.training_order import TrainingOrder
 from glyphcrm.modeling.kernel_backend import check_kernel_backend
-from glyphcrm.tasks import Kind, TaggedExample
+from glyphcrm.tasks import Example, Kind, TaggedExample
 from glyphcrm.training.machine import training_arguments
 from glyphcrm.training.options import check_length
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
@@ -39,18 +39,11 @@ NEVER = 1 << 62  # steps; EvaluationPlan asks for checkpoints
 class SeedRun:
     """One seed of the run that `options` describe, in ``seed-N/`` of the run's directory.
 
-    Args:
-        options: of the run.
-        data: its examples.
-        seed: of the head, the order of the examples, and dropout.
-        arguments: of `trainer_arguments` for this seed.
+    The seed is of the head, the order of the examples, and dropout; `arguments` are `trainer_arguments` for it.
     """
 
     def __init__(self, options: FinetuneOptions, data: RunData, seed: int, arguments: TrainingArguments) -> None:
-        self.options = options
-        self.data = data
-        self.seed = seed
-        self.arguments = arguments
+        self.options, self.data, self.seed, self.arguments = options, data, seed, arguments
         self.task = options.definition
         self.directory = seed_directory(options, seed)
         self.metric = f"eval_{self.task.metric}"
@@ -71,11 +64,11 @@ class SeedRun:
         return done
 
     def _train_and_score(self) -> SeedResult:
-        options, recipe, splits = self.options, self.options.recipe, self.data.splits
+        options, recipe, splits, kind = self.options, self.options.recipe, self.data.splits, self.task.kind
         set_seed(self.seed)
         model, tokenizer = load_model(
             Path(options.model),
-            self.task.kind,
+            kind,
             splits.labels,
             seed=self.seed,
             dropout=options.dropout,
@@ -84,16 +77,11 @@ class SeedRun:
         if isinstance(model.config, GlyphCRMConfig):
             check_kernel_backend(model.config, self.arguments.device)
         max_length = length_of(options, model.config.max_position_embeddings)
-        to_features = partial(
-            encode,
-            tokenizer,
-            kind=self.task.kind,
-            labels=splits.labels,
-            max_length=max_length,
-            truncation=options.truncation,
-        )
         shown = "encoding" if self.arguments.should_log else None
-        train, dev, test = (to_features(part, description=shown) for part in (splits.train, splits.dev, splits.test))
+        train, dev, test = (
+            encode(tokenizer, part, kind, splits.labels, max_length, options.truncation, shown)
+            for part in splits.parts.values()
+        )
         order = TrainingOrder(train, recipe.epochs, recipe.batch_size, self.seed)
         plan = EvaluationPlan(
             evaluation_steps(order.steps, recipe.epochs * options.evaluations_per_epoch), self.metric, options.patience
@@ -114,10 +102,18 @@ class SeedRun:
         )
         state = self._train(trainer, plan)
         best_step, _ = max(dev_scores(state, self.metric), key=lambda entry: entry[1])
-        weights = load_file(self.directory / f"checkpoint-{best_step}" / WEIGHTS_FILE)
-        model.load_state_dict(weights)
-        choices = trainer.choose(test, "test")
-        return self._conclude(model, tokenizer, state, best_step, test, choices, max_length)
+        model.load_state_dict(load_file(self.directory / f"checkpoint-{best_step}" / WEIGHTS_FILE))
+        predictions = assemble(test, trainer.choose(test, "test"), splits.test, kind, splits.labels)
+        result = self._result(state, best_step, predictions, model.num_parameters(), self._notes(test, max_length))
+        if self.arguments.should_save:
+            save_predictions(self.directory / PREDICTIONS_FILE, splits.test, predictions)
+            if options.keep_model == "best":
+                kept = self.directory / MODEL_DIRECTORY
+                shutil.rmtree(kept, ignore_errors=True)
+                save_checkpoint(model, tokenizer, kept)
+            result.save(self.directory)
+        self.arguments.distributed_state.wait_for_everyone()
+        return result
 
     def _train(self, trainer: FinetuningTrainer, plan: EvaluationPlan) -> TrainerState:
         """Train to the end, from the last whole checkpoint; return the history."""
@@ -134,55 +130,34 @@ class SeedRun:
         return trainer.state
 
     def _score_dev(self, features: Sequence[Feature], choices: Sequence[Integers]) -> dict[str, float]:
-        splits = self.data.splits
-        predictions = assemble(features, choices, splits.dev, self.task.kind, splits.labels)
-        return score(self.task.kind, splits.dev, predictions, splits.labels)
+        dev = self.data.splits.dev
+        return self._score(dev, assemble(features, choices, dev, self.task.kind, self.data.splits.labels))
 
-    def _conclude(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        state: TrainerState,
-        best_step: int,
-        features: Sequence[Feature],
-        choices: Sequence[Integers],
-        max_length: int,
+    def _score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
+        return score(self.task.kind, examples, predictions, self.data.splits.labels)
+
+    def _result(
+        self, state: TrainerState, best_step: int, predictions: Sequence[Prediction], parameters: int, notes: list[str]
     ) -> SeedResult:
-        """Score the test predictions and write everything, the result last."""
-        splits, kind = self.data.splits, self.task.kind
-        predictions = assemble(features, choices, splits.test, kind, splits.labels)
-        scored = [entry for entry in state.log_history if entry.get("step") == best_step and self.metric in entry]
-        prefix = "eval_"
-        seconds = [entry["seconds"] for entry in state.log_history if "seconds" in entry]
-        unseen = self.data.unseen
-        result = SeedResult(
+        test, unseen, prefix = self.data.splits.test, self.data.unseen, "eval_"
+        of_best = next(e for e in state.log_history if e.get("step") == best_step and self.metric in e)
+        return SeedResult(
             task=self.task.name,
             model=self.options.model,
             seed=self.seed,
             options=self.options.identity(),
             metric=self.task.metric,
-            dev={name.removeprefix(prefix): scored[0][name] for name in scored[0] if name.startswith(prefix)},
-            test=score(kind, splits.test, predictions, splits.labels),
-            test_unseen=None
-            if unseen is None
-            else score(kind, self.data.unseen_test(), [predictions[i] for i in unseen], splits.labels),
-            entities=entity_scores(splits.test, predictions) if kind is Kind.TAGGING else None,
+            dev={name.removeprefix(prefix): of_best[name] for name in of_best if name.startswith(prefix)},
+            test=self._score(test, predictions),
+            test_unseen=self._score([test[i] for i in unseen], [predictions[i] for i in unseen]) if unseen else None,
+            entities=entity_scores(test, predictions) if self.task.kind is Kind.TAGGING else None,
             best_step=best_step,
             steps=state.global_step,
-            seconds=seconds[-1] if seconds else 0.0,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            notes=[*splits.notes, *self._notes(features, max_length)],
+            seconds=next((e["seconds"] for e in reversed(state.log_history) if "seconds" in e), 0.0),
+            parameters=parameters,
+            notes=[*self.data.splits.notes, *notes],
             versions=versions(self.arguments.device),
         )
-        if self.arguments.should_save:
-            save_predictions(self.directory / PREDICTIONS_FILE, splits.test, predictions)
-            if self.options.keep_model == "best":
-                kept = self.directory / MODEL_DIRECTORY
-                shutil.rmtree(kept, ignore_errors=True)
-                save_checkpoint(model, tokenizer, kept)
-            result.save(self.directory)
-        self.arguments.distributed_state.wait_for_everyone()
-        return result
 
     def _notes(self, features: Sequence[Feature], max_length: int) -> list[str]:
         """Return what length and seldom cases did to the test examples."""
@@ -190,22 +165,19 @@ class SeedRun:
         notes = []
         if max_length < self.options.recipe.max_length:
             notes.append(f"sequences have at most {max_length} tokens, as the model has no positions for more")
-        truncated = sum(feature.truncated for feature in features)
-        if truncated:
+        if truncated := sum(feature.truncated for feature in features):
             notes.append(
                 f"{truncated:,} of {len(examples):,} test texts have more than {max_length} tokens and were truncated"
             )
         if self.task.kind is Kind.TAGGING:
             pieces = Counter(feature.example for feature in features)
-            cut = sum(count > 1 for count in pieces.values())
-            if cut:
+            if cut := sum(count > 1 for count in pieces.values()):
                 notes.append(
                     f"{cut:,} of {len(examples):,} test sentences have more than {max_length - TEXT_SPECIALS} tokens; "
                     "they were read in pieces and put together again for scoring"
                 )
             characters = sum(len(example.characters) for example in examples if isinstance(example, TaggedExample))
-            unread = characters - sum(len(feature.characters) for feature in features)
-            if unread:
+            if unread := characters - sum(len(feature.characters) for feature in features):
                 notes.append(f"{unread:,} characters of the test set have no token (white space, ...) and count as O")
         return notes
 
@@ -216,11 +188,7 @@ def seed_directory(options: FinetuneOptions, seed: int) -> Path:
 
 
 def length_of(options: FinetuneOptions, positions: int) -> int:
-    """Return how many tokens a sequence may have with a model of so many `positions`.
-
-    Raises:
-        UserError: more were asked for than the model has.
-    """
+    """Return how many tokens a sequence may have with a model of so many `positions`; raise as `check_length`."""
     check_length(options.max_length, positions)
     return min(options.recipe.max_length, positions)
 

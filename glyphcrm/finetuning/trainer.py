@@ -20,11 +20,8 @@ class FinetuningTrainer(ResumableTrainer):
     """Trains a model with a linear head on features; validates with the function it is given.
 
     The loss is the mean cross-entropy over all labels of an optimiser step, over all its micro-batches and processes:
-    how a step is cut up does not change it. It is computed here, from the logits, for every model alike.
-
-    Args:
-        dev: features of the dev examples.
-        score_dev: from the indices that `choose` returns for them to scores.
+    how a step is cut up does not change it. It is computed here, from the logits, for every model alike. `score_dev`
+    takes the indices that `choose` returns for the features of `dev`.
     """
 
     def __init__(

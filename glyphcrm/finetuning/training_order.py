@@ -14,13 +14,7 @@ from glyphcrm.finetuning.encoding import Feature
 class TrainingOrder(Dataset[Feature]):
     """All epochs one after the other, each shuffled anew with features of similar length side by side.
 
-    Whole batches only: what the last one lacks comes from a further shuffle.
-
-    Args:
-        features: of the training examples.
-        epochs: how often each is read.
-        batch_size: features a step, over all processes.
-        seed: of the shuffles.
+    Whole batches of `batch_size` features, over all processes: what the last one lacks comes from a further shuffle.
     """
 
     def __init__(self, features: Sequence[Feature], epochs: int, batch_size: int, seed: int) -> None:

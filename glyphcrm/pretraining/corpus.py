@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from glyphcrm.atlas_sources import build_atlas, frequent_characters
 from glyphcrm.data.demo_corpus import demo_documents
 from glyphcrm.data.excluded_characters import read_characters, without
 from glyphcrm.data.masking import label_ids
@@ -21,13 +22,11 @@ from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, split_doc
 from glyphcrm.data.text_files import expand, iter_documents
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
-from glyphcrm.files import write_atomically
-from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import font_chain, open_font
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
+from glyphcrm.training.run_directory import read_json, write_json
 
 ATLAS_FILE = "atlas.safetensors"
 VOCABULARY_RECORD = "vocabulary.json"
@@ -41,9 +40,8 @@ class Text:
     def __init__(self, options: PretrainOptions) -> None:
         self._files = expand(options.data) if options.data else None
         self._column = options.text_column
-        self._excluded = (
-            read_characters(Path(options.exclude_characters)) if options.exclude_characters else frozenset()
-        )
+        excluded = options.exclude_characters
+        self._excluded = read_characters(Path(excluded)) if excluded else frozenset()
 
     def documents(self) -> Iterator[list[str]]:
         """Yield the documents, lists of paragraphs."""
@@ -85,16 +83,13 @@ class Corpus:
         return counts
 
     def unigram_entropy(self) -> float:
-        """Return the entropy of the text's characters, in nats a character.
-
-        It is the loss of the best prediction that does not look at the context.
-        """
+        """Return the entropy of the text's characters, in nats: the best loss of what does not look at the context."""
         counts = self.label_counts()
         probabilities = counts[counts > 0] / counts.sum()
         return float(-(probabilities * np.log(probabilities)).sum())
 
 
-def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, progress: bool) -> None:
+def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) -> None:
     """Write vocabulary and atlas of the text into `directory`, unless they are there.
 
     Raises:
@@ -108,8 +103,7 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, pr
     }
     if (directory / VOCABULARY_RECORD).exists():
         found = _read_record(directory)["settings"]
-        differing = [name for name in settings if settings[name] != found.get(name)]
-        if differing:
+        if differing := [name for name in settings if settings[name] != found.get(name)]:
             raise UserError(
                 f"{directory} holds the vocabulary of another run ({', '.join(differing)} differ); "
                 "give the same settings, or another --data-dir"
@@ -117,20 +111,14 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path, pr
         return
     directory.mkdir(parents=True, exist_ok=True)
     paragraphs = (paragraph for document in text.documents() for paragraph in document)
-    counts = count_characters(tqdm(paragraphs, "counting characters", unit=" paragraphs", disable=not progress))
-    user_fonts = [open_font(font) for font in options.font]
-    chain = font_chain(user_fonts)
-    vocabulary = build_vocabulary(counts, chain, options.vocabulary_size)
-    if len(vocabulary) == len(SPECIAL_TOKENS):
-        raise UserError("no font draws any character of the text; give one that does with --font")
-    input_only = input_only_tokens(vocabulary, chain) if options.input_only else []
-    atlas = GlyphAtlas.build([*vocabulary, *input_only], chain, progress=progress)
-    check_fonts_draw(user_fonts, atlas)
+    counted = tqdm(paragraphs, "counting characters", unit=" paragraphs")
+    fonts = [open_font(font) for font in options.font]
+    vocabulary = frequent_characters(counted, "the text", font_chain(fonts), options.vocabulary_size)
+    atlas = build_atlas(vocabulary, fonts, input_only=options.input_only)
     atlas.save(directory / ATLAS_FILE)
     GlyphCRMTokenizer.from_tokens(atlas.tokens, directory).save_pretrained(directory)
     # Written last: it says that the others are whole.
-    record = {"size": len(vocabulary), "settings": settings}
-    write_atomically(directory / VOCABULARY_RECORD, json.dumps(record, ensure_ascii=False, indent=1).encode())
+    write_json(directory / VOCABULARY_RECORD, {"size": len(vocabulary), "settings": settings})
 
 
 def read_vocabulary_size(directory: Path) -> int:
@@ -141,7 +129,7 @@ def read_vocabulary_size(directory: Path) -> int:
 def _read_record(directory: Path) -> dict[str, Any]:
     path = directory / VOCABULARY_RECORD
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return {"size": record["size"], "settings": record["settings"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -154,10 +142,11 @@ def tokenized(text: Text, tokenizer: GlyphCRMTokenizer, directory: Path, max_len
     longest_sentence = (max_length - PAIR_SPECIALS) // 2
     key = json.dumps([text.fingerprint(), tokenizer.tokens, longest_sentence])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    if TokenStore.matches(directory / STORE_DIRECTORY, fingerprint):
-        return TokenStore.open(directory / STORE_DIRECTORY, fingerprint)
+    store = directory / STORE_DIRECTORY
+    if TokenStore.matches(store, fingerprint):
+        return TokenStore.open(store, fingerprint)
     return TokenStore.write(
-        directory / STORE_DIRECTORY,
+        store,
         text.documents(),
         tokenizer.encode_characters,
         max_sentence_characters=longest_sentence,
@@ -170,20 +159,16 @@ def build_corpus(
     store: TokenStore, tokenizer: GlyphCRMTokenizer, vocabulary_size: int, options: PretrainOptions
 ) -> Corpus:
     """Split the store into training and validation documents and make the samples of the run."""
-    recipe = options.recipe
-    train_documents, held_out_documents = split_documents(store.document_count, options.held_out)
-    train = SentencePairs(store, train_documents, max_length=recipe.max_length, seed=options.seed)
-    held_out = SentencePairs(store, held_out_documents, max_length=recipe.max_length, seed=options.seed)
+    recipe, seed = options.recipe, options.seed
+    train, held_out = (
+        SentencePairs(store, documents, max_length=recipe.max_length, seed=seed)
+        for documents in split_documents(store.document_count, options.held_out)
+    )
     special = SpecialIds(*(tokenizer.get_vocab()[token] for token in SPECIAL_TOKENS))
 
     def stream(pairs: SentencePairs, length: int) -> PretrainingStream:
-        return PretrainingStream(pairs, length, special, vocabulary_size, options.seed, options.mask_probability)
+        return PretrainingStream(pairs, length, special, vocabulary_size, seed, options.mask_probability)
 
-    return Corpus(
-        tokenizer=tokenizer,
-        vocabulary_size=vocabulary_size,
-        store=store,
-        train=stream(train, recipe.steps * recipe.batch_size),
-        validation=stream(held_out, min(options.eval_samples, len(held_out))),
-        held_out=held_out,
-    )
+    samples = stream(train, recipe.steps * recipe.batch_size)
+    validation = stream(held_out, min(options.eval_samples, len(held_out)))
+    return Corpus(tokenizer, vocabulary_size, store, samples, validation, held_out)

@@ -9,6 +9,7 @@ from torch import Tensor
 from glyphcrm.modeling import GlyphCRMForPreTrainingOutput
 
 _FIELDS = ("mlm_loss", "labels", "mlm_right", "nsp_loss", "pairs", "nsp_right", "tokens", "distinct", "batches")
+_COUNTED_BY = {"mlm": "labels", "nsp": "pairs"}
 
 
 class Measures:
@@ -50,12 +51,6 @@ class Measures:
         total = dict(zip(_FIELDS, sums.tolist(), strict=True))
         if total["batches"] == 0:
             return {}
-        labels, pairs = max(total["labels"], 1), total["pairs"]
-        return {
-            "mlm_loss": total["mlm_loss"] / labels,
-            "nsp_loss": total["nsp_loss"] / pairs,
-            "mlm_accuracy": total["mlm_right"] / labels,
-            "nsp_accuracy": total["nsp_right"] / pairs,
-            "tokens": total["tokens"],
-            "distinct_characters": total["distinct"] / total["batches"],
-        }
+        means = {f"{task}_loss": total[f"{task}_loss"] / max(total[of], 1) for task, of in _COUNTED_BY.items()}
+        means |= {f"{task}_accuracy": total[f"{task}_right"] / max(total[of], 1) for task, of in _COUNTED_BY.items()}
+        return {**means, "tokens": total["tokens"], "distinct_characters": total["distinct"] / total["batches"]}

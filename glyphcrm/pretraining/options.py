@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from glyphcrm.configuration import POSITION_INITIALIZERS, PRESETS
@@ -73,12 +73,10 @@ class PretrainOptions(CommandLineOptions):
         tuple(ABLATIONS),
     )
     preset: str = option("tiny", "size of the model and recipe", tuple(PRESETS))
-    data: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "files or globs of text: .txt (a paragraph a line, a blank line between documents), .jsonl, "
-            ".parquet; .gz, .xz or .zst. Default: the demo corpus, People's Daily of January 1998"
-        },
+    data: list[str] = option(
+        [],
+        "files or globs of text: .txt (a paragraph a line, a blank line between documents), .jsonl, "
+        ".parquet; .gz, .xz or .zst. Default: the demo corpus, People's Daily of January 1998",
     )
     text_column: str = option("text", "column or key with the text in .parquet and .jsonl")
     exclude_characters: str | None = option(
@@ -98,10 +96,7 @@ class PretrainOptions(CommandLineOptions):
         "what the position embeddings of a new model, of either architecture, start from",
         tuple(POSITION_INITIALIZERS),
     )
-    font: list[str] = field(
-        default_factory=list,
-        metadata={"help": "fonts to draw with before the default one (for a collection: path.ttc#Family)"},
-    )
+    font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#Family)")
     vocabulary_size: int = option(DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted")
     input_only: bool = option(
         True, "add atlas rows for the Han characters that the text lacks: read, though not predicted"
@@ -148,35 +143,29 @@ class PretrainOptions(CommandLineOptions):
             raise UserError("--ablation starts from scratch; leave --init out")
         if self.ablation is not None and self.arch != ABLATIONS[self.ablation]:
             raise UserError(f"--ablation {self.ablation} is of --arch {ABLATIONS[self.ablation]}")
-        chosen = {f.name: getattr(self, f.name) for f in fields(Recipe)}
-        self.recipe = replace(
-            RECIPES[self.preset], **{name: value for name, value in chosen.items() if value is not None}
-        )
-        recipe = self.recipe
+        self.recipe = recipe = self.over(RECIPES[self.preset])
         if self.ablation == PLAIN and recipe.projection_learning_rate is None:
             raise UserError(
                 f"--ablation {PLAIN} changes nothing at --preset {self.preset}, whose projections are trained as its "
                 "other weights are; leave it out"
             )
-        for name, value in {**asdict(recipe), "eval_samples": self.eval_samples}.items():
-            if isinstance(value, int) and name != "warmup_steps" and value < 1:
-                raise UserError(f"{name} is {value}; give 1 or more")
+        sizes = ("steps", "batch_size", "micro_batch_size", "eval_samples", "eval_every", "save_every", "log_every")
+        rates = ("learning_rate", "glyph_learning_rate", "projection_learning_rate")
         check_ranges(
+            {**asdict(self), **asdict(recipe)},
             {
-                "stop_after": (self.stop_after, 1, recipe.steps),
-                "keep_checkpoints": (self.keep_checkpoints, 2, 1e6),  # the older goes before the newer is whole
-                "warmup_steps": (recipe.warmup_steps, 0, math.inf),
-                "max_length": (recipe.max_length, 8, math.inf),
-                "workers": (self.workers, 0, 1024),
-                "seed": (self.seed, 0, 2**32 - 1),
-                "learning_rate": (recipe.learning_rate, 0, math.inf),
-                "glyph_learning_rate": (recipe.glyph_learning_rate, 0, math.inf),
-                "projection_learning_rate": (recipe.projection_learning_rate, 0, math.inf),
-                "weight_decay": (self.weight_decay, 0, 1),
-                "dropout": (recipe.dropout, 0, 0.99),
-                "mask_probability": (self.mask_probability, 0.001, 1),
-                "held_out": (self.held_out, 1e-9, 0.99),
-            }
+                (1, math.inf): sizes,
+                (1, recipe.steps): ("stop_after",),
+                (2, 1e6): ("keep_checkpoints",),  # the older goes before the newer is whole
+                (8, math.inf): ("max_length",),
+                (0, math.inf): ("warmup_steps", *rates),
+                (0, 1024): ("workers",),
+                (0, 2**32 - 1): ("seed",),
+                (0, 1): ("weight_decay",),
+                (0, 0.99): ("dropout",),
+                (0.001, 1): ("mask_probability",),
+                (1e-9, 0.99): ("held_out",),
+            },
         )
         if recipe.save_every % recipe.log_every:
             raise UserError(

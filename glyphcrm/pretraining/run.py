@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
-from glyphcrm.checkpoint import load_checkpoint, save_checkpoint
+from glyphcrm.checkpoint import load_checkpoint, save_checkpoint, save_with_tokens
 from glyphcrm.configuration import preset
 from glyphcrm.data.collator import PretrainingCollator
-from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
@@ -39,6 +36,7 @@ from glyphcrm.training.run_directory import (
     last_checkpoint,
     resumable,
     step_of,
+    write_json,
 )
 
 PretrainingModel = GlyphCRMForPreTraining | BertBaseline
@@ -148,7 +146,7 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     if first:
         claim(options.run_dir, {**options.identity(), "text": text.fingerprint()})
         if origin is None:
-            corpora.prepare_vocabulary(text, options, data_dir, progress=True)
+            corpora.prepare_vocabulary(text, options, data_dir)
     if origin is None:
         tokenizer = GlyphCRMTokenizer.from_pretrained(data_dir)
         vocabulary_size = corpora.read_vocabulary_size(data_dir)
@@ -166,10 +164,8 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
         options.preset,
         vocab_size=vocabulary_size,
         num_glyphs=len(atlas),
-        hidden_dropout_prob=options.recipe.dropout,
-        attention_probs_dropout_prob=options.recipe.dropout,
         position_initializer=options.position_initializer,
-        attn_implementation=options.attention,
+        **_changed(options),
     )
     check_length(options.recipe.max_length, config.max_position_embeddings)
     set_seed(options.seed)
@@ -185,26 +181,25 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
 def load_initial(origin: Path, options: PretrainOptions) -> tuple[GlyphCRMForPreTraining, GlyphCRMTokenizer]:
     """Return model and tokenizer of --init; heads that it lacks start with fresh weights, the same in every process."""
     set_seed(options.seed)
-    model, tokenizer = load_checkpoint(
-        origin,
-        GlyphCRMForPreTraining,
-        attn_implementation=options.attention,
-        hidden_dropout_prob=options.recipe.dropout,
-        attention_probs_dropout_prob=options.recipe.dropout,
-    )
+    model, tokenizer = load_checkpoint(origin, GlyphCRMForPreTraining, **_changed(options))
     check_length(options.recipe.max_length, model.config.max_position_embeddings)
     return model, tokenizer
 
 
+def _changed(options: PretrainOptions) -> dict[str, Any]:
+    """Return what the options change in any model's configuration."""
+    dropout = options.recipe.dropout
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return {**dropouts, "attn_implementation": options.attention}
+
+
 def save_model(model: PretrainingModel, corpus: corpora.Corpus, run_dir: Path) -> None:
     """Write the trained model with its tokenizer; a BERT's has only the characters that it knows."""
-    tokenizer = corpus.tokenizer
+    directory = run_dir / MODEL_DIRECTORY
     if isinstance(model, BertBaseline):
-        with tempfile.TemporaryDirectory() as directory:
-            known = GlyphCRMTokenizer.from_tokens(tokenizer.tokens[: corpus.vocabulary_size], directory)
-            save_checkpoint(model.plain(), known, run_dir / MODEL_DIRECTORY)
+        save_with_tokens(model.plain(), corpus.tokenizer.tokens[: corpus.vocabulary_size], directory)
     else:
-        save_checkpoint(model, tokenizer, run_dir / MODEL_DIRECTORY)
+        save_checkpoint(model, corpus.tokenizer, directory)
 
 
 def announce(options: PretrainOptions, corpus: corpora.Corpus, model: PretrainingModel, resume: Path | None) -> None:
@@ -212,7 +207,7 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
     recipe, store = options.recipe, corpus.store
     encoder = cast(PreTrainedModel, model.base_model)
     parameters = {"model": model.num_parameters(), "without_heads": encoder.num_parameters()}
-    write_atomically(options.run_dir / PARAMETERS_FILE, json.dumps(parameters).encode())
+    write_json(options.run_dir / PARAMETERS_FILE, parameters)
     name = "GlyphCRM" if options.arch == "glyphcrm" else "BERT"
     readable = model.config.num_glyphs if isinstance(model, GlyphCRMForPreTraining) else model.config.vocab_size
     print(

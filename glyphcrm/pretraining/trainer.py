@@ -25,7 +25,6 @@ class PretrainingBar(ProgressBar):
     """One line: step, time left, MLM loss and accuracy, NSP accuracy, tokens per second, distinct characters."""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        """Show the newest measures; a validation gets a line of its own above the bar."""
         if self._bar is None or logs is None:
             return
         if "mlm_loss" in logs:

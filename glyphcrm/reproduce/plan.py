@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
 from glyphcrm.reproduce.substitutions import whole_text
 from glyphcrm.tasks import Splits, Task
-from glyphcrm.training.run_directory import read_json, write_json
 
 # Shares of the time; what is left over is for reading, scoring and charts.
 PRETRAINING, FINETUNING, HELD_OUT = 0.57, 0.27, 0.1  # pre-training with the study
@@ -20,10 +18,8 @@ PRETRAINING, FINETUNING, HELD_OUT = 0.57, 0.27, 0.1  # pre-training with the stu
 STUDIED = 0.3
 EVALUATIONS = 20  # of pre-training; after six of them the study ends
 PROBE_STEPS = 8
-FEWEST_STEPS = 4
 FEWEST_SAMPLES = 32
 FEWEST_TEST_SAMPLES = 1000  # or all: reading is cheap, and a score of fewer says little
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -44,17 +40,6 @@ class Plan:
     train_samples: int
     speed: dict[str, Speed]
 
-    def save(self, directory: Path) -> None:
-        """Write ``plan.json``."""
-        write_json(directory / PLAN_FILE, asdict(self))
-
-    @classmethod
-    def load(cls, directory: Path) -> Plan:
-        """Read ``plan.json``."""
-        values = read_json(directory / PLAN_FILE)
-        values["speed"] = {arch: Speed(**speed) for arch, speed in values["speed"].items()}
-        return cls(**values)
-
 
 def measured_speed(metrics: list[dict[str, float]]) -> Speed:
     """Return the median speed of a probe, from its metrics.jsonl; the first steps do not count."""
@@ -71,13 +56,7 @@ def evaluate_every(steps: int) -> int:
 
 
 def make_plan(options: ReproduceOptions, speed: dict[str, Speed], tasks: dict[Task, Splits], studied: int) -> Plan:
-    """Fit steps and samples into `options.hours`.
-
-    Args:
-        speed: of each architecture.
-        tasks: those to fine-tune on.
-        studied: how many variants of each architecture the study has, ablations among them.
-    """
+    """Fit steps and samples into `options.hours`, with so many variants of each architecture `studied`, all told."""
     time = options.hours * 3600
     both = sum(s.step for s in speed.values())
     # The best variant of each goes on to the end; the others stop where the study ends.

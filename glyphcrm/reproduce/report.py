@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +16,17 @@ from glyphcrm.files import write_atomically
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PLAN_FILE, Plan, evaluate_every
+from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
 from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE, read_json, write_json
 
+PLAN_FILE = "plan.json"
 REPORT = "report"
 RUNS = "runs"
+CURVES = "look-alikes.png"
 
 PAPER_PARAMETERS = 95_814_336  # without heads
 
@@ -50,7 +52,7 @@ def write_report(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits
         *(report.head(), report.unknown(), report.pretraining(), report.study(), report.finetuning()),
         *(report.held_out(), report.robustness(), report.differences()),
     ]
-    text = "\n\n".join(section for section in sections if section) + "\n"
+    text = "\n\n".join(paragraph for section in sections for paragraph in section) + "\n"
     write_atomically(report.directory / "RESULTS.md", text.encode())
     write_json(report.directory / "results.json", report.numbers)
     directory = options.output_dir / REPORT
@@ -60,7 +62,7 @@ def write_report(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits
 
 
 class _Report:
-    """The sections of RESULTS.md; each is empty when its stage was left out."""
+    """The sections of RESULTS.md, each a list of paragraphs; it is empty when its stage was left out."""
 
     def __init__(
         self, options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]
@@ -74,65 +76,52 @@ class _Report:
         self.numbers: dict[str, Any] = {}
         self.paper = read_paper_scores(options.paper_scores) if options.paper_scores else {}
 
-    def head(self) -> str:
+    def head(self) -> list[str]:
         plan, options = self.plan, self.options
         self._keep(self.output_dir / PLAN_FILE)
-        scored = max(plan.train_samples, FEWEST_TEST_SAMPLES)
+        text = ", ".join(Path(pattern).name for pattern in options.text) or "the demo corpus"
         rows = [
-            ("size", options.preset),
-            ("pre-training text", ", ".join(Path(pattern).name for pattern in options.text) or "the demo corpus"),
-            (
-                "pre-training",
-                f"{plan.pretraining_steps:,} steps of {options.batch_size} × {options.max_length} characters at most, "
-                "both models",
-            ),
-            (
-                "fine-tuning",
-                f"at most {plan.train_samples:,} examples of train and of dev and {scored:,} of test, "
-                f"{options.seeds} seeds",
-            ),
-            ("machine", f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}"),
-            ("written on", date.today().isoformat()),
+            f"size | {options.preset}",
+            f"pre-training text | {text}",
+            f"pre-training | {plan.pretraining_steps:,} steps of {options.batch_size} × {options.max_length} "
+            "characters at most, both models",
+            f"fine-tuning | at most {plan.train_samples:,} examples of train and of dev and "
+            f"{max(plan.train_samples, FEWEST_TEST_SAMPLES):,} of test, {options.seeds} seeds",
+            f"machine | {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}",
+            f"written on | {date.today().isoformat()}",
         ]
-        return (
-            "# Results\n\n"
+        return [
+            "# Results",
             "GlyphCRM beside a BERT of the same depth, width, vocabulary and data order. Everything here was written "
             "by `glyphcrm reproduce`; [results.json](results.json) names for each number the file of the run, in "
-            f"[{RUNS}/]({RUNS}), that it comes from.\n\n" + _table(("", ""), rows)
-        )
+            f"[{RUNS}/]({RUNS}), that it comes from.",
+            _table(" | ", rows),
+        ]
 
-    def unknown(self) -> str:
+    def unknown(self) -> list[str]:
         path = self.output_dir / "unknown.json"
         if not path.exists():
-            return ""
+            return []
         counted = read_json(path)["counted"]
         self._number("unknown characters", path, counted)
-        by_set: dict[str, list[dict[str, Any]]] = {}
+        rows: dict[str, str] = {}
         for entry in counted:
-            by_set.setdefault(entry["data_set"], []).append(entry)
-        rows = [
-            (
-                name,
-                f"{entries[0]['characters']:,}",
-                *(
-                    f"{entry['unknown_characters']:,} ({entry['unknown_token_share']:.4%}; "
-                    f"{entry['unknown_text_share']:.2%})"
-                    for entry in entries
-                ),
+            row = rows.setdefault(entry["data_set"], f"{entry['data_set']} | {entry['characters']:,}")
+            rows[entry["data_set"]] = (
+                f"{row} | {entry['unknown_characters']:,} ({entry['unknown_token_share']:.4%}; "
+                f"{entry['unknown_text_share']:.2%})"
             )
-            for name, entries in by_set.items()
-        ]
         vocabularies = dict.fromkeys(entry["vocabulary"] for entry in counted)
-        return _section(
+        return [
             "## Unknown characters",
             "Distinct characters that a vocabulary lacks, over all examples of a set; in brackets their share of all "
             "characters, and the share of texts with at least one. The paper's Table 1. A GlyphCRM reads all that "
             "its fonts draw, and predicts what was frequent enough in its pre-training text; the BERT beside it reads "
             "only what it predicts.",
-            _table(("set", "characters", *vocabularies), rows),
-        )
+            _table(" | ".join(("set", "characters", *vocabularies)), rows.values()),
+        ]
 
-    def pretraining(self) -> str:
+    def pretraining(self) -> list[str]:
         runs = {arch: self.output_dir / choice.directory for arch, choice in self.choices.items()}
         metrics = {arch: read_metrics(run / METRICS_FILE) for arch, run in runs.items()}
         draw_pretraining(metrics, self.directory / "pretraining.png")
@@ -144,68 +133,61 @@ class _Report:
             self._keep(run / RUN_FILE)
             self._keep(run / PARAMETERS_FILE)
             rows.append(
-                (
-                    NAMES[arch],
-                    f"{parameters['model']:,} ({parameters['without_heads']:,})",
-                    f"{config['learning_rate']:g}",
-                    config["position_initializer"],
-                    f"{start['eval_mlm_loss']:.3f}",
-                    f"{end['eval_mlm_loss']:.3f}",
-                    f"{end['eval_mlm_accuracy']:.1%}",
-                    f"{end['eval_nsp_accuracy']:.1%}",
-                    f"{end['seconds'] / 60:.0f}",
-                )
+                f"{NAMES[arch]} | {parameters['model']:,} ({parameters['without_heads']:,}) | "
+                f"{config['learning_rate']:g} | {config['position_initializer']} | {start['eval_mlm_loss']:.3f} | "
+                f"{end['eval_mlm_loss']:.3f} | {end['eval_mlm_accuracy']:.1%} | {end['eval_nsp_accuracy']:.1%} | "
+                f"{end['seconds'] / 60:.0f}"
             )
-        columns = (
-            *("", "parameters (without heads)", "rate", "positions at the start", "MLM loss before", "after"),
-            *("MLM accuracy", "NSP accuracy", "minutes"),
-        )
-        return _section(
+        return [
             "## Pre-training",
             "![Validation loss of both models by step and by time](pretraining.png)",
             "Validation, on documents held out from training, before the first and after "
             f"{self.plan.pretraining_steps:,} steps. Minutes are those of this machine. The paper's Figure 7.",
-            _table(columns, rows),
-        )
+            _table(
+                " | parameters (without heads) | rate | positions at the start | MLM loss before | after | "
+                "MLM accuracy | NSP accuracy | minutes",
+                rows,
+            ),
+        ]
 
-    def study(self) -> str:
+    def study(self) -> list[str]:
         if "study" in self.options.without:
-            return ""
+            return []
+        steps, whole = self.plan.study_steps, self.plan.pretraining_steps
         rows = []
         for variant in variants(self.options.preset):
             run = variant_directory(self.options, variant)
-            found = validations(run, self.plan.study_steps)
-            if found[-1]["step"] < self.plan.study_steps:
-                rows.append((NAMES[variant.arch], variant.what, "", f"diverged after step {found[-1]['step']:.0f}", ""))
-                continue
-            middle, end = found[-2:]
-            self._number(f"study {variant.name}", run / METRICS_FILE, end)
-            losses = (f"{middle['eval_mlm_loss']:.3f}", f"{end['eval_mlm_loss']:.3f}", f"{end['eval_nsp_loss']:.3f}")
-            rows.append((NAMES[variant.arch], variant.what, *losses))
-        before = self.plan.study_steps - evaluate_every(self.plan.pretraining_steps)
-        columns = ("", "settings", f"MLM loss, step {before:,}", f"step {self.plan.study_steps:,}", "NSP loss")
-        return _section(
+            found = validations(run, steps)
+            end = found[-1]
+            if end["step"] < steps:
+                losses = f" | diverged after step {end['step']:.0f} | "
+            else:
+                self._number(f"study {variant.name}", run / METRICS_FILE, end)
+                before, after = (f"{entry['eval_mlm_loss']:.3f}" for entry in found[-2:])
+                losses = f"{before} | {after} | {end['eval_nsp_loss']:.3f}"
+            rows.append(f"{NAMES[variant.arch]} | {variant.what} | {losses}")
+        return [
             "## What the paper leaves open",
-            f"The same settings of both models, one seed: the first {self.plan.study_steps:,} of the "
-            f"{self.plan.pretraining_steps:,} steps. The best of each by MLM loss went on to the end. Then the "
+            f"The same settings of both models, one seed: the first {steps:,} of the "
+            f"{whole:,} steps. The best of each by MLM loss went on to the end. Then the "
             "ablations, models with another part, to see what that part does; none of them went on. (HanGlyph's own "
             "rates, initialisation and clipping are GlyphCRM's alone and were tuned before, on `tiny`: "
             "docs/convergence.md of the project.)",
-            _table(columns, rows),
-        )
+            _table(f" | settings | MLM loss, step {steps - evaluate_every(whole):,} | step {steps:,} | NSP loss", rows),
+        ]
 
-    def finetuning(self) -> str:
+    def finetuning(self) -> list[str]:
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for name, arch, summary, path in summaries(self.output_dir):
             found.setdefault(name, {})[arch] = summary
             self._number(f"fine-tuning {name} {arch}", path, summary["test"])
         if not found:
-            return ""
-        chart_rows = [
-            (self._title(name), {arch: _mean_and_deviation(s, s["metric"]) for arch, s in of_arch.items()})
+            return []
+        spreads = {
+            self._title(name): {arch: summary["test"][summary["metric"]] for arch, summary in of_arch.items()}
             for name, of_arch in found.items()
-        ]
-        draw_scores(chart_rows, self.directory / "scores.png")
+        }
+        draw_scores(spreads, self.directory / "scores.png")
         parts = [
             "## Fine-tuning",
             "![Test scores of both models](scores.png)",
@@ -218,7 +200,7 @@ class _Report:
         for family, names in (*FAMILIES, ("Tasks of your own", own)):
             if there := {name: found[name] for name in names if name in found}:
                 parts += [f"### {family}", *self._scores(there)]
-        return _section(*parts)
+        return parts
 
     def _scores(self, found: Mapping[str, Mapping[str, dict[str, Any]]]) -> tuple[str, str]:
         """Return the table of some tasks, and a note on each."""
@@ -226,98 +208,91 @@ class _Report:
         rows, notes = [], []
         for name, of_arch in found.items():
             some = next(iter(of_arch.values()))
+            sizes, title = some["sizes"], self._title(name)
             shown = ("precision", "recall", "f1") if some["metric"] == "f1" else (some["metric"], "macro_f1")
-            for key in ("test", "test_unseen"):
+            for key, suffix in (("test", ""), ("test_unseen", ", without texts that stand in train")):
                 for score in shown if some[key] is not None else ():
                     cells = [_spread(of_arch[arch][key][score]) if arch in of_arch else "–" for arch in ARCHITECTURES]
                     if has_paper:
                         paper = self.paper.get(name, {}) if (key, score) == ("test", some["metric"]) else {}
                         cells += [_percent(paper[arch]) if arch in paper else "" for arch in ARCHITECTURES]
-                    suffix = ", without texts that stand in train" if key == "test_unseen" else ""
-                    count = f"{some['sizes'][key]:,}"
-                    rows.append((self._title(name), score.replace("_", "-") + suffix, count, *cells))
-            sizes = some["sizes"]
+                    rows.append(" | ".join((title, score.replace("_", "-") + suffix, f"{sizes[key]:,}", *cells)))
             notes.append(
-                f"* {self._title(name)}: {sizes['train']:,} / {sizes['dev']:,} / {sizes['test']:,} examples. "
+                f"* {title}: {sizes['train']:,} / {sizes['dev']:,} / {sizes['test']:,} examples. "
                 + " ".join(f"{note[0].upper()}{note[1:]}." for note in some["notes"])
             )
-        columns = ["set", "score", "n", *(NAMES[arch] for arch in ARCHITECTURES)]
-        columns += [f"{NAMES[arch]}, paper" for arch in ARCHITECTURES if has_paper]
-        return _table(columns, rows), "\n".join(notes)
+        columns = [NAMES[arch] for arch in ARCHITECTURES]
+        columns += [f"{column}, paper" for column in columns if has_paper]
+        return _table(" | ".join(("set", "score", "n", *columns)), rows), "\n".join(notes)
 
-    def held_out(self) -> str:
+    def held_out(self) -> list[str]:
         path = self.output_dir / "held_out.json"
         if not path.exists():
-            return ""
+            return []
         title = "## Characters never seen in pre-training"
         result = read_json(path)
         if "not_possible" in result:
-            return _section(title, f"Not measured: {result['not_possible']}.")
+            return [title, f"Not measured: {result['not_possible']}."]
         self._number("held-out characters", path, result["accuracy"])
-        rows = [
-            (NAMES[arch], *(f"{_spread(parts[name])} ({parts[name]['texts']:,} texts)" for name in ("with", "without")))
-            for arch, parts in result["accuracy"].items()
-        ]
-        return _section(
+        rows = []
+        for arch, parts in result["accuracy"].items():
+            cells = (f"{_spread(parts[name])} ({parts[name]['texts']:,} texts)" for name in ("with", "without"))
+            rows.append(" | ".join((NAMES[arch], *cells)))
+        return [
             title,
             f"Both models were pre-trained anew for {self.plan.held_out_steps:,} steps without any sentence that holds "
             f"one of {len(result['characters'])} characters, and fine-tuned on {self._title(result['task'])}. BERT "
             "reads these as [UNK]. Accuracy in per cent.",
-            _table(("", "texts with such a character", "texts without"), rows),
+            _table(" | texts with such a character | texts without", rows),
             f"The characters: {result['characters']}",
-        )
+        ]
 
-    def robustness(self) -> str:
-        files = sorted((self.output_dir / "robustness").glob("*.json"))
-        if not files:
-            return ""
-        results = {self._title(path.stem): read_json(path) for path in files}
-        for path in files:
-            self._number(f"robustness {path.stem}", path, read_json(path))
-        curves = {
-            title: {arch: [(float(x), y) for x, y in scores.items()] for arch, scores in result["look_alikes"].items()}
-            for title, result in results.items()
-        }
-        draw_robustness(curves, self.directory / "look-alikes.png")
+    def robustness(self) -> list[str]:
+        results = {}
+        for path in sorted((self.output_dir / "robustness").glob("*.json")):
+            results[self._title(path.stem)] = result = read_json(path)
+            self._number(f"robustness {path.stem}", path, result)
+        if not results:
+            return []
+        draw_robustness({title: result["look_alikes"] for title, result in results.items()}, self.directory / CURVES)
         some = next(iter(results.values()))
         shares = list(next(iter(some["look_alikes"].values())))
         parts = [
             "## Rewritten test texts",
             "The fine-tuned models above (the seed that was best on dev) on the same test texts, rewritten. Scores "
             "in per cent.",
-            "![Score against the share of characters replaced by look-alikes](look-alikes.png)",
+            f"![Score against the share of characters replaced by look-alikes]({CURVES})",
             "### Look-alikes",
             "Of the characters that have look-alikes, a share is replaced, each by one of "
             f"{some['look_alikes_from']}; the same for both models.",
             _table(
-                ("set", "", *(f"{float(share):.0%} of them" for share in shares)),
+                " | ".join(("set | ", *(f"{float(share):.0%} of them" for share in shares))),
                 _rows_by_model(results, "look_alikes", shares),
             ),
         ]
-        conditions = ("as it is", "traditional")
-        if script := _rows_by_model(results, "script", conditions):
+        if script := _rows_by_model(results, "script", ("as it is", "traditional")):
             parts += [
                 "### Simplified to traditional",
                 "Character by character. Nearly all of the new characters are [UNK] to BERT.",
-                _table(("set", "", *conditions), script),
+                _table("set |  | as it is | traditional", script),
             ]
         if pictures := {title: result["pictures"] for title, result in results.items() if result["pictures"]}:
             changes = ("as it is", "lost", "lost, then added in another font", "all in another font")
             first = next(iter(pictures.values()))
             font = f" The other font is {first['other font']}." if "other font" in first else ""
             rows = [
-                (title, *(_percent(scores[name]) if name in scores else "–" for name in changes))
+                " | ".join((title, *(_percent(scores[name]) if name in scores else "–" for name in changes)))
                 for title, scores in pictures.items()
             ]
             parts += [
                 "### Pictures taken away, added, and drawn in another font",
                 f"GlyphCRM alone. Lost: the {first['lost characters']} most frequent Han characters of the test texts "
                 f"are read as [UNK]. Added: afterwards they get pictures again, without training.{font}",
-                _table(("set", *changes), rows),
+                _table(" | ".join(("set", *changes)), rows),
             ]
-        return _section(*parts)
+        return parts
 
-    def differences(self) -> str:
+    def differences(self) -> list[str]:
         options = self.options
         size = read_json(self.output_dir / self.choices["glyphcrm"].directory / PARAMETERS_FILE)["without_heads"]
         rate = FINETUNING_RATES[options.preset]
@@ -346,7 +321,7 @@ class _Report:
                 "The paper's own numbers are not printed: they are not in this project, and can be given with "
                 "`--paper-scores`."
             )
-        return _section("## What differs from the paper", "\n".join(f"* {fact}" for fact in facts))
+        return ["## What differs from the paper", "\n".join(f"* {fact}" for fact in facts)]
 
     def _title(self, name: str) -> str:
         """Return the title of a task; one that is no longer asked for has its name."""
@@ -368,18 +343,15 @@ class _Report:
         self.numbers[name] = {"file": self._keep(path), "value": value}
 
 
-def _section(*parts: str) -> str:
-    return "\n\n".join(parts)
+def _table(columns: str, rows: Iterable[str]) -> str:
+    """Return a table; in `columns` and each of `rows` the cells stand between bars."""
+    rule = " | ".join(["---"] * (columns.count(" | ") + 1))
+    return "\n".join(f"| {row} |" for row in (columns, rule, *rows))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _rows_by_model(results: Mapping[str, Any], experiment: str, conditions: Sequence[str]) -> list[tuple[str, ...]]:
+def _rows_by_model(results: Mapping[str, Any], experiment: str, conditions: Sequence[str]) -> list[str]:
     return [
-        (title, NAMES[arch], *(_percent(scores[name]) for name in conditions))
+        " | ".join((title, NAMES[arch], *(_percent(scores[name]) for name in conditions)))
         for title, result in results.items()
         for arch, scores in result[experiment].items()
     ]
@@ -392,11 +364,6 @@ def _percent(share: float) -> str:
 def _spread(spread: Mapping[str, Any]) -> str:
     mean = _percent(spread["mean"])
     return mean if spread["deviation"] is None else f"{mean} ± {_percent(spread['deviation'])}"
-
-
-def _mean_and_deviation(summary: Mapping[str, Any], metric: str) -> tuple[float, float]:
-    spread = summary["test"][metric]
-    return spread["mean"], spread["deviation"] or 0.0
 
 
 def read_paper_scores(path: Path) -> dict[str, dict[str, float]]:

@@ -12,17 +12,17 @@ from typing import Any
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.fonts import open_font
-from glyphcrm.reproduce.held_out import compare_held_out, task_for_held_out
+from glyphcrm.reproduce.held_out import compare_held_out
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import PLAN_FILE, Plan, make_plan
-from glyphcrm.reproduce.report import read_paper_scores, write_report
+from glyphcrm.reproduce.plan import Plan, Speed, make_plan
+from glyphcrm.reproduce.report import PLAN_FILE, read_paper_scores, write_report
 from glyphcrm.reproduce.robustness import score_rewritten
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
     Choice,
     available_tasks,
-    finetune_all,
-    pretrain_both,
+    finetune,
+    pretrain,
     probe,
     run_study,
     summaries,
@@ -30,9 +30,9 @@ from glyphcrm.reproduce.stages import (
 from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional, whole_text
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
-from glyphcrm.tasks import Splits, Task
+from glyphcrm.tasks import Kind, Splits, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, write_json
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, resumable, write_json
 
 CHOICES_FILE = "choices.json"
 HELD_OUT_FILE = "held_out.json"
@@ -56,17 +56,25 @@ def reproduce(options: ReproduceOptions) -> Path:
         UserError: for what the user can mend: text, data, settings, files.
         KeyboardInterrupt: it was stopped; the same call continues.
     """
+    with resumable(options.output_dir):
+        return _reproduce(options)
+
+
+def _reproduce(options: ReproduceOptions) -> Path:
     tasks = available_tasks(options)
     _check_files(options)
     claim(options.output_dir, options.identity())
     plan = _plan(options, tasks)
     choices = _choices(options, plan)
     models = {arch: options.output_dir / choice.directory / MODEL_DIRECTORY for arch, choice in choices.items()}
-    pretrain_both(options, plan, choices)
+    for arch, choice in choices.items():  # from where the study left it
+        pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
     if "unknown" not in options.without:
         _unknown(options, tasks, models["glyphcrm"])
     if "finetuning" not in options.without:
-        finetune_all(options, plan, models, list(tasks))
+        for task in tasks:
+            for arch, model in models.items():
+                finetune(options, plan, task, model, options.output_dir / "finetuning" / task.name / arch)
     if "robustness" not in options.without:
         _robustness(options, list(tasks))
     if "held_out" not in options.without:
@@ -89,10 +97,12 @@ def _check_files(options: ReproduceOptions) -> None:
 
 
 def _plan(options: ReproduceOptions, tasks: dict[Task, Splits]) -> Plan:
-    if not (options.output_dir / PLAN_FILE).exists():
+    path = options.output_dir / PLAN_FILE
+    if not path.exists():
         runs_of_each = math.ceil(len(variants(options.preset)) / len(ARCHITECTURES))
-        make_plan(options, probe(options), tasks, runs_of_each).save(options.output_dir)
-    return Plan.load(options.output_dir)
+        write_json(path, asdict(make_plan(options, probe(options), tasks, runs_of_each)))
+    kept = read_json(path)
+    return Plan(**kept | {"speed": {arch: Speed(**speed) for arch, speed in kept["speed"].items()}})
 
 
 def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
@@ -125,13 +135,10 @@ def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) 
     }
     if options.bert_vocabulary:
         vocabularies = {"bert-base-chinese": unknown_to_bert(options.bert_vocabulary), **vocabularies}
-    counted = [
-        found.as_json()
-        for task, splits in tasks.items()
-        for found in count_unknown(
-            task.title, map(whole_text, (*splits.train, *splits.dev, *splits.test)), vocabularies
-        )
-    ]
+    counted: list[dict[str, Any]] = []
+    for task, splits in tasks.items():
+        texts = (whole_text(example) for part in splits.parts.values() for example in part)
+        counted += count_unknown(task.title, texts, vocabularies)
     write_json(path, {"inputs": inputs, "counted": counted})
 
 
@@ -154,7 +161,8 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
 
 def _held_out(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]) -> None:
     path = options.output_dir / HELD_OUT_FILE
-    task = task_for_held_out(tasks)
+    # On the words of reviews and titles one character matters most.
+    task = next((task for task in tasks if task.kind is Kind.SENTENCE), None)
     if task is None or _is_made_from(path, {"task": task.name}):
         return
     write_json(path, {"inputs": {"task": task.name}, **compare_held_out(options, plan, task, tasks[task], choices)})

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import UserError
-from glyphcrm.pretraining.options import RECIPES
+from glyphcrm.finetuning import run as finetuning
+from glyphcrm.finetuning.options import FinetuneOptions
+from glyphcrm.finetuning.results import describe
+from glyphcrm.pretraining import run as pretraining
+from glyphcrm.pretraining.options import RECIPES, PretrainOptions
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PROBE_STEPS, Plan, Speed, evaluate_every, measured_speed
-from glyphcrm.reproduce.trainings import run_finetune, run_pretrain
 from glyphcrm.reproduce.trials import Variant, variants
 from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
@@ -55,15 +61,10 @@ def probe(options: ReproduceOptions) -> dict[str, Speed]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings that a model is pre-trained with.
+    """The settings that a model is pre-trained with."""
 
-    Attributes:
-        directory: of its run, relative to that of the reproduction.
-        arguments: for pretrain.py.
-    """
-
-    directory: str
-    arguments: tuple[str, ...]
+    directory: str  # of its run, relative to that of the reproduction
+    arguments: tuple[str, ...]  # for pretrain.py
 
 
 def run_study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
@@ -89,19 +90,6 @@ def run_study(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
 def variant_directory(options: ReproduceOptions, variant: Variant) -> Path:
     """Return where a variant's run is."""
     return options.output_dir / STUDY / variant.name
-
-
-def pretrain_both(options: ReproduceOptions, plan: Plan, choices: dict[str, Choice]) -> None:
-    """Pre-train both models to the end, from where the study left the chosen ones."""
-    for arch, choice in choices.items():
-        pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
-
-
-def finetune_all(options: ReproduceOptions, plan: Plan, models: dict[str, Path], tasks: Sequence[Task]) -> None:
-    """Fine-tune both models on every task, into ``finetuning/TASK/ARCHITECTURE``."""
-    for task in tasks:
-        for arch, model in models.items():
-            finetune(options, plan, task, model, options.output_dir / "finetuning" / task.name / arch)
 
 
 def pretrain(
@@ -135,15 +123,15 @@ def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, dir
         return
     data = ("--data", options.data) if options.data and task.folder else ()
     cap, rate = plan.train_samples, FINETUNING_RATES[options.preset]
-    scored = max(cap, FEWEST_TEST_SAMPLES)
+    own_rate = ("--learning-rate", rate) if rate else ()
     # A task of one's own has the name of its file.
     named = next((given for given in options.tasks if Path(given).stem == task.name), task.name)
-    own_rate = ("--learning-rate", rate) if rate else ()
     run_finetune(
         [
             *("--task", named, "--model", model, *data, "--output-dir", directory),
             *("--seeds", options.seeds, *own_rate),
-            *("--train-samples", cap, "--dev-samples", cap, "--test-samples", scored, "--keep-model", "best"),
+            *("--train-samples", cap, "--dev-samples", cap, "--test-samples", max(cap, FEWEST_TEST_SAMPLES)),
+            *("--keep-model", "best"),
         ]
     )
 
@@ -158,3 +146,28 @@ def summaries(output_dir: Path) -> Iterator[tuple[str, str, dict[str, Any], Path
     """Yield task, architecture, summary and its file, of every fine-tuning that is finished."""
     for path in sorted((output_dir / "finetuning").glob("*/*/summary.json")):
         yield path.parts[-3], path.parts[-2], read_json(path), path
+
+
+def run_pretrain(arguments: Sequence[object]) -> None:
+    """Do what ``pretrain.py`` does with these arguments."""
+    with _announced("pretrain.py", arguments) as words:
+        pretraining.pretrain(PretrainOptions.parse(words))
+
+
+def run_finetune(arguments: Sequence[object]) -> None:
+    """Do what ``finetune.py`` does with these arguments."""
+    with _announced("finetune.py", arguments) as words:
+        print(describe(finetuning.finetune(FinetuneOptions.parse(words))), flush=True)
+
+
+@contextlib.contextmanager
+def _announced(program: str, arguments: Sequence[object]) -> Iterator[list[str]]:
+    """Print a command; take back the signal handlers that a training sets."""
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ python {program} {shlex.join(words)}", flush=True)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield words
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.tasks.examples import Example, TaggedExample, TextExample
+from glyphcrm.tasks.examples import Example, TaggedExample
 
 LARGEST_FILE = 1 << 24  # bytes
 DISTANCE_BLOCK = 1 << 22  # 64-bit words compared at a time
-MAIN_BLOCK = ("\u4e00", "\u9fff")
-
-AnyExample = TypeVar("AnyExample", TextExample, TaggedExample)
 
 
 def whole_text(example: Example) -> str:
@@ -31,11 +27,6 @@ def substitute(text: str, look_alikes: Mapping[str, str], share: float, seed: in
     Each is replaced with probability `share`, by any of its look-alikes with the same probability. The draw
     depends on `seed`, `index` (of the text in its data set) and the position alone: what is replaced at one share
     is replaced in the same way at every higher one. The length stays, so tags stay where they belong.
-
-    Args:
-        look_alikes: character -> the characters that may take its place, one or more.
-        share: within [0, 1].
-        seed, index: 0 or more.
     """
     draws = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64))).random((len(text), 2))
     characters = list(text)
@@ -50,7 +41,7 @@ def rewrite(text: str, mapping: Mapping[str, str]) -> str:
     return "".join(mapping.get(char, char) for char in text)
 
 
-def rewritten(example: AnyExample, rewrite_text: Callable[[str], str]) -> AnyExample:
+def rewritten(example: Example, rewrite_text: Callable[[str], str]) -> Example:
     """Return the example with its text rewritten, label or tags kept.
 
     Both sentences of a pair go through `rewrite_text` as one text, so that a random rewriting draws
@@ -59,12 +50,14 @@ def rewritten(example: AnyExample, rewrite_text: Callable[[str], str]) -> AnyExa
     Raises:
         ValueError: `rewrite_text` changed the number of characters.
     """
+    old = whole_text(example)
+    new = rewrite_text(old)
+    if len(new) != len(old):
+        raise ValueError(f"a text of {len(old)} characters became {len(new)}; labels of characters would not fit")
     if isinstance(example, TaggedExample):
-        return replace(example, characters=tuple(_same_length("".join(example.characters), rewrite_text)))
-    if example.pair is None:
-        return replace(example, text=_same_length(example.text, rewrite_text))
-    both = _same_length(whole_text(example), rewrite_text)
-    return replace(example, text=both[: len(example.text)], pair=both[len(example.text) :])
+        return replace(example, characters=tuple(new))
+    end = len(example.text)
+    return replace(example, text=new[:end], pair=None if example.pair is None else new[end:])
 
 
 def read_look_alikes(path: Path) -> dict[str, str]:
@@ -102,31 +95,21 @@ def read_traditional(path: Path) -> dict[str, str]:
     Raises:
         UserError: the file is missing, too large, not UTF-8, holds nothing, or a line is not of that form.
     """
-    candidates = _read_candidates(path)
-    return {char: others[0] for char, others in candidates.items() if others[0] != char}
-
-
-def read_simplified(path: Path) -> dict[str, str]:
-    """Read OpenCC's ``STCharacters.txt`` the other way round: traditional -> simplified.
-
-    A traditional character that stands for several simplified ones becomes the one with the most candidates,
-    which is the character that the reform merged others into; of equal ones the first of the main block. One that is
-    a candidate of itself (后) stays.
-
-    Raises:
-        UserError: as `read_traditional`.
-    """
-    candidates = _read_candidates(path)
-    order = {char: place for place, char in enumerate(candidates)}
-
-    def rank(char: str) -> tuple[int, bool, int]:
-        return -len(candidates[char]), not MAIN_BLOCK[0] <= char <= MAIN_BLOCK[1], order[char]
-
-    simplified: dict[str, str] = {}
-    for char in sorted(candidates, key=rank):
-        for traditional in candidates[char]:
-            simplified.setdefault(traditional, char)
-    return {char: other for char, other in simplified.items() if char not in candidates.get(char, ())}
+    first: dict[str, str] = {}
+    for where, line in _lines(path):
+        if line.startswith("#"):
+            continue
+        char, tab, rest = line.partition("\t")
+        others = rest.split(" ")
+        if len(char) != 1 or not tab or any(len(other) != 1 or other.isspace() for other in others):
+            raise UserError(
+                f"{where}: {_shown(line)} is no character, a tab and characters between spaces; "
+                "give OpenCC's STCharacters.txt"
+            )
+        first.setdefault(char, others[0])
+    if not first:
+        raise UserError(f"{path}: holds no characters; give OpenCC's STCharacters.txt")
+    return {char: other for char, other in first.items() if other != char}
 
 
 def look_alikes_from_atlas(atlas: GlyphAtlas, characters: Sequence[str], count: int) -> dict[str, str]:
@@ -152,31 +135,6 @@ def look_alikes_from_atlas(atlas: GlyphAtlas, characters: Sequence[str], count: 
         for row, order in enumerate(np.argsort(distance, axis=1, kind="stable")[:, :count].tolist(), start):
             nearest[drawn[row]] = "".join(drawn[other] for other in order)
     return nearest
-
-
-def _same_length(text: str, rewrite_text: Callable[[str], str]) -> str:
-    new = rewrite_text(text)
-    if len(new) != len(text):
-        raise ValueError(f"a text of {len(text)} characters became {len(new)}; labels of characters would not fit")
-    return new
-
-
-def _read_candidates(path: Path) -> dict[str, list[str]]:
-    candidates: dict[str, list[str]] = {}
-    for where, line in _lines(path):
-        if line.startswith("#"):
-            continue
-        char, tab, rest = line.partition("\t")
-        others = rest.split(" ")
-        if len(char) != 1 or not tab or any(len(other) != 1 or other.isspace() for other in others):
-            raise UserError(
-                f"{where}: {_shown(line)} is no character, a tab and characters between spaces; "
-                "give OpenCC's STCharacters.txt"
-            )
-        candidates.setdefault(char, others)
-    if not candidates:
-        raise UserError(f"{path}: holds no characters; give OpenCC's STCharacters.txt")
-    return candidates
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

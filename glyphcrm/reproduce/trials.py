@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from glyphcrm.pretraining.options import ABLATIONS, FREE, PLAIN, RECIPES, UNTIED
 
 STUDIED_RATES = {"base": 1e-4, "small": 3e-4, "tiny": 1e-3, "nano": 1e-3}
-
-
 WHAT = {
     PLAIN: "HanGlyph's projections trained and decayed as its other weights are",
     FREE: "in HanGlyph's place a vector for each character, free to learn at the encoder's rate",
@@ -18,21 +16,13 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A short pre-training run.
+    """A short pre-training run."""
 
-    Attributes:
-        name: of its directory.
-        arch: "glyphcrm" or "bert".
-        what: its settings in words, for the table.
-        arguments: the same for pretrain.py.
-        is_ablation: it shows what a part does, and is not to be trained to the end.
-    """
-
-    name: str
-    arch: str
-    what: str
-    arguments: tuple[str, ...]
-    is_ablation: bool = False
+    name: str  # of its directory
+    arch: str  # "glyphcrm" or "bert"
+    what: str  # its settings in words, for the table
+    arguments: tuple[str, ...]  # the same for pretrain.py
+    is_ablation: bool = False  # it shows what a part does, and is not to be trained to the end
 
 
 def variants(preset: str) -> tuple[Variant, ...]:
@@ -49,14 +39,9 @@ def variants(preset: str) -> tuple[Variant, ...]:
             ("sinusoidal-positions", rate, ", positions start sinusoidal", sinusoidal),
         )
     ]
+    settings = ("--learning-rate", f"{rate:g}", "--ablation")
     ablations = [
-        Variant(
-            f"{arch}-{name}",
-            arch,
-            f"rate {rate:g}; {WHAT[name]}",
-            ("--learning-rate", f"{rate:g}", "--ablation", name),
-            is_ablation=True,
-        )
+        Variant(f"{arch}-{name}", arch, f"rate {rate:g}; {WHAT[name]}", (*settings, name), is_ablation=True)
         for name, arch in ABLATIONS.items()
         if name != PLAIN or RECIPES[preset].projection_learning_rate is not None
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +22,13 @@ IsUnknown = Callable[[str], bool]
 """Whether a vocabulary has no token for one character."""
 
 
-@dataclass(frozen=True)
-class UnknownCharacters:
-    """What a vocabulary does not know of the texts of one data set, after normalisation.
+def count_unknown(data_set: str, texts: Iterable[str], vocabularies: Mapping[str, IsUnknown]) -> list[dict[str, Any]]:
+    """Count, in one pass over `texts`, what each of `vocabularies` (name -> test) does not know of them.
 
-    A token is a character where it stands in a text; `characters` are the distinct ones. The Han ones are
-    counted apart too, since some vocabularies lack punctuation. `most_frequent` lists at most
-    20 unknown characters with their numbers of tokens, the most frequent first.
-    """
-
-    data_set: str
-    vocabulary: str
-    texts: int
-    tokens: int
-    characters: int
-    unknown_tokens: int
-    unknown_characters: int
-    unknown_han_tokens: int
-    unknown_han_characters: int
-    texts_with_unknown: int
-    texts_with_unknown_han: int
-    most_frequent: tuple[tuple[str, int], ...]
-
-    @property
-    def unknown_token_share(self) -> float:
-        """Share of the tokens that are unknown; 0 where there are none."""
-        return self.unknown_tokens / max(self.tokens, 1)
-
-    @property
-    def unknown_text_share(self) -> float:
-        """Share of the texts with at least one unknown character; 0 where there are none."""
-        return self.texts_with_unknown / max(self.texts, 1)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields and both shares, ready for `json.dumps`."""
-        shares = {"unknown_token_share": self.unknown_token_share, "unknown_text_share": self.unknown_text_share}
-        return {**asdict(self), "most_frequent": [list(pair) for pair in self.most_frequent], **shares}
-
-
-def count_unknown(
-    data_set: str, texts: Iterable[str], vocabularies: Mapping[str, IsUnknown]
-) -> tuple[UnknownCharacters, ...]:
-    """Count, in one pass over `texts`, what each of `vocabularies` (name -> test) does not know.
-
-    Texts are normalised first, so white space does not count. Each vocabulary is asked once for each
-    distinct character.
+    Texts are normalised first, so white space does not count. A token is a character where it stands in a text;
+    "characters" are the distinct ones. The Han ones are counted apart too, since some vocabularies lack punctuation.
+    "most_frequent" lists at most 20 unknown characters with their numbers of tokens, the most frequent first. Shares
+    are 0 where there is nothing. Each vocabulary is asked once for each distinct character.
     """
     decisions = {name: functools.cache(is_unknown) for name, is_unknown in vocabularies.items()}
     counts: Counter[str] = Counter()
@@ -87,23 +48,26 @@ def count_unknown(
     for name, is_unknown in decisions.items():
         unknown = sorted(filter(is_unknown, counts), key=lambda char: (-counts[char], char))
         han = [char for char in unknown if is_han(ord(char))]
+        unknown_tokens = sum(counts[char] for char in unknown)
         found.append(
-            UnknownCharacters(
-                data_set=data_set,
-                vocabulary=name,
-                texts=total,
-                tokens=counts.total(),
-                characters=len(counts),
-                unknown_tokens=sum(counts[char] for char in unknown),
-                unknown_characters=len(unknown),
-                unknown_han_tokens=sum(counts[char] for char in han),
-                unknown_han_characters=len(han),
-                texts_with_unknown=affected[name],
-                texts_with_unknown_han=affected_han[name],
-                most_frequent=tuple((char, counts[char]) for char in unknown[:LISTED_CHARACTERS]),
-            )
+            {
+                "data_set": data_set,
+                "vocabulary": name,
+                "texts": total,
+                "tokens": counts.total(),
+                "characters": len(counts),
+                "unknown_tokens": unknown_tokens,
+                "unknown_characters": len(unknown),
+                "unknown_han_tokens": sum(counts[char] for char in han),
+                "unknown_han_characters": len(han),
+                "texts_with_unknown": affected[name],
+                "texts_with_unknown_han": affected_han[name],
+                "most_frequent": [[char, counts[char]] for char in unknown[:LISTED_CHARACTERS]],
+                "unknown_token_share": unknown_tokens / max(counts.total(), 1),
+                "unknown_text_share": affected[name] / max(total, 1),
+            }
         )
-    return tuple(found)
+    return found
 
 
 def unknown_to_bert(vocabulary: Path) -> IsUnknown:

@@ -26,7 +26,6 @@ class ProgressBar(TrainerCallback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Open the bar where the run stands."""
         if state.is_local_process_zero:
             self._bar = tqdm(
                 desc=self._description,
@@ -37,7 +36,6 @@ class ProgressBar(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the bar."""
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
@@ -57,13 +55,11 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the history that the checkpoint knows."""
         if state.is_world_process_zero:
             history = "".join(_line(entry) for entry in state.log_history)
             write_atomically(self.path, history.encode())
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Append the newest entry."""
         if state.is_world_process_zero:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(_line(state.log_history[-1]))
@@ -86,13 +82,11 @@ class StopOnSignal(TrainerCallback):
         return self.stopped_at is not None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Listen for signals."""
         if args.world_size == 1:
             self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave signals to what they were for before, unless one came: it may arrive a second time."""
-        if not self.stopped:
+        if not self.stopped:  # a signal that came may arrive a second time
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
@@ -105,7 +99,6 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint and the end once a signal has come."""
         if self.stopped:
             control.should_save = control.should_training_stop = True
 
@@ -117,7 +110,6 @@ class StopAfter(TrainerCallback):
         self.steps = steps
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint and the end once the step is reached."""
         if state.global_step >= self.steps:
             control.should_save = control.should_training_stop = True
 

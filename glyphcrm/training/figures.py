@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ def unframe(axes: Any, grid: str = "both") -> None:
     """Leave of the frame the lower and the left side, and draw a pale grid."""
     axes.grid(axis=grid, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def curve(entries: Sequence[Mapping[str, float]], x: str, y: str) -> tuple[list[float], list[float]]:
+    """Return `x` and `y` of those entries of a metrics.jsonl that have `y`."""
+    some = [entry for entry in entries if y in entry]
+    return [entry[x] for entry in some], [entry[y] for entry in some]
 
 
 def smoothed(values: Sequence[float], share: float) -> list[float]:

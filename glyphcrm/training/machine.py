@@ -16,12 +16,8 @@ from glyphcrm.errors import UserError
 def training_arguments(program: str, run_dir: Path, bf16: str, workers: int, **settings: Any) -> TrainingArguments:
     """Return the arguments that any training of this project has; this also joins the processes of torchrun.
 
-    Args:
-        program: how it is started, for the message.
-        run_dir: where checkpoints and ``tensorboard/`` go.
-        bf16: "auto" (bfloat16 autocast on a GPU that has it), "on" or "off".
-        workers: data loading processes of each training process.
-        settings: further keyword arguments of `TrainingArguments`.
+    Checkpoints and ``tensorboard/`` go to `run_dir`; `bf16` is "auto" (bfloat16 autocast on a GPU that has it), "on" or
+    "off"; `workers` are data loading processes of each training process; `settings` are further keyword arguments.
 
     Raises:
         UserError: this process has several GPUs.

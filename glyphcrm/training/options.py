@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from glyphcrm.errors import UserError
 
+AnyRecipe = TypeVar("AnyRecipe", bound=Any)  # a frozen dataclass
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 BF16 = ("auto", "on", "off")
 
 
 def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     """Return a dataclass field that is an option of a command line; with `MISSING` as `default` it must be given."""
-    return field(default=default, metadata={"help": help, **({"choices": list(choices)} if choices else {})})
+    metadata = {"help": help, **({"choices": list(choices)} if choices else {})}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class CommandLineOptions:
     """Base of the dataclasses whose fields are options; the docstring of a subclass describes its command."""
 
-    output_dir: str | None
+    output_dir: str | Path | None
 
     @property
     def run_dir(self) -> Path:
@@ -47,24 +52,27 @@ class CommandLineOptions:
             parser.error(f"unknown: {' '.join(unknown)}")
         return options
 
+    def over(self, defaults: AnyRecipe) -> AnyRecipe:
+        """Return `defaults` with the options that were given in place of its fields of the same names."""
+        given = {f.name: getattr(self, f.name) for f in fields(defaults)}
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
-def check_ranges(ranges: Mapping[str, tuple[float | None, float, float]]) -> None:
-    """Check options, name -> (value, lowest, highest); None is no value.
 
-    Raises:
-        UserError: a value is out of its range.
+def check_ranges(values: Mapping[str, Any], ranges: Mapping[tuple[float, float], Sequence[str]]) -> None:
+    """Raise `UserError` for one of `values` that is out of its range; `ranges` is (lowest, highest) -> names.
+
+    None is no value.
     """
-    for name, (value, low, high) in ranges.items():
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; give {low:g} to {high:g}")
+    for (low, high), names in ranges.items():
+        for name in names:
+            value = values[name]
+            if value is not None and not low <= value <= high:
+                allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+                raise UserError(f"--{name.replace('_', '-')} is {value}; give {allowed}")
 
 
 def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
-    """Return how many micro-batches each process adds up for a step.
-
-    Raises:
-        UserError: the batch does not divide evenly.
-    """
+    """Return how many micro-batches each process adds up for a step; raise `UserError` if it does not divide evenly."""
     if batch_size % (micro_batch_size * processes):
         raise UserError(
             f"a batch of {batch_size} sequences cannot be made of {processes} processes x micro-batches of "
@@ -74,10 +82,6 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
 
 
 def check_length(max_length: int | None, positions: int) -> None:
-    """Refuse sequences that a model has no positions for.
-
-    Raises:
-        UserError: it has fewer.
-    """
+    """Raise `UserError` for sequences that a model has no positions for."""
     if max_length is not None and max_length > positions:
         raise UserError(f"--max-length is {max_length}; the model has {positions} positions")

@@ -34,10 +34,6 @@ class ResumableTrainer(PartwiseTrainer):
     * A loss that is not finite stops the run before it is saved.
     * Training logs carry the seconds of training so far, without validations and checkpoints, over all
       continuations.
-
-    Args:
-        bar: what shows the progress.
-        callbacks: others.
     """
 
     def __init__(self, *args: Any, bar: ProgressBar, callbacks: Sequence[TrainerCallback], **kwargs: Any) -> None:

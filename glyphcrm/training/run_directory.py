@@ -29,7 +29,7 @@ MODEL_DIRECTORY = "model"
 DATA_DIRECTORY = "data"
 PARAMETERS_FILE = "parameters.json"
 COMPLETE_FILE = "complete.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def claim(run_dir: Path, identity: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def mark_complete(checkpoint: Path) -> None:
     for name in sizes:
         with open(checkpoint / name, "rb") as file:
             os.fsync(file.fileno())
-    write_atomically(checkpoint / COMPLETE_FILE, json.dumps(sizes, indent=1).encode())
+    write_json(checkpoint / COMPLETE_FILE, sizes)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -83,8 +83,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Return the checkpoints of a run, whole or not, oldest first."""
-    found = [(int(m.group(1)), path) for path in run_dir.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in run_dir.iterdir() if _CHECKPOINT.fullmatch(path.name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -85,7 +85,7 @@ def test_errors_of_users_are_one_line(
     def parse(words: object, prog: object) -> object:
         raise error
 
-    monkeypatch.setattr(importlib.import_module("glyphcrm.cli.pretrain"), "parse", parse)
+    monkeypatch.setattr(importlib.import_module("glyphcrm.cli.training"), "parse_pretrain", parse)
     assert entry.main(["pretrain"]) == code
     assert capsys.readouterr().err == message
 

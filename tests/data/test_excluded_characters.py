@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from glyphcrm.data.excluded_characters import read_characters, without
 from glyphcrm.errors import UserError
 from glyphcrm.normalization import normalize
-from glyphcrm.reproduce.held_out_characters import choose_excluded
+from glyphcrm.reproduce.held_out import choose_excluded
 from glyphcrm.vocabulary import count_characters
 
 DOCUMENTS = st.lists(st.lists(st.text(st.sampled_from("天地玄黄。！”，\u3000豈"), max_size=30), max_size=4), max_size=4)

@@ -19,13 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from glyphcrm.cli.entry import run_command
+from glyphcrm.finetuning.data import sample
 from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.models import load_finetuned
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.prediction import predict
 from glyphcrm.finetuning.results import SeedResult, load_predictions
 from glyphcrm.finetuning.run import finetune
-from glyphcrm.finetuning.samples import sample
 from glyphcrm.tasks import Kind, find_task, load_splits
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from PIL import Image
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
 from glyphcrm.reproduce import stages, trials
-from glyphcrm.reproduce.held_out_characters import choose_excluded
+from glyphcrm.reproduce.held_out import choose_excluded
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Speed, make_plan
 from tests.classic import TEXT

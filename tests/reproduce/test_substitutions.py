@@ -17,7 +17,6 @@ from glyphcrm.reproduce import substitutions
 from glyphcrm.reproduce.substitutions import (
     look_alikes_from_atlas,
     read_look_alikes,
-    read_simplified,
     read_traditional,
     rewrite,
     rewritten,
@@ -88,22 +87,18 @@ def test_look_alikes_file(tmp_path: Path) -> None:
     assert read_look_alikes(path) == {"未": "末朱味", "己": "𫓧巳"}
 
 
-def test_simplified_and_traditional_file(tmp_path: Path) -> None:
+def test_traditional_file(tmp_path: Path) -> None:
     path = tmp_path / "STCharacters.txt"
     path.write_text(
         "# OpenCC\n\n侭\t儘\n㓰\t劃\n划\t劃\n后\t後 后\n尽\t盡 儘\n干\t幹 乾 干\n并\t並\n台\t台 臺\n𫓧\t鈇\n",
         encoding="utf-8",
     )
-    to_traditional, to_simplified = read_traditional(path), read_simplified(path)
+    to_traditional = read_traditional(path)
     assert to_traditional == dict(zip("侭㓰划后尽干并𫓧", "儘劃劃後盡幹並鈇", strict=True))
-    assert to_simplified == dict(zip("儘劃後盡幹乾並臺鈇", "尽划后尽干干并台𫓧", strict=True))
-    text = "后天划尽并干"
-    assert rewrite(text, to_traditional) == "後天劃盡並幹"
-    assert rewrite(rewrite(text, to_traditional), to_simplified) == text
-    assert rewrite("皇后乾干", to_simplified) == "皇后干干"
+    assert rewrite("后天划尽并干", to_traditional) == "後天劃盡並幹"
 
 
-@pytest.mark.parametrize("read", [read_look_alikes, read_traditional, read_simplified])
+@pytest.mark.parametrize("read", [read_look_alikes, read_traditional])
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

@@ -30,20 +30,29 @@ def vocabulary_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_counts() -> None:
     texts = ["天天 玄龘\n", "A，", "龘龘𠮷", "", "天"]
     (found,) = count_unknown("made up", texts, {"few": lambda char: char not in "天玄A"})
-    assert (found.data_set, found.vocabulary, found.texts) == ("made up", "few", 5)
-    assert (found.tokens, found.characters) == (10, 6)
-    assert (found.unknown_tokens, found.unknown_characters) == (5, 3)
-    assert (found.unknown_han_tokens, found.unknown_han_characters) == (4, 2)
-    assert (found.texts_with_unknown, found.texts_with_unknown_han) == (3, 2)
-    assert found.most_frequent == (("龘", 3), ("，", 1), ("𠮷", 1))
-    read = json.loads(json.dumps(found.as_json(), ensure_ascii=False))
-    assert read["most_frequent"][0] == ["龘", 3]
-    assert (read["unknown_token_share"], read["unknown_text_share"]) == (0.5, 0.6)
+    assert found == {
+        "data_set": "made up",
+        "vocabulary": "few",
+        "texts": 5,
+        "tokens": 10,
+        "characters": 6,
+        "unknown_tokens": 5,
+        "unknown_characters": 3,
+        "unknown_han_tokens": 4,
+        "unknown_han_characters": 2,
+        "texts_with_unknown": 3,
+        "texts_with_unknown_han": 2,
+        "most_frequent": [["龘", 3], ["，", 1], ["𠮷", 1]],
+        "unknown_token_share": 0.5,
+        "unknown_text_share": 0.6,
+    }
+    assert json.loads(json.dumps(found, ensure_ascii=False)) == found
 
 
 def test_no_texts() -> None:
     (found,) = count_unknown("empty", iter(()), {"any": lambda char: True})
-    assert (found.tokens, found.unknown_token_share, found.unknown_text_share, found.most_frequent) == (0, 0, 0, ())
+    names = ("tokens", "unknown_token_share", "unknown_text_share", "most_frequent")
+    assert [found[name] for name in names] == [0, 0, 0, []]
 
 
 def test_each_character_is_asked_about_once() -> None:
@@ -71,7 +80,7 @@ def test_bert_counts_are_those_of_its_tokenizer_on_whole_texts(vocabulary_file: 
     # Of Han and punctuation alone, which stand as words of their own.
     tokenizer = BertTokenizer(str(vocabulary_file))
     (found,) = count_unknown("drawn", [text], {"bert": unknown_to_bert(vocabulary_file)})
-    assert found.unknown_tokens == tokenizer.tokenize(text).count("[UNK]")
+    assert found["unknown_tokens"] == tokenizer.tokenize(text).count("[UNK]")
 
 
 @given(text=st.text(st.sampled_from(TEXT + READ_ONLY + "的🀀 A\u0301"), max_size=60))
@@ -82,9 +91,9 @@ def test_our_counts_are_those_of_ids(tokenizer: GlyphCRMTokenizer, text: str) ->
     }
     read, predict = count_unknown("drawn", [text], vocabularies)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert read.tokens == predict.tokens == len(ids) == len(normalize(text))
-    assert read.unknown_tokens == sum(i == tokenizer.unk_token_id for i in ids)
-    assert predict.unknown_tokens == sum(i == tokenizer.unk_token_id or i >= VOCABULARY_SIZE for i in ids)
+    assert read["tokens"] == predict["tokens"] == len(ids) == len(normalize(text))
+    assert read["unknown_tokens"] == sum(i == tokenizer.unk_token_id for i in ids)
+    assert predict["unknown_tokens"] == sum(i == tokenizer.unk_token_id or i >= VOCABULARY_SIZE for i in ids)
 
 
 @pytest.mark.parametrize(
