@@ -142,7 +142,7 @@ def step(way: Way, case: Case, inputs: Inputs, p: float, cotangents: Outputs | N
     return outputs, torch.autograd.grad(outputs, case.leaves(inputs), cotangents)
 
 
-def cases(sizes: Sizes, device: str = "cpu") -> list[Case]:
+def all_cases(sizes: Sizes, device: str = "cpu") -> list[Case]:
     """Return the cases of every op of the registry.
 
     Raises:

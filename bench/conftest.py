@@ -10,7 +10,7 @@ import torch
 from bench import environment
 from bench.results import RESULTS, table
 from bench.throughput import history
-from bench.throughput.options import MEASURED, Measured, add_options, options
+from bench.throughput.options import MEASURED, Measured, add_options, read_options
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "liger_kernel", "flash_attn")
 COLUMNS = ["median", "iqr", "min", "rounds"]
@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         terminalreporter.write_line("x first: time as a multiple of the group's first way's, measured alternately")
     measured = config.stash[MEASURED]
     if config.getoption("--benchmark") and (measured.rows or measured.curves):
-        asked = options(config)
+        asked = read_options(config)
         run = history.run_of_today(asked.sizes.preset, asked.described_text, measured.rows, measured.curves)
         earlier = history.read(asked.history) if asked.history is not None else []
         terminalreporter.section("throughput")

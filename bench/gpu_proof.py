@@ -37,7 +37,7 @@ from bench.results import read, table
 
 TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
-TESTS = ("tests/kernels", "tests/modeling/test_kernel_backend.py")
+TESTS = ("tests/kernels", "tests/modeling/test_backend.py")
 SYSTEM_TOOLKIT = "/usr/local/cuda"
 TIMEOUT = 7200  # seconds; a step that hangs shall not cost the report
 SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something

@@ -37,7 +37,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from bench import markdown
-from bench.cases import BASE, DROPOUT, Case, Draw, cases
+from bench.cases import BASE, DROPOUT, Case, Draw, all_cases
 
 KIB = 1024
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -260,7 +260,7 @@ def jobs(quick: bool = False, only: str = "") -> list[Job]:
     """
     found: dict[str, Job] = {}
     for target, (c1, c2), dtype in itertools.product(CHIPS, CHANNELS[: 1 if quick else None], DTYPES[quick:]):
-        for case in cases(replace(SIZES, c1=c1, c2=c2)):
+        for case in all_cases(replace(SIZES, c1=c1, c2=c2)):
             if OPS[case.op].kernel_names and (case.quick or not quick):
                 for phase, launch in _launches(case, target, dtype, inference=case.drops and not quick):
                     job = Job(f"{case.op} {case.size}, {phase}", str(dtype).removeprefix("torch."), target, launch)

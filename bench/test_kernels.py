@@ -24,7 +24,7 @@ import torch
 from glyphcrm_kernels import choice
 from glyphcrm_kernels.registry import OPS
 
-from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, cases, step
+from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, all_cases, step
 from bench.ceilings import ceiling
 from bench.clock import clock_for
 from bench.peers import Inputs, Outputs, Way
@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sizes = SMOKE if not measure else BASE if DEVICE == "cuda" else CPU
     runs = [
         pytest.param(case, dtype, direction, name, id=f"{case.op}-{case.size}-{_name(dtype)}-{direction}-{name}")
-        for case in cases(sizes, DEVICE)
+        for case in all_cases(sizes, DEVICE)
         for dtype in DTYPES
         for direction in DIRECTIONS
         for name, way in case.ways.items()

@@ -33,7 +33,7 @@ from bench.throughput.models import (
     glyphcrm_arguments,
     read_texts,
 )
-from bench.throughput.options import MEASURED, Measured, Options, options
+from bench.throughput.options import MEASURED, Measured, Options, read_options
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.training.freed_memory import keep_freed_memory
 
@@ -53,7 +53,7 @@ class Models:
 
 @pytest.fixture(scope="module")
 def asked(request: pytest.FixtureRequest) -> Options:
-    asked = options(request.config)
+    asked = read_options(request.config)
     if asked.history is not None:
         history.read(asked.history)  # a file that cannot be read should say so before the measurements
     return asked

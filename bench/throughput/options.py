@@ -64,7 +64,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("history", history, type=Path, metavar="FILE")
 
 
-def options(config: pytest.Config) -> Options:
+def read_options(config: pytest.Config) -> Options:
     """Read the options; without --benchmark everything runs once, at the size of the tests."""
 
     def asked(name: str) -> Any:

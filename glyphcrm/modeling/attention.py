@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.backend import kernel_backend
 
 
 def eager_attention(

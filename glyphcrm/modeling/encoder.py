@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.attention import SelfAttention
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.backend import kernel_backend
 
 
 class EncoderBlock(GradientCheckpointingLayer):

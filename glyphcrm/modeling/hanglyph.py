@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_BYTES
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.backend import kernel_backend
 from glyphcrm.modeling.whitening import whitening_basis
 
 PIECE = 256  # characters at once where no gradients are wanted, which bounds the memory

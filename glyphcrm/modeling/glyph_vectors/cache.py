@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.modeling.backend import kernel_backend
 from glyphcrm.modeling.glyph_vectors.file import load_vectors, vectors_digest
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
-from glyphcrm.modeling.kernel_backend import kernel_backend
 
 # An adapter or a quantised layer inside HanGlyph may change what it says without changing a parameter.
 PLAIN_MODULES = (HanGlyph, nn.Conv2d, nn.Linear, nn.ModuleList)
