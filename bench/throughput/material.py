@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.data.demo_corpus import demo_documents
-from glyphcrm.data.masking import mask_tokens
-from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds
+from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds, masked_pair
 from glyphcrm.data.sentence_pairs import SentencePairs
 from glyphcrm.data.text_files import expand, iter_documents, read_lines
 from glyphcrm.data.token_store import TokenStore
@@ -173,7 +172,8 @@ class Material:
 
         def sample(i: int) -> Sample:
             start = starts[i % len(starts)]
-            return self._full_sample(text[start : start + per_sequence].astype(np.int64), np.random.default_rng(i))
+            a, b = np.split(text[start : start + per_sequence], [per_sequence // 2])
+            return masked_pair(a, b, True, self.special, self.vocabulary, np.random.default_rng(i))
 
         return self._batches(size, sample)
 
@@ -181,11 +181,9 @@ class Material:
         """Return the texts for inference, tokenised, in order, each batch padded to its longest: as a pipeline does."""
         longest = self.sizes.configuration(len(self.atlas)).max_position_embeddings
         texts = self._texts[: self.sizes.texts]
+        padded = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
         parts = (texts[i : i + self.sizes.batch] for i in range(0, len(texts), self.sizes.batch))
-        return [
-            dict(self.tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
-            for part in parts
-        ]
+        return [dict(self.tokenizer(part, **padded)) for part in parts]
 
     def text_to_batches(self, number: int) -> tuple[int, int]:
         """Make an epoch of batches from text in one worker process; return batches and characters of text in them.
@@ -202,25 +200,6 @@ class Material:
     def _batches(self, size: int, sample: Callable[[int], Sample]) -> Iterator[Batch]:
         for start in itertools.count(0, size):
             yield self.collator([sample(i) for i in range(start, start + size)])
-
-    def _full_sample(self, text: np.ndarray, rng: np.random.Generator) -> Sample:
-        special, middle = self.special, len(text) // 2
-        ids = np.concatenate([[special.cls], text[:middle], [special.sep], text[middle:], [special.sep]])
-        input_ids, labels = mask_tokens(
-            ids,
-            ids >= special.first_ordinary_id,
-            rng,
-            mask_id=special.mask,
-            vocabulary_size=self.vocabulary,
-            first_ordinary_id=special.first_ordinary_id,
-            unk_id=special.unk,
-        )
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "token_type_ids": (np.arange(len(ids)) >= middle + 2).astype(np.int64),
-            "next_sentence_label": np.array(0, np.int64),
-        }
 
 
 def real_tokens(*batches: Batch) -> int:

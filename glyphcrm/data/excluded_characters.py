@@ -31,11 +31,7 @@ def without(documents: Iterable[list[str]], excluded: frozenset[str]) -> Iterato
     Characters are compared after normalisation. A paragraph or document of which nothing is left is left out.
     """
     for document in documents:
-        paragraphs = (_without(paragraph, excluded) for paragraph in document)
-        if kept := [paragraph for paragraph in paragraphs if paragraph and not paragraph.isspace()]:
+        split = (split_sentences(paragraph, max(len(paragraph), 1)) for paragraph in document)
+        paragraphs = ("".join(s for s in sentences if excluded.isdisjoint(normalize(s))) for sentences in split)
+        if kept := [paragraph for paragraph in paragraphs if paragraph.strip()]:
             yield kept
-
-
-def _without(paragraph: str, excluded: frozenset[str]) -> str:
-    sentences = split_sentences(paragraph, max(len(paragraph), 1))
-    return "".join(sentence for sentence in sentences if excluded.isdisjoint(normalize(sentence)))

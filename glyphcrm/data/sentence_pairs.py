@@ -128,11 +128,9 @@ def _pack(
     end: npt.NDArray[np.int64],
     limit: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pack the documents [first, end), in sentences, into spans of at most `limit` tokens.
+    """Return spans (n, 2) of the documents [first, end), the document of each (n,), and how many sentences each lost.
 
-    Takes a step in all documents at once: the number of NumPy calls is that of the spans of the
-    longest document. Returns spans (n, 2), the document of each (n,), and the number of sentences
-    of each document that are in no span.
+    Takes a step in all documents at once: the number of NumPy calls is that of the spans of the longest document.
     """
 
     def token_start(sentence: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

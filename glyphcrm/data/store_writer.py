@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +90,12 @@ def write_files(
     progress: bool,
 ) -> None:
     """Write the files of a store into `building`; the arguments are those of `TokenStore.write`."""
-    with ExitStack() as opened:
-        tokens = opened.enter_context(_ArrayFile(building / TOKENS, np.uint16))
-        sentence_ends = opened.enter_context(_ArrayFile(building / SENTENCE_ENDS, np.int64))
-        document_ends = opened.enter_context(_ArrayFile(building / DOCUMENT_ENDS, np.int64))
-        bar = opened.enter_context(tqdm(desc="Tokenising", unit=" characters", unit_scale=True, disable=not progress))
+    with (
+        _ArrayFile(building / TOKENS, np.uint16) as tokens,
+        _ArrayFile(building / SENTENCE_ENDS, np.int64) as sentence_ends,
+        _ArrayFile(building / DOCUMENT_ENDS, np.int64) as document_ends,
+        tqdm(desc="Tokenising", unit=" characters", unit_scale=True, disable=not progress) as bar,
+    ):
         pending: list[npt.NDArray[np.int32]] = []  # a sentence an entry
         ends: list[int] = []  # of documents, in sentences
         pending_tokens = sentences = token_count = 0

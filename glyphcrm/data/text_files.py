@@ -13,7 +13,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from glyphcrm.data.decompression import COMPRESSED, open_bytes
@@ -57,17 +57,12 @@ def iter_documents(files: Sequence[Path], *, text_column: str = "text") -> Itera
     UTF-8, broken compression, broken JSON, a missing key or column, text that is no string, a
     line over 64 MiB, a document over 67 million characters, and files that hold no text at all.
     """
-    readers: dict[str, Callable[[Path, str], Iterator[list[str]]]] = {
-        ".txt": _plain_documents,
-        ".jsonl": _jsonl_documents,
-        ".parquet": _parquet_documents,
-    }
-    empty = True
+    readers = {".txt": _plain_documents, ".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
+    document: list[str] | None = None
     for path in files:
         for document in readers[_kind(path)](path, text_column):
-            empty = False
             yield document
-    if empty:
+    if document is None:
         raise UserError(f"no text in {', '.join(map(str, files)) or 'an empty list of files'}")
 
 

@@ -48,18 +48,16 @@ class TokenStore:
         fingerprint: str,
         progress: bool,
     ) -> TokenStore:
-        """Tokenise `documents` into `directory`, and open it.
+        """Tokenise `documents`, lists of paragraphs, into `directory`, and open it.
 
         The store is built beside `directory` and renamed when it is whole; a store that was there
         is replaced. Memory use does not depend on the size of the corpus.
 
         Args:
-            documents: lists of paragraphs.
-            encode: raw text -> (n,) int32 ids without special tokens, n possibly 0. It sees a
-                sentence at a time. Sentences and documents that come out empty are dropped.
+            encode: raw text of a sentence -> (n,) int32 ids without special tokens. Sentences and documents that come
+                out empty are dropped.
             max_sentence_characters: the most tokens a sentence may have; longer ones are cut.
             fingerprint: stands for the text and the tokenizer; `open` and `matches` compare it.
-            progress: show a progress bar, in characters read.
 
         Raises `UserError` if nothing is left to write, the disk is full, the directory holds
         other files or cannot be made, or another process is writing the same store.
@@ -113,11 +111,8 @@ class TokenStore:
         """
         if not 0 <= first < end <= self.sentence_count:
             raise IndexError(f"sentences [{first}, {end}) of {self.sentence_count}")
-        return self._tokens[self.sentence_start(first) : self.sentence_ends[end - 1]]
-
-    def sentence_start(self, i: int) -> int:
-        """Return the first token of sentence `i`."""
-        return int(self.sentence_ends[i - 1]) if i > 0 else 0
+        start = self.sentence_ends[first - 1] if first > 0 else 0
+        return self._tokens[start : self.sentence_ends[end - 1]]
 
     def document_sentences(self, document: int) -> range:
         """Return the numbers of the sentences of `document`."""

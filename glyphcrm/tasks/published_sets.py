@@ -99,10 +99,9 @@ def read_toutiao(folder: Path) -> Splits:
     )
     examples: list[TextExample] = []
     for path in files:
-        if path.name == "toutiao_test.txt":
-            examples += read_columns(path, Columns(text=0, label=1), numbers, "_!_")
-        else:
-            examples += read_columns(path, Columns(text=3, label=1), TOUTIAO_CLASSES, "_!_")
+        numbered = path.name == "toutiao_test.txt"
+        form = (Columns(text=0, label=1), numbers) if numbered else (Columns(text=3, label=1), TOUTIAO_CLASSES)
+        examples += read_columns(path, *form, "_!_")
     distinct, dropped = deduplicated(examples)
     notes = (*_fewer("the set", len(distinct), PUBLISHED_TOUTIAO), *dropped, _SPLIT_NOTE)
     return _text_splits(split(distinct), TOUTIAO_CLASSES, notes)

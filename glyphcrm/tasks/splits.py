@@ -75,9 +75,7 @@ def split(
             for index in group:
                 part_of[index] = (placed >= dev_begins) + (placed >= test_begins)
             placed += len(group)
-    train, held, out = (
-        tuple(example for example, number in zip(examples, part_of, strict=True) if number == part) for part in range(3)
-    )
+    train, held, out = (tuple(e for e, number in zip(examples, part_of, strict=True) if number == i) for i in range(3))
     return train, held, out
 
 
@@ -93,13 +91,11 @@ def deduplicated(examples: Iterable[E]) -> tuple[list[E], tuple[str, ...]]:
         if kept is not example:
             dropped += 1
             contradicted += kept.answer != example.answer
-    if not dropped:
-        return list(first.values()), ()
     note = (
         f"examples that repeat the text of an earlier one were dropped: {dropped:,} of {dropped + len(first):,}, "
         f"{contradicted:,} of them with another label"
     )
-    return list(first.values()), (note,)
+    return list(first.values()), (note,) if dropped else ()
 
 
 def identity(example: Example) -> Hashable:
@@ -166,8 +162,8 @@ def check(splits: Splits, task: Task) -> None:
         )
     for name, part in (("dev", splits.dev), ("test", splits.test)):
         for example in part:
-            for label in sorted(_classes(example) - learnt):
-                _refuse(example, label, name, learnt)
+            if unknown := _classes(example) - learnt:
+                _refuse(example, min(unknown), name, learnt)
 
 
 def _refuse(example: Example, label: str, part: str, learnt: set[str]) -> None:
