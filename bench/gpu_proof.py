@@ -49,24 +49,16 @@ QUICK_BENCHMARKS = "add_norm-2-way and not compile"
 
 @dataclass
 class Step:
-    """One command of the proof.
-
-    Attributes:
-        command: what runs, in the repository.
-        environment: what is added to the environment.
-        skip: why it does not run, or nothing.
-        status: "passed", "failed", "skipped", or "not run" yet.
-        output: the end of what it printed; all of it is in a log beside the report.
-    """
+    """One command of the proof."""
 
     name: str
     command: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    skip: str = ""
+    environment: dict[str, str] = field(default_factory=dict)  # what is added to it
+    skip: str = ""  # why it does not run
     timeout: float = TIMEOUT
-    status: str = "not run"
+    status: str = "not run"  # then "passed", "failed" or "skipped"
     seconds: float = 0.0
-    output: str = ""
+    output: str = ""  # the end of what it printed; all of it is in a log beside the report
 
     def run(self, log: Path, common: dict[str, str]) -> None:
         """Run the command to its end, and its children with it if it takes too long."""

@@ -61,21 +61,13 @@ WAYS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One way.
+    """One way."""
 
-    Attributes:
-        name: of the numbers.
-        scores: on test, by name.
-        same: share of the examples that get float32's prediction.
-        speed: float32's seconds over its own, median of the rounds.
-        spread: their interquartile range.
-    """
-
-    name: str
-    scores: dict[str, float]
-    same: float
-    speed: float
-    spread: float
+    name: str  # of the numbers
+    scores: dict[str, float]  # on test, by name
+    same: float  # share of the examples that get float32's prediction
+    speed: float  # float32's seconds over its own, median of the rounds
+    spread: float  # interquartile range of the rounds' speeds
 
 
 def compare(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
-from glyphcrm.glyphs.atlas import GlyphAtlas, tokens_digest
+from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary
 
@@ -113,6 +113,6 @@ def load_atlas(directory: Path) -> GlyphAtlas:
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"{directory / WEIGHTS_FILE}: truncated, or no GlyphCRM weights ({error})") from error
     atlas = GlyphAtlas(tokens, np.asarray(bitmaps), tuple(config.glyph_fonts or ()), np.asarray(sources))
-    if (atlas.tokens_digest(), atlas.bitmaps_digest()) != (config.tokens_sha256, config.bitmaps_sha256):
+    if (tokens_digest(tokens), bitmaps_digest(atlas.bitmaps)) != (config.tokens_sha256, config.bitmaps_sha256):
         raise UserError(f"{directory}: weights and {VOCABULARY_FILE} do not match config.json; copy it again")
     return atlas

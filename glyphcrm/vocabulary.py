@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-import numpy as np
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import Font
@@ -15,17 +14,13 @@ from glyphcrm.tokens import SPECIAL_TOKENS
 
 DEFAULT_VOCABULARY_SIZE = 18_612
 
-_BLOCK_CHARACTERS = 1 << 20
-_CODE_POINTS = 0x110000
 
-
-def count_characters(texts: Iterable[str]) -> dict[str, int]:
-    """Count the characters of `normalize(text)` over all `texts`, by code point."""
-    counts = np.zeros(_CODE_POINTS, np.int64)
-    for block in _blocks(map(normalize, texts)):
-        block_counts = np.bincount(np.frombuffer(block.encode("utf-32-le", "surrogatepass"), "<u4"))
-        counts[: len(block_counts)] += block_counts
-    return {chr(point): int(counts[point]) for point in np.flatnonzero(counts)}
+def count_characters(texts: Iterable[str]) -> Counter[str]:
+    """Count the characters of `normalize(text)` over all `texts`."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalize(text))
+    return counts
 
 
 def build_vocabulary(
@@ -57,16 +52,3 @@ def input_only_tokens(vocabulary: Iterable[str], fonts: Sequence[Font]) -> list[
     points = set().union(*(font.coverage for font in fonts if not font.system))
     readable = {chr(point) for point in points if is_han(point) or point < 0x80}
     return sorted(char for char in readable.difference(vocabulary) if normalize(char) == char)
-
-
-def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """Join texts to blocks of about a million characters."""
-    block: list[str] = []
-    characters = 0
-    for text in texts:
-        block.append(text)
-        characters += len(text)
-        if characters >= _BLOCK_CHARACTERS:
-            yield "".join(block)
-            block, characters = [], 0
-    yield "".join(block)

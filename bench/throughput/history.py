@@ -7,13 +7,13 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from math import floor, log10
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import environment, markdown
 from bench.clock import interquartile_range, ratios
+from bench.markdown import three_digits
 
 DEFAULT_FILE = environment.ROOT / "bench" / "history.jsonl"
 PACKAGES = ("torch", "transformers", "triton", "glyphcrm")
@@ -51,10 +51,7 @@ class Row:
         """Return bytes or seconds of this row for people."""
         if self.kind == "memory":
             return f"{value / 2**20:,.0f} MiB"
-        scale, unit = (1, "s") if value >= 1 else (1e3, "ms")
-        value *= scale
-        digits = max(0, 2 - floor(log10(value))) if value > 0 else 0
-        return f"{value:,.{digits}f} {unit}"
+        return f"{three_digits(value)} s" if value >= 1 else f"{three_digits(1e3 * value)} ms"
 
     def number(self, value: float) -> str:
         """Return a ratio of this row for people."""

@@ -111,15 +111,10 @@ def limited(documents: Iterable[list[str]], characters: int) -> Iterator[list[st
 
 
 class Material:
-    """Everything that is made of the texts.
+    """Everything that is made of the texts, with its files in `directory`.
 
-    Attributes:
-        sizes: how much of everything.
-        directory: where its files are; the atlas is ATLAS_FILE.
-        documents: of the training text, lists of paragraphs.
-        atlas, tokenizer: characters by frequency in the training text, then, unless the preset is for tests, every
-            other Han character of the default font, so that the vocabulary is of the paper's size.
-        collator: of pre-training.
+    Atlas and tokenizer have the characters by frequency in the training text, then, unless the preset is for tests,
+    every other Han character of the default font, so that the vocabulary is of the paper's size.
     """
 
     ATLAS_FILE = "atlas.safetensors"

@@ -85,10 +85,7 @@ class PretrainingStream(Dataset[Sample]):
         seed: int,
         mask_probability: float = MASK_PROBABILITY,
     ) -> None:
-        """Args:
-        length: number of samples of the run; may exceed len(pairs).
-        vocabulary_size: ids from it on can be read but not predicted (label [UNK]).
-        mask_probability: share of the characters that are to be predicted, within (0, 1].
+        """Make `length` samples, which may exceed len(pairs); ids from `vocabulary_size` on have the label [UNK].
 
         Raises `ValueError` for a number that is out of range.
         """

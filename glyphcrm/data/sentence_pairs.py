@@ -46,9 +46,7 @@ class SentencePairs:
         limit: the most tokens of a and b together, `max_length` - 3.
         spans: (n, 2) int64, first sentence and end of each span, in the order of the corpus.
         one_sentence_documents: how many documents serve as wrong continuations only.
-        left_out_sentences: how many sentences of the other documents are in no span, because they
-            do not fit together with a neighbour. 0 if the store's `max_sentence_length` is at most
-            `limit` // 2.
+        left_out_sentences: how many sentences of the others fit together with no neighbour, and so are in no span.
     """
 
     def __init__(self, store: TokenStore, documents: npt.NDArray[np.integer], *, max_length: int, seed: int) -> None:

@@ -16,22 +16,15 @@ COUNT_BLOCK = 1 << 22  # tokens
 
 
 class TokenStore:
-    """Documents of sentences of token ids. Made by `write` or `open`.
-
-    Attributes:
-        directory: where the files are.
-        fingerprint: what `write` was given, to tell what text and tokenizer this came from.
-        max_sentence_length: no sentence has more tokens.
-        sentence_ends: (sentences,) int64, memory-mapped: where each sentence ends, in tokens.
-        document_ends: (documents,) int64, memory-mapped: where each document ends, in sentences.
-    """
+    """Documents of sentences of token ids. Made by `write` or `open`."""
 
     def __init__(self, directory: Path) -> None:
         info = read_info(directory)
         self.directory = directory
-        self.fingerprint = info.fingerprint
-        self.max_sentence_length = info.max_sentence_length
+        self.fingerprint = info.fingerprint  # what `write` was given, to tell what text and tokenizer this came from
+        self.max_sentence_length = info.max_sentence_length  # in tokens
         self._tokens = _map(directory / TOKENS, np.dtype(info.dtype), info.tokens)
+        # int64, memory-mapped: where each sentence ends, in tokens, and each document, in sentences
         self.sentence_ends = _map(directory / SENTENCE_ENDS, np.dtype(np.int64), info.sentences)
         self.document_ends = _map(directory / DOCUMENT_ENDS, np.dtype(np.int64), info.documents)
         if self.sentence_ends[-1] != info.tokens or self.document_ends[-1] != info.sentences:

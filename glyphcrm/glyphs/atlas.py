@@ -121,8 +121,7 @@ class GlyphAtlas:
         `source` says where the pictures come from, and stands in `fonts`. Raises `UserError` when a token
         has a row already.
         """
-        sources = np.zeros(len(tokens), np.uint8)
-        return self._with_rows(tuple(tokens), bitmaps, (source,), sources)
+        return self._with_rows(tuple(tokens), bitmaps, (source,), np.zeros(len(tokens), np.uint8))
 
     def extended(self, other: GlyphAtlas) -> GlyphAtlas:
         """Return an atlas with the rows of `other` added whose tokens have none here; no row here changes."""
@@ -131,11 +130,7 @@ class GlyphAtlas:
         return self._with_rows(tokens, other.bitmaps[new], other.fonts, other.sources[new])
 
     def _with_rows(
-        self,
-        tokens: tuple[str, ...],
-        bitmaps: NDArray[np.uint8],
-        fonts: tuple[str, ...],
-        sources: NDArray[np.uint8],
+        self, tokens: tuple[str, ...], bitmaps: NDArray[np.uint8], fonts: tuple[str, ...], sources: NDArray[np.uint8]
     ) -> GlyphAtlas:
         if bitmaps.ndim != 2 or bitmaps.dtype != np.uint8:
             raise UserError(f"bitmaps to add are (n, {PACKED_BYTES}) uint8, not {bitmaps.shape} {bitmaps.dtype}")
@@ -148,14 +143,6 @@ class GlyphAtlas:
             all_fonts,
             np.concatenate([self.sources, renumbered]),
         )
-
-    def tokens_digest(self) -> str:
-        """Return `tokens_digest` of the atlas' tokens."""
-        return tokens_digest(self.tokens)
-
-    def bitmaps_digest(self) -> str:
-        """Return `bitmaps_digest` of the atlas' pictures."""
-        return bitmaps_digest(self.bitmaps)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the atlas to one safetensors file, whole or not at all.
@@ -198,8 +185,8 @@ class GlyphAtlas:
             "format": FORMAT_VERSION,
             "tokens": list(self.tokens),
             "fonts": list(self.fonts),
-            "tokens_digest": self.tokens_digest(),
-            "bitmaps_digest": self.bitmaps_digest(),
+            "tokens_digest": tokens_digest(self.tokens),
+            "bitmaps_digest": bitmaps_digest(self.bitmaps),
             "sources_digest": _digest(_json(self.fonts).encode(errors="surrogatepass") + self.sources.tobytes()),
         }
 

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from fontTools.ttLib import TTFont
 
 REGULAR_WEIGHT = 400
-REFERENCE_PIXELS = 46
-"""Pixels to the em at which characters are drawn."""
+REFERENCE_PIXELS = 46  # to the em, at which characters are drawn
 COLOUR_TABLES = ("CBDT", "COLR", "sbix", "SVG ")
 _LINUX = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
 _MACOS = ("/Library/Fonts", "~/Library/Fonts")
@@ -170,14 +169,13 @@ def _find_face(path: Path, family: str | None) -> int:
 
     with open(path, "rb") as file:
         count = readTTCHeader(file).numFonts
+    if family is None and count == 1:
+        return 0
     faces: list[tuple[str, set[str]]] = []
     for index in range(count):
         with _open_face(path, index) as face:
             faces.append((_family(face, path), _names(face)))
-    wanted = (family or "").casefold()
-    matches = [i for i, (_, names) in enumerate(faces) if wanted in names]
-    if family is None and count == 1:
-        return 0
+    matches = [i for i, (_, names) in enumerate(faces) if (family or "").casefold() in names]
     if len(matches) == 1:
         return matches[0]
     listed = ", ".join(dict.fromkeys(name for name, _ in faces))

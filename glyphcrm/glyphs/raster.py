@@ -61,9 +61,7 @@ class Rasterizer:
 
         A character stands on `baseline`, its advance centred; it is moved by the least that brings its ink
         into the cell, and made smaller, towards the cell's centre, only when the ink is larger than the cell.
-
-        "[PAD]" is blank. Another special token is small letters, without the brackets, as large as the width of the
-        cell allows.
+        "[PAD]" is blank; another special token is its letters, as large as the width of the cell allows.
 
         Raises `UserError` when the font has no such character, lacks one of the letters, or cannot draw it.
         """

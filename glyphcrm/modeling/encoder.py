@@ -36,10 +36,9 @@ class EncoderBlock(GradientCheckpointingLayer):
         positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return the block's output ``(B, L, d)``, or ``(B, Q, d)`` at `positions` alone.
+        """Return the output for `hidden_states` ``(B, L, d)``: ``(B, L, d)``, or ``(B, Q, d)`` at `positions` alone.
 
         Args:
-            hidden_states: ``(B, L, d)``.
             attention_mask: what transformers' `create_bidirectional_mask` gives; with `positions`, that of them.
             skip: ``(U, d)``, the glyph skip of each distinct character, or None.
             skip_index: ``(B, L)`` int64, each token's row in `skip`.

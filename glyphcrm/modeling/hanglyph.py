@@ -120,10 +120,8 @@ class HanGlyph(GradientCheckpointingLayer):
         features, measured on `tiny`). Through random projections all characters would look alike to
         the encoder. So each projection starts as a random rotation of the whitened features.
 
-        Args:
-            rows: ``(U,)`` int64, a sample of characters, best some times the width d.
-            bitmaps: ``(N, 288)`` uint8.
-            spread: standard deviation of each output over the sample, before the tanh.
+        `rows` ``(U,)`` int64 are a sample of characters, best some times the width d; `spread` is the standard
+        deviation of each output over the sample, before the tanh.
         """
         block1, block2 = self.all_features(rows, bitmaps)
         for projection, features in ((self.vector, block2), (self.skip1, block1), (self.skip2, block2)):

@@ -166,11 +166,8 @@ class _MaskedLM(GlyphCRMHead):
     def start_from_frequencies(self, counts: Tensor) -> None:
         """Set the decoder's bias to the logarithm of the characters' frequencies.
 
-        A new model then begins at the unigram entropy instead of spending its first steps, the
-        ones with the largest gradients, on which characters are frequent.
-
-        Args:
-            counts: ``(vocab_size,)``, how often each character is to be predicted; may be 0.
+        A new model then begins at the unigram entropy instead of spending its first steps, the ones with the largest
+        gradients, on which characters are frequent. `counts` ``(vocab_size,)``: how often each is to be predicted.
         """
         self.mlm.decoder.bias.copy_(log_frequencies(counts))
 
@@ -181,21 +178,13 @@ class _MaskedLM(GlyphCRMHead):
 
 @dataclass
 class GlyphCRMForPreTrainingOutput(ModelOutput):
-    """Output of `GlyphCRMForPreTraining`.
+    """Output of `GlyphCRMForPreTraining`."""
 
-    Attributes:
-        loss: `mlm_loss` + `nsp_loss`, of those that have labels.
-        mlm_loss: mean over the masked positions.
-        nsp_loss: mean over the pairs.
-        prediction_logits: ``(B, L, vocab_size)``, or ``(M, vocab_size)`` (see `logits_and_loss`).
-        seq_relationship_logits: ``(B, 2)``.
-    """
-
-    loss: Tensor | None = None
-    mlm_loss: Tensor | None = None
-    nsp_loss: Tensor | None = None
-    prediction_logits: Tensor | None = None
-    seq_relationship_logits: Tensor | None = None
+    loss: Tensor | None = None  # mlm_loss + nsp_loss, of those that have labels
+    mlm_loss: Tensor | None = None  # mean over the masked positions
+    nsp_loss: Tensor | None = None  # mean over the pairs
+    prediction_logits: Tensor | None = None  # (B, L, vocab_size), or (M, vocab_size), see `logits_and_loss`
+    seq_relationship_logits: Tensor | None = None  # (B, 2)
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 

@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
+from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
 from glyphcrm.modeling.glyph_vectors import VECTORS_FILE, GlyphCache
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
@@ -99,8 +99,8 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         table.sources = torch.tensor(atlas.sources, device=table.sources.device)
         self.config.num_glyphs = len(atlas)
         self.config.glyph_fonts = list(atlas.fonts)
-        self.config.tokens_sha256 = atlas.tokens_digest()
-        self.config.bitmaps_sha256 = atlas.bitmaps_digest()
+        self.config.tokens_sha256 = tokens_digest(atlas.tokens)
+        self.config.bitmaps_sha256 = bitmaps_digest(atlas.bitmaps)
 
     def clear_glyph_cache(self) -> None:
         """Forget the vectors of characters met at inference; needed after weights were written to through ``.data``."""

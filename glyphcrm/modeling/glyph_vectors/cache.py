@@ -25,23 +25,14 @@ PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 @dataclass
 class _Table:
-    """Vectors by atlas row.
+    """Vectors by atlas row."""
 
-    Attributes:
-        origin: of `_origin`: what the vectors were computed from.
-        sources: the tensors that were computed from, held so that no other tensor gets their address.
-        parameters: `id` of each parameter, for optimisers.
-        known: ``(N,)`` bool: which rows are filled.
-        vectors: ``(N, d)`` each; None as long as no row is.
-        complete: all rows are.
-    """
-
-    origin: tuple[Any, ...]
-    sources: list[Tensor]
-    parameters: frozenset[int]
-    known: Tensor
-    vectors: GlyphVectors | None = None
-    complete: bool = False
+    origin: tuple[Any, ...]  # of `_origin`: what the vectors were computed from
+    sources: list[Tensor]  # what they were computed from, held so that no other tensor gets their address
+    parameters: frozenset[int]  # `id` of each parameter, for optimisers
+    known: Tensor  # (N,) bool: which rows are filled
+    vectors: GlyphVectors | None = None  # (N, d) each; None as long as no row is
+    complete: bool = False  # all rows are
 
 
 class GlyphCache:

@@ -24,11 +24,7 @@ DIGEST = "sha256_of_weights_and_bitmaps"
 def save_vectors(path: Path, hanglyph: HanGlyph, bitmaps: Tensor, dtype: torch.dtype) -> None:
     """Encode all pictures, with a progress bar, and write their vectors to `path`, whole or not at all.
 
-    Args:
-        path: of the file to write, or to write over.
-        hanglyph: with weights in any dtype.
-        bitmaps: ``(N, 288)`` uint8, on HanGlyph's device.
-        dtype: of the vectors in the file, one of `DTYPES`.
+    `bitmaps` are ``(N, 288)`` uint8 on HanGlyph's device, `dtype` is that of the vectors in the file, one of `DTYPES`.
 
     Raises:
         UserError: the file cannot be written.
