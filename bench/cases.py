@@ -130,8 +130,7 @@ def step(way: Way, case: Case, inputs: Inputs, p: float, cotangents: Outputs | N
 def all_cases(sizes: Sizes, device: str = "cpu") -> list[Case]:
     """Return the cases of every op of the registry.
 
-    Raises:
-        LookupError: an op has none.
+    Raises `LookupError`: an op has none.
     """
     if missing := OPS.keys() - CASES.keys():
         raise LookupError(f"there are no cases of {', '.join(sorted(missing))}; add a function to CASES in {__file__}")

@@ -32,11 +32,6 @@ from glyphcrm.tasks import Example, Task, find_task, load_splits
 FLOAT32 = "float32"
 
 
-def bfloat16(model: PreTrainedModel) -> nn.Module:
-    """All weights and activations in bfloat16: what ``from_pretrained(..., dtype=torch.bfloat16)`` gives."""
-    return model.bfloat16()
-
-
 def int8(model: PreTrainedModel) -> nn.Module:
     """Linear layers of the encoder in int8, each activation's scale found as it comes; PyTorch means to remove this.
 
@@ -54,7 +49,7 @@ def int8(model: PreTrainedModel) -> nn.Module:
 
 WAYS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
     FLOAT32: lambda model: model,
-    "bfloat16": bfloat16,
+    "bfloat16": lambda model: model.bfloat16(),  # all of it, as of from_pretrained(..., dtype=torch.bfloat16)
     "int8": int8,
 }
 

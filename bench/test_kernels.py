@@ -158,8 +158,8 @@ def measure(benchmark: Any, case: Case, name: str, dtype: torch.dtype, direction
 
     benchmark.pedantic(one_round, (call,), setup=before_a_round, rounds=rounds)
     seconds = benchmark.stats.stats.median
-    amount = moved / 1e9 if case.unit == "GB/s" else _flops(case, training) / 1e12
-    speed = amount / seconds
+    flops = case.flops * (case.training_flops if training else 1)
+    speed = (moved / 1e9 if case.unit == "GB/s" else flops / 1e12) / seconds
     return Result(
         op=case.op,
         size=case.size,
@@ -172,7 +172,7 @@ def measure(benchmark: Any, case: Case, name: str, dtype: torch.dtype, direction
         unit=case.unit,
         share=speed / ceiling(DEVICE, case.unit, dtype),
         bytes=moved,
-        flops=_flops(case, training),
+        flops=flops,
         host_was_late=clock.host_was_late,
     )
 
@@ -195,10 +195,6 @@ def caller(case: Case, way: Way, drawn: list[Inputs], training: bool) -> Callabl
 def _cotangents(case: Case, inputs: Inputs) -> Outputs:
     outputs, _ = step(case.ways["reference"], case, inputs, 0.0, None)
     return tuple(torch.randn_like(t) for t in outputs)
-
-
-def _flops(case: Case, training: bool) -> float:
-    return case.flops * (case.training_flops if training else 1)
 
 
 def _cache_bytes() -> int:

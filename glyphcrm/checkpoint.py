@@ -27,8 +27,7 @@ TABLE = "glyph_table."
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write model and tokenizer to a new directory, which is there whole or not at all.
 
-    Raises:
-        UserError: it could not be written.
+    Raises `UserError`: it could not be written.
     """
     with whole_directory(directory) as temporary:
         model.save_pretrained(temporary)
@@ -40,8 +39,7 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT")) -> dict[str, Any]:
     """Return the config.json of one of some kinds of model.
 
-    Raises:
-        UserError: there is none, or one of another model.
+    Raises `UserError`: there is none, or one of another model.
     """
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -58,8 +56,7 @@ def load_checkpoint(
 ) -> tuple[AnyModel, GlyphCRMTokenizer]:
     """Load a model, with `settings` changed in its configuration, and its tokenizer, and check that they fit.
 
-    Raises:
-        UserError: no GlyphCRM checkpoint, or a damaged one.
+    Raises `UserError`: no GlyphCRM checkpoint, or a damaged one.
     """
     read_config(directory, ("GlyphCRM",))
     try:
@@ -84,8 +81,7 @@ def load_checkpoint(
 def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where: Path) -> None:
     """Refuse a tokenizer whose ids are not the rows of the model's atlas.
 
-    Raises:
-        UserError: the two were not saved together.
+    Raises `UserError`: the two were not saved together.
     """
     config = model.config
     if tokenizer.vocab_size != config.num_glyphs or tokens_digest(tokenizer.tokens) != config.tokens_sha256:
@@ -98,8 +94,7 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where:
 def load_atlas(directory: Path) -> GlyphAtlas:
     """Return the atlas inside a checkpoint directory, without loading the model.
 
-    Raises:
-        UserError: a file is missing or damaged, or they do not belong together.
+    Raises `UserError`: a file is missing or damaged, or they do not belong together.
     """
     try:
         config = GlyphCRMConfig.from_pretrained(directory)

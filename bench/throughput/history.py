@@ -110,10 +110,6 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
 
-    def comparable(self, other: Run) -> bool:
-        """Whether both are of the same sizes, text and machine."""
-        return (self.preset, self.text, self.machine) == (other.preset, other.text, other.machine)
-
 
 def run_of_today(preset: str, text: str, rows: Iterable[Row], curves: Iterable[Curve]) -> Run:
     """Return the record of this process's measurements, rows in the order of the table."""
@@ -154,8 +150,9 @@ def read(path: Path) -> list[Run]:
 
 
 def before(run: Run, runs: Sequence[Run]) -> Run | None:
-    """Return the last of some earlier runs, oldest first, that is comparable and has rows, or None."""
-    return next((old for old in reversed(runs) if old.rows and run.comparable(old)), None)
+    """Return the last of some earlier runs that has rows and is of the same sizes, text and machine, or None."""
+    alike = (old for old in runs[::-1] if (old.preset, old.text, old.machine) == (run.preset, run.text, run.machine))
+    return next((old for old in alike if old.rows), None)
 
 
 def table(run: Run, before: Run | None = None) -> list[str]:

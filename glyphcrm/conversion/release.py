@@ -70,8 +70,7 @@ def convert_release(weights: Path, vocabulary: Path, bitmaps: Path) -> tuple[Gly
         vocabulary: UTF-8, one token a line, as many as the model predicts.
         bitmaps: .npz with one ``(V, 288)`` uint8 array, bit-packed 48x48 pictures, ink = 1.
 
-    Raises:
-        UserError: a file is missing, damaged, a glyph-plus-ID hybrid, or of another model.
+    Raises `UserError`: a file is missing, damaged, a glyph-plus-ID hybrid, or of another model.
     """
     parameters = _read_parameters(weights)
     config = _configuration(parameters, weights)

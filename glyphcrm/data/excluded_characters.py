@@ -13,8 +13,7 @@ from glyphcrm.normalization import normalize
 def read_characters(path: Path) -> frozenset[str]:
     """Return the characters of a UTF-8 file, in any arrangement; white space does not count.
 
-    Raises:
-        UserError: the file cannot be read, or holds no character.
+    Raises `UserError`: the file cannot be read, or holds no character.
     """
     try:
         characters = frozenset(normalize(path.read_text(encoding="utf-8")))

@@ -34,9 +34,8 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     side is taken for the em, and so becomes the 46 pixels at which fonts are drawn; then the box of its
     ink is centred in the cell, as the rasteriser centres Han characters. Levels darker than the middle are ink.
 
-    Raises:
-        UserError: the file is missing, no PNG, damaged, or over 16 MiB; a side has over 4,096 pixels or is more
-            than twice the other; there is no ink, or so much that it must be light on dark.
+    Raises `UserError`: the file is missing, no PNG, damaged, or over 16 MiB; a side has over 4,096 pixels or is more
+    than twice the other; there is no ink, or so much that it must be light on dark.
     """
     image = _opened(path)
     whole = image.size == (IMAGE_SIZE, IMAGE_SIZE)

@@ -219,10 +219,9 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
                 block then computes no others and the last hidden states are ``(B, 1, d)``; but all of them
                 if states are recorded or the caller packed the batch.
 
-        Raises:
-            ValueError: none or several of the four forms, an empty batch, nothing but padding, more
-                than `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the
-                values can tell is checked on the CPU, and where the distinct `input_ids` are found.)
+        Raises `ValueError`: none or several of the four forms, an empty batch, nothing but padding, more than
+        `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the values can tell is
+        checked on the CPU, and where the distinct `input_ids` are found.)
         """
         characters = (input_ids, glyph_ids, glyph_index, glyph_vectors)
         self._check_batch(characters, inputs_embeds, attention_mask)

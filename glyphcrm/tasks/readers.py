@@ -55,9 +55,8 @@ def read_columns(
 
     `labels` gives each label of the file its name, and allows no others; None keeps those of the file.
 
-    Raises:
-        UserError: the file cannot be read or is not UTF-8, a column or key is missing, a row has more or
-            fewer columns than the first, a text is empty, or a label is empty or unknown.
+    Raises `UserError`: the file cannot be read or is not UTF-8, a column or key is missing, a row has more or fewer
+    columns than the first, a text is empty, or a label is empty or unknown.
     """
     rows = (
         (number, line.split(separator))
@@ -70,8 +69,7 @@ def read_columns(
 def read_csv(path: Path, columns: Columns, labels: Mapping[str, str] | None = None) -> list[TextExample]:
     """Read comma-separated values; `labels` as for `read_columns`.
 
-    Raises:
-        UserError: as `read_columns`, and for quotes that are broken or never closed.
+    Raises `UserError`: as `read_columns`, and for quotes that are broken or never closed.
     """
     return _table(path, _csv_rows(path), columns, labels, "commas")
 
@@ -81,8 +79,7 @@ def read_json_lines(path: Path, columns: Columns, labels: Mapping[str, str] | No
 
     A label may be a string or an integer.
 
-    Raises:
-        UserError: as `read_columns`, and for a line that is no JSON object, or a value of another type.
+    Raises `UserError`: as `read_columns`, and for a line that is no JSON object, or a value of another type.
     """
     rows = read_json_objects(path, columns.used)
     return _some(path, [_example(at, [_json_field(at, row, key) for key in columns.used], labels) for at, row in rows])
@@ -91,9 +88,8 @@ def read_json_lines(path: Path, columns: Columns, labels: Mapping[str, str] | No
 def read_bio(path: Path) -> list[TaggedExample]:
     """Read sentences of tagged characters. An I-x that follows no B-x or I-x is kept as it is.
 
-    Raises:
-        UserError: the file cannot be read or is not UTF-8, a line does not hold exactly one character
-            and one BIO tag, or there is no sentence.
+    Raises `UserError`: the file cannot be read or is not UTF-8, a line does not hold exactly one character and one BIO
+    tag, or there is no sentence.
     """
     # Of millions of lines a few thousand differ: each is looked at once.
     known: dict[str, tuple[str, str]] = {}

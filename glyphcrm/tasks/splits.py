@@ -27,8 +27,7 @@ def load_splits(task: Task, data: Path | None) -> Splits:
     `data` is the folder that holds the task folders, or the task's own folder. A task that brings its
     files along, as the demo tasks do, does not look at it.
 
-    Raises:
-        UserError: there are no files (says where they can be had), or their content is not what it should be.
+    Raises `UserError`: there are no files (says where they can be had), or their content is not what it should be.
     """
     try:
         splits = task.read(_folder(task, data))

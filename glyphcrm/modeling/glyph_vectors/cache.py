@@ -72,8 +72,7 @@ class GlyphCache:
     def load(self, path: Path, hanglyph: HanGlyph, bitmaps: Tensor) -> None:
         """Take over the vectors of a file of `glyphcrm atlas encode`.
 
-        Raises:
-            ValueError: it is damaged, of other sizes, or of other weights or pictures.
+        Raises `ValueError`: it is damaged, of other sizes, or of other weights or pictures.
         """
         vectors, digest = load_vectors(path)
         shape, expected = tuple(vectors.vector.shape), (len(bitmaps), hanglyph.vector.out_features)
