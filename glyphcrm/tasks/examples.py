@@ -58,11 +58,7 @@ Example = TextExample | TaggedExample
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a task, the labels in their fixed order, and what a reader of the scores must know.
-
-    The labels of a tagging task are "O", then B-x and I-x for each type x in alphabetical order. Each
-    note is one sentence.
-    """
+    """The three parts of a task, the labels in their fixed order, and what a reader of the scores must know."""
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]

@@ -1,12 +1,5 @@
 """File formats to examples. Every example knows its file and line, and so does every complaint.
 
-| reader            | format                                                                                   |
-|-------------------|------------------------------------------------------------------------------------------|
-| `read_columns`    | a row a line, columns between tabs (or another mark); nothing is quoted: `"` is a character |
-| `read_csv`        | comma-separated values with quoting; a field may hold line ends                          |
-| `read_json_lines` | a JSON object a line                                                                     |
-| `read_bio`        | a character, a tab or space, and its tag a line; a blank line between sentences          |
-
 UTF-8, with or without a byte order mark; lines end in LF or CR LF; blank lines are skipped.
 """
 
@@ -51,7 +44,7 @@ class Columns:
 def read_columns(
     path: Path, columns: Columns, labels: Mapping[str, str] | None = None, separator: str = "\t"
 ) -> list[TextExample]:
-    """Read a file of rows whose columns stand between `separator`, without any quoting.
+    """Read a row a line, its columns between `separator`; nothing is quoted: `"` is a character.
 
     `labels` gives each label of the file its name, and allows no others; None keeps those of the file.
 
@@ -67,7 +60,7 @@ def read_columns(
 
 
 def read_csv(path: Path, columns: Columns, labels: Mapping[str, str] | None = None) -> list[TextExample]:
-    """Read comma-separated values; `labels` as for `read_columns`.
+    """Read comma-separated values with quoting; a field may hold line ends; `labels` as for `read_columns`.
 
     Raises `UserError`: as `read_columns`, and for quotes that are broken or never closed.
     """
@@ -86,7 +79,7 @@ def read_json_lines(path: Path, columns: Columns, labels: Mapping[str, str] | No
 
 
 def read_bio(path: Path) -> list[TaggedExample]:
-    """Read sentences of tagged characters. An I-x that follows no B-x or I-x is kept as it is.
+    """Read a character, a tab or space, and its tag a line, with a blank line between sentences.
 
     Raises `UserError`: the file cannot be read or is not UTF-8, a line does not hold exactly one character and one BIO
     tag, or there is no sentence.

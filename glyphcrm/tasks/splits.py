@@ -51,9 +51,8 @@ def split(
     """Split into train, dev and test: a pure function of its arguments. The order within a part is that of `examples`.
 
     Of each label (of tagged examples: of all) a random choice makes up the shares `dev` and `test`. Examples of
-    the same group stay in one part, so that nobody is tested on what they learnt; the group counts for the label of
+    the same group stay in one part, so that nobody is tested on what they learnt, and count for the label of
     its first example. `groups` names each example's; by default the same text is one, of a pair the first text.
-    Where all groups have one example, each part has its share of each label to within one example.
     """
     members: dict[Hashable, list[int]] = {}
     for index, key in enumerate([normalize(example.text) for example in examples] if groups is None else groups):
@@ -79,10 +78,7 @@ def split(
 
 
 def deduplicated(examples: Iterable[E]) -> tuple[list[E], tuple[str, ...]]:
-    """Return the first example of each text (of a pair: of both texts), and a note if any was dropped.
-
-    Where the same text has several labels nothing tells which one is right: the first is kept, too.
-    """
+    """Return the first example of each text (of a pair: of both texts), and a note if any was dropped."""
     first: dict[Hashable, E] = {}
     dropped = contradicted = 0
     for example in examples:
