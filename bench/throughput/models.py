@@ -41,7 +41,7 @@ def build_bert(config: GlyphCRMConfig) -> BertForPreTraining:
 
 
 def glyphcrm_arguments(batch: Batch) -> Batch:
-    """Return what GlyphCRM's training passes to the model: all that the collator made."""
+    """Return all that the collator made."""
     return batch
 
 

@@ -90,8 +90,7 @@ class SentencePairs:
         a is the sentences of the span before a random split. b is those after it or, with
         probability 1/2, a run of whole sentences from a random place in another document, chosen
         such that lengths do not give the answer away; if no whole sentence fits, a part of one.
-        a and b hold at least one token each, together at most `limit`, without special
-        tokens; both are read-only views of the store.
+        Neither is empty, together they have at most `limit` tokens; both are read-only views of the store.
         """
         first, end = self.spans[index].tolist()
         rng = random_stream(self._seed, epoch, index, Purpose.PAIR)

@@ -26,8 +26,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def replacing(directory: Path) -> Iterator[Path]:
     """Give the block an empty directory that takes the place of the token store `directory` at its end.
 
-    Raises `UserError` if the disk is full, the directory holds other files or cannot be made, or another process is
-    writing the same store.
+    Raises `UserError` if the disk is full, `directory` holds other files or cannot be made, or is being written.
     """
     directory = directory.resolve()
     if directory.exists() and not directory.is_dir():

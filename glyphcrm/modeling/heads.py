@@ -79,17 +79,11 @@ class LinearHead(nn.Module):
 
 
 class GlyphCRMHead(GlyphCRMPreTrainedModel):
-    """What all models with heads share: the encoder, and `parts` that read its states.
+    """What all models with heads share: the encoder, and `parts` that read its states."""
 
-    Attributes:
-        parts: name and class of each module beside the encoder.
-        reads_first_token: the head reads the state of [CLS] alone.
-        output_class: of `forward`, with fields loss, logits, hidden_states, attentions.
-    """
-
-    parts: ClassVar[dict[str, type[nn.Module]]]
-    reads_first_token: ClassVar[bool] = False
-    output_class: ClassVar[type[ModelOutput]]
+    parts: ClassVar[dict[str, type[nn.Module]]]  # name and class of each module beside the encoder
+    reads_first_token: ClassVar[bool] = False  # the head reads the state of [CLS] alone
+    output_class: ClassVar[type[ModelOutput]]  # of `forward`, with fields loss, logits, hidden_states, attentions
 
     def __init__(self, config: GlyphCRMConfig) -> None:
         super().__init__(config)
@@ -142,10 +136,8 @@ class _MaskedLM(GlyphCRMHead):
         With `label_index`, or in training, logits are computed at the labelled positions alone and
         have shape ``(M, vocab_size)``; else ``(B, L, vocab_size)``. `label_index` ``(M,)`` int64, the flat
         positions of the labels, comes from the collator; without it a GPU has to be waited for.
-
-        A label outside the vocabulary (a character that can be read but not predicted) counts as [UNK].
-        `num_items_in_batch` replaces the number of labels in the mean: transformers' `Trainer` counts
-        them over all the batches of an optimiser step.
+        A label outside the vocabulary counts as [UNK]. `num_items_in_batch` replaces the number of labels in the mean:
+        transformers' `Trainer` counts them over all the batches of an optimiser step.
         """
         if labels is None:
             return self.mlm(states), None
@@ -211,12 +203,10 @@ class GlyphCRMForPreTraining(_MaskedLM):
         next_sentence_label: Tensor | None = None,
         **kwargs: Any,
     ) -> GlyphCRMForPreTrainingOutput:
-        """As `GlyphCRMModel.forward`, with labels.
+        """As `GlyphCRMModel.forward`, with int64 labels.
 
-        Args:
-            labels: ``(B, L)`` int64, the character to predict, -100 where none is.
-            label_index: ``(M,)`` int64, flat positions of the labels; see `logits_and_loss`.
-            next_sentence_label: ``(B,)`` int64, 0 when B follows A, 1 when it does not.
+        Those of characters are `labels` ``(B, L)``, -100 where none is, at flat positions `label_index` ``(M,)`` (see
+        `logits_and_loss`); `next_sentence_label` ``(B,)`` is 0 when B follows A, 1 when it does not.
         """
         outputs = self.glyphcrm(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs

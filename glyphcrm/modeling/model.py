@@ -89,8 +89,8 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
     def set_atlas(self, atlas: GlyphAtlas) -> None:
         """Make the model read this atlas from now on.
 
-        A trained model keeps its meaning when the new atlas only appends rows to the old one: the
-        new characters can be read at once. It cannot shrink below `config.vocab_size`.
+        A trained model keeps its meaning when the new atlas only appends rows: they can be read at once. An atlas
+        below `config.vocab_size` raises `UserError`.
         """
         if len(atlas) < self.config.vocab_size:
             raise UserError(f"the atlas has {len(atlas)} rows; the model predicts {self.config.vocab_size} of them")
@@ -108,7 +108,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; also checks the atlas against the digest in the configuration.
+        """As in transformers; raises `UserError` if the atlas has not the digest in the configuration.
 
         The vectors that `glyphcrm atlas encode` has written to a directory are used if they fit the weights.
         """
@@ -197,14 +197,13 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
     ) -> GlyphCRMModelOutput:
         """Return the last hidden states ``(B, L, d)``.
 
-        The characters come in one of four forms:
+        The characters come in one of four forms, with or without `input_ids` beside the second and the third:
 
-        * `input_ids` ``(B, L)`` int64. Their distinct values are found here (on a GPU this waits for
-          the device once).
+        * `input_ids` ``(B, L)`` int64. Their distinct values are found here, for which a GPU is waited for.
         * `glyph_ids` ``(U,)`` and `glyph_index` ``(B, L)`` int64 with
-          ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait. `input_ids` may stand beside them.
+          ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait.
         * `glyph_vectors`, each ``(U, d)``, that HanGlyph made before (for several batches, see `SharedGlyphs`), and
-          `glyph_index`, each token's row in them. `input_ids` may stand beside them.
+          `glyph_index`, each token's row in them.
         * `inputs_embeds` ``(B, L, d)`` in place of the glyph vectors; then no glyph skips are added.
 
         In evaluation mode and without gradients, glyph vectors are kept for later batches (see `GlyphCache`), unless
@@ -215,9 +214,8 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             attention_mask: ``(B, L)``, 1 for tokens and 0 for padding; default all 1.
             token_type_ids: ``(B, L)``, 0 or 1; default 0.
             position_ids: ``(B, L)``; default 0, 1, 2, ...
-            first_token_only: `first_states` ``(B, d)`` are wanted, the states of the sequences' first tokens. The last
-                block then computes no others and the last hidden states are ``(B, 1, d)``; but all of them
-                if states are recorded or the caller packed the batch.
+            first_token_only: `first_states` ``(B, d)`` are wanted. The last block then computes no others and the last
+                hidden states are ``(B, 1, d)``; but all of them if states are recorded or the caller packed the batch.
 
         Raises `ValueError`: none or several of the four forms, an empty batch, nothing but padding, more than
         `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the values can tell is

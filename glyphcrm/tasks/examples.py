@@ -81,7 +81,7 @@ class Task:
 
     name: str
     title: str
-    kind: Kind
+    kind: Kind = Kind.SENTENCE
     source: str  # where the set can be had and in which format; one line
     read: Callable[[Path], Splits]  # takes the folder that holds the files
     folder: str = ""  # its folder below --data; empty: the task brings its files along
