@@ -109,9 +109,8 @@ def target_name(target: Target) -> str:
 def compile_ahead(launch: Launch, target: Target) -> Any:
     """Return what Triton compiles `launch` to for a GPU of that kind.
 
-    Triton's own binder derives the signature from the arguments, so integers that are 1, divisible by
-    16 or too large for 32 bits are specialised as in a real launch. Results come from Triton's cache
-    (TRITON_CACHE_DIR) if they are there.
+    Triton's own binder derives the signature from the arguments, so integers are specialised as in a real launch.
+    Results come from Triton's cache (TRITON_CACHE_DIR) if they are there.
     """
     kernel = launch.kernel
     gpu = GPUTarget(target.backend, target.arch, 64 if target.backend == "hip" else 32)

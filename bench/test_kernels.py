@@ -3,10 +3,9 @@
     pytest bench/test_kernels.py --benchmark [--benchmark-json FILE]
 
 The ways of a group are the op's implementations, by name, and its peers. An implementation that cannot run here, or
-that backend="auto" passes over, is skipped with the reason. pytest-benchmark's rows are measured one after the
-other, minutes apart, and a machine's speed drifts. So the ratios, in the table at the end and in the JSON, are
-measured apart: before each round of a way runs one of what "auto" chooses, the group's first way, A B A B, and the
-ratio is that of the two medians.
+that backend="auto" passes over, is skipped with the reason. A machine's speed drifts, so the ratios, in the table at
+the end and in the JSON, are measured apart from pytest-benchmark's rows: before each round of a way runs one of what
+"auto" chooses, the group's first way, A B A B, and the ratio is that of the two medians.
 
 Each round works on the next of several sets of random inputs that together exceed the caches. A way
 that does not compute what the op's reference computes in float32 fails, and is not timed.

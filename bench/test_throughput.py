@@ -98,8 +98,9 @@ def test_peak_memory(asked: Options, material: Material, rows: list[Row]) -> Non
     assert min(own_added, peer_added) > 0
     what = f"peak memory of a training step, {asked.sizes.batch} x {asked.sizes.length}"
     ratio = row("memory", what, BERT_TRAINING, [own_added], [peer_added], at_most=1.15)
-    note = f"the ratio is that of the peaks less what was there after the imports, {_mib(own.before)} and "
-    rows.append(replace(ratio, own=own.peak, peer_own=peer.peak, note=note + _mib(peer.before)))
+    before = " and ".join(ratio.amount(peak.before) for peak in (own, peer))
+    note = f"the ratio is that of the peaks less what was there after the imports, {before}"
+    rows.append(replace(ratio, own=own.peak, peer_own=peer.peak, note=note))
 
 
 def test_start_up(asked: Options, material: Material, rows: list[Row]) -> None:
@@ -230,7 +231,3 @@ def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -
 def _step_with(idea: ideas.Idea, models: Models, step: list[Batch]) -> None:
     with idea.switched_on(models.glyphcrm):
         models.glyphcrm_step([idea.arguments(batch) for batch in step], idea.once_a_step)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

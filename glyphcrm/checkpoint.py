@@ -25,10 +25,7 @@ TABLE = "glyph_table."
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write model and tokenizer to a new directory, which is there whole or not at all.
-
-    Raises `UserError`: it could not be written.
-    """
+    """Write model and tokenizer to a new directory, whole or not at all; raise `UserError` if it cannot be written."""
     with whole_directory(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer = copy.copy(tokenizer)
@@ -37,10 +34,7 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT")) -> dict[str, Any]:
-    """Return the config.json of one of some kinds of model.
-
-    Raises `UserError`: there is none, or one of another model.
-    """
+    """Return the config.json of one of some kinds of model; raise `UserError` if there is none of these."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         found = f"a {config['model_type']} model"
@@ -54,10 +48,7 @@ def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT"))
 def load_checkpoint(
     directory: Path, model_class: type[AnyModel], **settings: Any
 ) -> tuple[AnyModel, GlyphCRMTokenizer]:
-    """Load a model, with `settings` changed in its configuration, and its tokenizer, and check that they fit.
-
-    Raises `UserError`: no GlyphCRM checkpoint, or a damaged one.
-    """
+    """Load a model, with `settings` changed in its configuration, and its tokenizer; raise `UserError` if damaged."""
     read_config(directory, ("GlyphCRM",))
     try:
         loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
@@ -79,10 +70,7 @@ def load_checkpoint(
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where: Path) -> None:
-    """Refuse a tokenizer whose ids are not the rows of the model's atlas.
-
-    Raises `UserError`: the two were not saved together.
-    """
+    """Raise `UserError` for a tokenizer whose ids are not the rows of the model's atlas."""
     config = model.config
     if tokenizer.vocab_size != config.num_glyphs or tokens_digest(tokenizer.tokens) != config.tokens_sha256:
         raise UserError(
@@ -92,10 +80,7 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where:
 
 
 def load_atlas(directory: Path) -> GlyphAtlas:
-    """Return the atlas inside a checkpoint directory, without loading the model.
-
-    Raises `UserError`: a file is missing or damaged, or they do not belong together.
-    """
+    """Return the atlas inside a checkpoint directory, without loading the model; raise `UserError` if it is damaged."""
     try:
         config = GlyphCRMConfig.from_pretrained(directory)
     except Exception as error:  # whatever a damaged configuration makes transformers raise

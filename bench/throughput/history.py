@@ -130,10 +130,7 @@ def append(run: Run, path: Path) -> None:
 
 
 def read(path: Path) -> list[Run]:
-    """Return the runs of a file, oldest first; none if it is not there.
-
-    Raises `ValueError`, which names file and line, where a line is no record of a run.
-    """
+    """Return the runs of a file, oldest first, none if it is not there; raise `ValueError` if a line is no run."""
     if not path.exists():
         return []
     runs = []

@@ -65,9 +65,10 @@ class PretrainingCollator:
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors: those of `padded_inputs`; `labels` (B, L), -100 where nothing is predicted;
+        """Return int64 tensors: those of `padded_inputs`, and the labels.
 
-        `label_index` (M,), where labels.flatten() is not -100; and `next_sentence_label` (B,).
+        These are `labels` (B, L), -100 where nothing is predicted, `label_index` (M,), where labels.flatten() is not
+        -100, and `next_sentence_label` (B,).
 
         Raises `ValueError` if there is no sample, or nothing but padding in all of them.
         """

@@ -11,10 +11,7 @@ from glyphcrm.normalization import normalize
 
 
 def read_characters(path: Path) -> frozenset[str]:
-    """Return the characters of a UTF-8 file, in any arrangement; white space does not count.
-
-    Raises `UserError`: the file cannot be read, or holds no character.
-    """
+    """Return the characters of a UTF-8 file, in any arrangement; raise `UserError` if it cannot be read or has none."""
     try:
         characters = frozenset(normalize(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:

@@ -60,10 +60,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: Path, fingerprint: str | None = None) -> TokenStore:
-        """Open the store in `directory`.
-
-        Raises `UserError` if it is not whole, or if `fingerprint` is given and is not its own.
-        """
+        """Open a store; raise `UserError` if it is not whole, or if `fingerprint` is given and is not its own."""
         store = cls(directory)
         if fingerprint is not None and store.fingerprint != fingerprint:
             raise UserError(

@@ -63,10 +63,9 @@ class GlyphAtlas:
 
     @classmethod
     def build(cls, tokens: Iterable[str], fonts: Sequence[Font], *, progress: bool = False) -> GlyphAtlas:
-        """Draw each of `tokens` with the first of `fonts` that has it.
+        """Draw each of `tokens` with the first of `fonts` that has it; `progress` shows a bar on a terminal.
 
-        `progress` shows a bar when stderr is a terminal. Raises `UserError` when no font has a character
-        (or all the letters of a special token), with up to five of those characters.
+        Raises `UserError` when no font has a character (or all the letters of a special token).
         """
         tokens = tuple(tokens)
         _check_tokens(tokens)

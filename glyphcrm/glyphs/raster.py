@@ -109,24 +109,20 @@ class Rasterizer:
         ink. It is taken from the drawn pixels, since the metrics that a font states can be wrong.
         """
         for margin in _MARGINS:
-            canvas = self._canvas(text, pixels, margin)
+            drawn = Image.new("L", (2 * margin, 2 * margin))
+            try:
+                ImageDraw.Draw(drawn).text((margin, margin), text, 255, self._face(pixels), "ms")
+            except (OSError, ValueError, MemoryError, Image.DecompressionBombError) as error:
+                raise UserError(f"font {self.font.name}: cannot draw {text!r} ({error})") from error
+            # Without dithering, levels of 128 and more are ink. FreeType versions differ in their levels, and
+            # in their own binary mode, but not in which levels reach 128.
+            canvas = drawn.convert("1", dither=Image.Dither.NONE)
             box = canvas.getbbox()
             if box is not None and min(box) > 0 and max(box) < 2 * margin:
                 break
         if box is None:
             return canvas, None
         return canvas, (box[0] - margin, box[1] - margin, box[2] - margin, box[3] - margin)
-
-    def _canvas(self, text: str, pixels: int, margin: int) -> Image.Image:
-        """Draw `text` with its origin in the middle of a binary canvas, `margin` from every border."""
-        canvas = Image.new("L", (2 * margin, 2 * margin))
-        try:
-            ImageDraw.Draw(canvas).text((margin, margin), text, 255, self._face(pixels), "ms")
-        except (OSError, ValueError, MemoryError, Image.DecompressionBombError) as error:
-            raise UserError(f"font {self.font.name}: cannot draw {text!r} ({error})") from error
-        # Without dithering, levels of 128 and more are ink. FreeType versions differ in their levels, and
-        # in their own binary mode, but not in which levels reach 128.
-        return canvas.convert("1", dither=Image.Dither.NONE)
 
 
 def pack(pictures: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -96,12 +96,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the output ``(B, Q, d)`` and, from the eager implementation, the attention probabilities.
 
-        Args:
-            hidden_states: ``(B, L, d)``, which give keys and values.
-            attention_mask: in the attention implementation's form.
-            queries: ``(B, Q, d)``; default `hidden_states`.
-            kwargs: of transformers' attention interface. With `cu_seq_lens_q` and `cu_seq_lens_k` the batch is one
-                row in which each sequence attends to itself.
+        Keys and values are of `hidden_states` ``(B, L, d)``, queries of `queries` ``(B, Q, d)`` or the same. `kwargs`
+        are transformers'; with `cu_seq_lens_q` and `cu_seq_lens_k` each sequence of a packed row attends to itself.
         """
         queries = hidden_states if queries is None else queries
         query = self._heads(self.query(queries))

@@ -43,7 +43,6 @@ class EncoderBlock(GradientCheckpointingLayer):
             skip: ``(U, d)``, the glyph skip of each distinct character, or None.
             skip_index: ``(B, L)`` int64, each token's row in `skip`.
             positions: ``(B, Q)`` int64, the tokens whose output is wanted; the others are but attended to.
-            kwargs: as in `SelfAttention.forward`.
         """
         backend = kernel_backend(self.config)
         wanted = hidden_states

@@ -79,10 +79,10 @@ def read_documents(folder: Path) -> Splits:
     choices = ("cnews.train.txt", "cnews.val.txt", "cnews.test.txt"), ("cnews.val.txt",)
     parts = _read(folder, Columns(text=1, label=0), labels, *choices)
     notes = _fewer("the set", sum(map(len, parts)), PUBLISHED_DOCUMENTS)
-    if len(parts) == 1:
-        notes = (*notes, f"there is cnews.val.txt alone: {_SPLIT_NOTE.partition(': ')[2]}", *repeats_note(parts[0]))
-        return _text_splits(split(parts[0]), labels, notes)
-    return _text_splits(parts, labels, notes)
+    if len(parts) > 1:
+        return _text_splits(parts, labels, notes)
+    notes = (*notes, f"there is cnews.val.txt alone: {_SPLIT_NOTE.partition(': ')[2]}", *repeats_note(parts[0]))
+    return _text_splits(split(parts[0]), labels, notes)
 
 
 def read_toutiao(folder: Path) -> Splits:

@@ -136,10 +136,7 @@ TASKS = {task.name: task for task in _TASKS}
 
 
 def find_task(name_or_toml: str) -> Task:
-    """Return the task of that name, or the one that a .toml file describes.
-
-    Raises `UserError`: there is no such task (lists them) or file, or the file does not describe a task.
-    """
+    """Return the task of that name, or that a .toml file describes; raise `UserError` if there is none (lists them)."""
     if name_or_toml in TASKS:
         return TASKS[name_or_toml]
     if name_or_toml.endswith(".toml"):

@@ -140,10 +140,7 @@ def repeats_note(examples: Sequence[TextExample]) -> tuple[str, ...]:
 
 
 def check(splits: Splits, task: Task) -> None:
-    """Raise `UserError` if a part is empty, or if its labels are not those that training can learn.
-
-    Train must have two labels (a tagging task: one entity), and dev and test none that train lacks.
-    """
+    """Raise `UserError` if a part is empty, train has one label (no entity), or dev or test one that train lacks."""
     for name, part in splits.parts.items():
         if not part:
             raise UserError(f"{task.title}: {name} is empty; give more examples, or a file for each part")

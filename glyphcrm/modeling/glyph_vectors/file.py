@@ -25,8 +25,7 @@ def save_vectors(path: Path, hanglyph: HanGlyph, bitmaps: Tensor, dtype: torch.d
     """Encode all pictures, with a progress bar, and write their vectors to `path`, whole or not at all.
 
     `bitmaps` are ``(N, 288)`` uint8 on HanGlyph's device, `dtype` is that of the vectors in the file, one of `DTYPES`.
-
-    Raises `UserError`: the file cannot be written.
+    Raises `UserError` if the file cannot be written.
     """
     with tqdm(total=len(bitmaps), desc="encoding", unit=" characters", dynamic_ncols=True) as bar:
 

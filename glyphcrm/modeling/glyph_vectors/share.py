@@ -17,7 +17,7 @@ class SharedGlyphs:
     """The vectors of all distinct characters of some batches; each batch's backward stops at them.
 
     Half of a batch's distinct characters stand in the next one, too: 4,096 tokens of news hold 970 of them, four times
-    as many tokens 1,700, and the 131,072 tokens of the paper's step 2,990. So it pays to look at the whole step:
+    as many tokens 1,700. So it pays to look at the whole step:
 
         glyphs = SharedGlyphs(model, batches)
         for batch in batches:
