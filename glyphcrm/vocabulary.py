@@ -45,9 +45,8 @@ def build_vocabulary(
 def input_only_tokens(vocabulary: Iterable[str], fonts: Sequence[Font]) -> list[str]:
     """Return every Han and ASCII character of `fonts` that is not in `vocabulary`, in code point order.
 
-    ASCII, since a text may have full-width letters alone, and all others would be [UNK]. Characters
-    that normalisation turns into others are left out. So are those that only a font found on this
-    machine has (`Font.system`), so that an atlas does not depend on the machine it is built on.
+    ASCII, since a text may have full-width letters alone. Characters that normalisation turns into others are left out,
+    and those that only a font found on this machine has (`Font.system`), on which an atlas must not depend.
     """
     points = set().union(*(font.coverage for font in fonts if not font.system))
     readable = {chr(point) for point in points if is_han(point) or point < 0x80}

@@ -21,8 +21,8 @@ Ids = npt.NDArray[np.unsignedinteger]
 def split_documents(count: int, held_out_fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split range(count) into training and held-out documents, both sorted int64.
 
-    The held-out ones stand at even distances over the corpus; the same arguments give the same
-    split. Each part gets at least two documents, as a wrong continuation needs another document.
+    The held-out ones stand at even distances over the corpus. Each part gets at least two documents, as a wrong
+    continuation needs another document.
 
     Raises `UserError` if there are fewer than 4 documents or the fraction is not within (0, 1).
     """

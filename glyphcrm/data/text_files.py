@@ -31,8 +31,7 @@ ENDINGS = (".txt", ".jsonl", ".parquet", *COMPRESSED, *(f".jsonl{c}" for c in CO
 def expand(patterns: Sequence[str]) -> list[Path]:
     """Return the files that `patterns` (paths or globs, `**` too) name: sorted, each file once.
 
-    Raises `UserError` where a pattern matches nothing, or names a missing or empty file, a
-    directory, or a file whose ending `iter_documents` does not know.
+    Raises `UserError` for a pattern that matches nothing, a missing or empty file, a directory, or an unknown ending.
     """
     if not patterns:
         raise UserError("no text file was given; give files or patterns such as 'corpus/*.txt.xz'")

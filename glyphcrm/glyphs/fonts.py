@@ -49,7 +49,7 @@ class Font:
         return ord(char) in self.coverage
 
     def sized(self, pixels: int) -> ImageFont.FreeTypeFont:
-        """Return the face at `pixels` to the em, without complex layout; raise `UserError` if FreeType cannot read it."""
+        """Return the face at `pixels` to the em, without complex layout; raise `UserError` if it cannot be read."""
         try:
             # Not `ImageFont.truetype`: when a file is bad, that opens a system font of the same name.
             face = ImageFont.FreeTypeFont(str(self.path), pixels, self.index, layout_engine=ImageFont.Layout.BASIC)

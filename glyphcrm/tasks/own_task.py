@@ -40,7 +40,7 @@ _OTHER_KEYS = ("kind", "title", "metric", "learning_rate", "max_length", "batch_
 
 
 def read_own_task(toml: Path) -> Task:
-    """Return the task that `toml` describes; its name is that of the file, its files are looked for when it is read.
+    """Return the task that `toml` describes, named as the file; its files are looked for when it is read.
 
     Raises `UserError`: the file cannot be read or is no TOML, a key is missing, unknown or of the wrong type, or a
     value is out of bounds; names the file and the key.
