@@ -164,7 +164,8 @@ def find_sanitizer() -> Path | None:
     folders = [
         os.path.join(toolkit, name) for toolkit in filter(None, toolkits) for name in ("bin", "compute-sanitizer")
     ]
-    found = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *folders]))
+    name = "compute-sanitizer"
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
     return Path(found) if found else None
 
 
