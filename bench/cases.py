@@ -68,34 +68,20 @@ class Draw:
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at given sizes.
+    """An operation at given sizes."""
 
-    Attributes:
-        op: its name in the registry.
-        size: its sizes, for people.
-        draw: makes the tensors, by parameter name; floating-point ones are differentiated unless `constant`.
-        unit: what its speed is measured in, "GB/s" or "TFLOP/s".
-        flops: multiplications and additions that the result needs; a training step needs
-            `training_flops` times as many.
-        settings: the op's other arguments.
-        peers: ways of others, by name.
-        drops: whether the op has dropout, whose probability is its argument `p`.
-        rows_read: for inputs of which only some rows are used, how many.
-        quick: whether it is part of the quick static report, which still has every kernel.
-    """
-
-    op: str
-    size: str
-    draw: Callable[[Draw], Inputs]
-    unit: str
-    flops: float
-    training_flops: float = 3.0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    peers: Mapping[str, Way] = field(default_factory=dict)
-    drops: bool = False
-    constant: tuple[str, ...] = ()
-    rows_read: Mapping[str, int] = field(default_factory=dict)
-    quick: bool = False
+    op: str  # its name in the registry
+    size: str  # for people
+    draw: Callable[[Draw], Inputs]  # makes the tensors, by parameter name
+    unit: str  # of its speed, "GB/s" or "TFLOP/s"
+    flops: float  # multiplications and additions that the result needs
+    training_flops: float = 3.0  # how many times as many a training step needs
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the op's other arguments
+    peers: Mapping[str, Way] = field(default_factory=dict)  # ways of others, by name
+    drops: bool = False  # it has dropout, whose probability is its argument `p`
+    constant: tuple[str, ...] = ()  # floating-point tensors that are not differentiated
+    rows_read: Mapping[str, int] = field(default_factory=dict)  # of inputs of which only some rows are used
+    quick: bool = False  # part of the quick static report, which still has every kernel
 
     @property
     def ways(self) -> dict[str, Way]:
@@ -121,10 +107,9 @@ class Case:
         return {name: t.detach().requires_grad_(training and id(t) in leaves) for name, t in inputs.items()}
 
     def bytes_moved(self, inputs: Inputs, outputs: Outputs, training: bool) -> int:
-        """Return the least traffic with memory: inputs read, outputs written; in training also inputs and
+        """Return the least traffic with memory: inputs read, outputs written, and in training the gradients.
 
-        gradients of the outputs read, gradients of the inputs written. What is kept in between comes on top
-        in every way; for all ways of a case this figure is the same, so their GB/s compare as times do.
+        What is kept in between comes on top in every way; for all ways of a case this figure is the same.
         """
         read = sum(t.nbytes * self.rows_read.get(name, len(t)) // len(t) for name, t in inputs.items())
         written = sum(t.nbytes for t in outputs)
@@ -142,11 +127,10 @@ def step(way: Way, case: Case, inputs: Inputs, p: float, cotangents: Outputs | N
     return outputs, torch.autograd.grad(outputs, case.leaves(inputs), cotangents)
 
 
-def cases(sizes: Sizes, device: str = "cpu") -> list[Case]:
+def all_cases(sizes: Sizes, device: str = "cpu") -> list[Case]:
     """Return the cases of every op of the registry.
 
-    Raises:
-        LookupError: an op has none.
+    Raises `LookupError`: an op has none.
     """
     if missing := OPS.keys() - CASES.keys():
         raise LookupError(f"there are no cases of {', '.join(sorted(missing))}; add a function to CASES in {__file__}")

@@ -25,11 +25,7 @@ def bandwidth(device: str) -> float:
 
 @cache
 def arithmetic(device: str, dtype: torch.dtype) -> float:
-    """Return TFLOP/s of a matrix product.
-
-    On a GPU, float32 may be computed as three products of TF32 numbers, as the kernels do: it is the
-    larger of the plain rate and a third of TF32's.
-    """
+    """Return TFLOP/s of a matrix product; in float32 a GPU may also take three of TF32, as the kernels do."""
     n = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     rate = 2 * n**3 / _least_seconds(device, lambda: a @ b) / 1e12

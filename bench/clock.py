@@ -59,8 +59,7 @@ class GpuClock:
     """The GPU's seconds for one of `calls` launches in a row, without the host's.
 
     Before a round the GPU is kept busy (`hold`) while the host queues the whole round, so that it then
-    runs without gaps, as in a training step whose host is ahead. `host_was_late` says that this did not
-    succeed: then the time includes waiting for the host.
+    runs without gaps, as in a training step whose host is ahead. If `host_was_late`, the time includes waiting for it.
     """
 
     rounds = 20
@@ -77,10 +76,9 @@ class GpuClock:
         return self._last
 
     def prepare(self, *ways: Callable[[], object]) -> int:
-        """Warm up, choose how many calls make two milliseconds, and return the number of rounds.
+        """Warm up, choose how many calls of the slowest make two milliseconds, and return the number of rounds.
 
-        The ways take turns in the rounds that follow; the slowest on the GPU sets the calls, the slowest on
-        the host the hold.
+        The ways take turns in the rounds that follow; the slowest on the host sets the hold.
         """
         hosts, devices = [], []
         for call in ways:
@@ -121,13 +119,11 @@ def clock_for(device: str) -> Clock:
 def seconds_by_turns(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
     """Call every way once a round, in reverse order in every other round, and return the seconds of each call.
 
-    A machine's speed drifts, so only what ran in the same minute compares. A way is called with the round's number, and
-    is not warmed up here.
+    A machine's speed drifts, so only what ran in the same minute compares. A way is called with the round's number.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
-        order = list(ways) if number % 2 == 0 else list(reversed(ways))
-        for name in order:
+        for name in reversed(ways) if number % 2 else ways:
             gc.collect()
             start = time.perf_counter()
             ways[name](number)

@@ -18,7 +18,7 @@ from glyphcrm_kernels._shared.launch import Launch
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from glyphcrm_kernels.registry import OPS
 
-from bench.cases import DROPOUT, SMOKE, Case, Draw, cases, step
+from bench.cases import DROPOUT, SMOKE, Case, Draw, all_cases, step
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
@@ -59,7 +59,7 @@ def main() -> None:
         launched.add(getattr(launch.kernel, "__name__", None) or launch.kernel.fn.__name__)
         start(launch)
 
-    every = [case for c1, c2 in CHANNELS for case in cases(replace(SIZES, c1=c1, c2=c2), DEVICE)]
+    every = [case for c1, c2 in CHANNELS for case in all_cases(replace(SIZES, c1=c1, c2=c2), DEVICE)]
     with mock.patch.object(Launch, "run", record):
         for dtype in DTYPES:
             for case in (case for case in every if "triton" in OPS[case.op].implementations):

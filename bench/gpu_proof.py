@@ -37,7 +37,7 @@ from bench.results import read, table
 
 TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
-TESTS = ("tests/kernels", "tests/modeling/test_kernel_backend.py")
+TESTS = ("tests/kernels", "tests/modeling/test_backend.py")
 SYSTEM_TOOLKIT = "/usr/local/cuda"
 TIMEOUT = 7200  # seconds; a step that hangs shall not cost the report
 SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something
@@ -49,24 +49,16 @@ QUICK_BENCHMARKS = "add_norm-2-way and not compile"
 
 @dataclass
 class Step:
-    """One command of the proof.
-
-    Attributes:
-        command: what runs, in the repository.
-        environment: what is added to the environment.
-        skip: why it does not run, or nothing.
-        status: "passed", "failed", "skipped", or "not run" yet.
-        output: the end of what it printed; all of it is in a log beside the report.
-    """
+    """One command of the proof."""
 
     name: str
     command: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    skip: str = ""
+    environment: dict[str, str] = field(default_factory=dict)  # what is added to it
+    skip: str = ""  # why it does not run
     timeout: float = TIMEOUT
-    status: str = "not run"
+    status: str = "not run"  # then "passed", "failed" or "skipped"
     seconds: float = 0.0
-    output: str = ""
+    output: str = ""  # the end of what it printed; all of it is in a log beside the report
 
     def run(self, log: Path, common: dict[str, str]) -> None:
         """Run the command to its end, and its children with it if it takes too long."""
@@ -84,10 +76,9 @@ class Step:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            ending = ""
             try:
-                if code := process.wait(self.timeout):
-                    ending = f"exit code {code}"
+                code = process.wait(self.timeout)
+                ending = f"exit code {code}" if code else ""
             except subprocess.TimeoutExpired:
                 ending = f"stopped after {self.timeout:,.0f} seconds"
             finally:
@@ -109,12 +100,10 @@ def steps(output: Path, dry_run: bool) -> list[Step]:
     benchmarks = output / BENCHMARKS
     step_options = ["--preset", "nano", "--batch-size", "2", "--no-bf16", "--small-text"] if dry_run else []
     compiler = {"TRITON_INTERPRET": "0"}  # the report compiles, and never runs a kernel
-    proof = [
+    return [
         Step("kernel tests", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
         Step("every kernel, indices checked", exercise, {"GLYPHCRM_CHECK_INDICES": "1"}),
-    ]
-    proof += [_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")]
-    proof += [
+        *(_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")),
         Step(
             "pre-training steps, both backends",
             [python, "-m", "bench.pretraining_step", "--output", str(output / "pretraining"), *step_options],
@@ -137,12 +126,10 @@ def steps(output: Path, dry_run: bool) -> list[Step]:
         ),
         Step("chart", [python, "-m", "bench.chart", str(benchmarks), "-o", str(output / "benchmarks.png")]),
     ]
-    return proof
 
 
 def _sanitizer_step(tool: str, exercise: list[str], dry_run: bool) -> Step:
     sanitizer = find_sanitizer()
-    skip = ""
     if sanitizer is None:
         skip = (
             "compute-sanitizer is neither in PATH, nor in CUDA_HOME, nor installed by pip (nvidia-cuda-sanitizer-api)"
@@ -172,15 +159,14 @@ def _sanitizer_step(tool: str, exercise: list[str], dry_run: bool) -> Step:
 
 def find_sanitizer() -> Path | None:
     """Return where compute-sanitizer is: PATH, the CUDA toolkit, or the pip package."""
-    if found := shutil.which("compute-sanitizer"):
-        return Path(found)
-    toolkits = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    folders = [Path(toolkit) for toolkit in (*toolkits, SYSTEM_TOOLKIT)]
-    for folder in sys.path:
-        folders += Path(folder, "nvidia").glob("*/")
-    places = ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer")
-    candidates = (folder / place for folder in folders for place in places)
-    return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
+    toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), SYSTEM_TOOLKIT]
+    toolkits += (str(path) for folder in sys.path for path in Path(folder, "nvidia").glob("*/"))
+    folders = [
+        os.path.join(toolkit, name) for toolkit in filter(None, toolkits) for name in ("bin", "compute-sanitizer")
+    ]
+    name = "compute-sanitizer"
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
+    return Path(found) if found else None
 
 
 @cache
@@ -208,19 +194,20 @@ def environment() -> dict[str, Any]:
             "compute capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "GPU memory, GiB": round(properties.total_memory / 2**30, 1),
-            "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            "SM clock now and at most": first_line(
-                "nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm", "--format=csv,noheader"
-            ),
+            "driver": _from_driver("driver_version"),
+            "SM clock now and at most": _from_driver("clocks.sm,clocks.max.sm"),
         }
     return versions
+
+
+def _from_driver(fields: str) -> str:
+    return first_line("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
 
 
 def missing_gpu() -> str:
     """Say why the kernels cannot run on a GPU here, or nothing."""
     if not torch.cuda.is_available():
-        driver = first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        return f"there is no GPU that torch {torch.__version__} can use (driver: {driver})"
+        return f"there is no GPU that torch {torch.__version__} can use (driver: {_from_driver('driver_version')})"
     from glyphcrm_kernels._shared.gpus import obstacle_on
     from glyphcrm_kernels._shared.launch import target_of
 
@@ -236,30 +223,29 @@ def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     common = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "TRITON_INTERPRET": "1" if dry_run else "0"}
     facts = environment()
-    try:
-        for i, step in enumerate(proof, 1):
-            print(f"[{i}/{len(proof)}] {step.name} ... ", end="", flush=True)
+    for i, step in enumerate(proof, 1):
+        print(f"[{i}/{len(proof)}] {step.name} ... ", end="", flush=True)
+        try:
             step.run(output / f"{i}-{step.name.replace(',', '').replace(' ', '-')}.log", common)
-            print(f"skipped: {step.skip}" if step.skip else f"{step.status}, {step.seconds:,.0f} s", flush=True)
+        finally:
             write_report(proof, facts, output, dry_run)
-    finally:
-        write_report(proof, facts, output, dry_run)
+        print(f"skipped: {step.skip}" if step.skip else f"{step.status}, {step.seconds:,.0f} s", flush=True)
     print(f"{verdict(proof, dry_run)}\n{output / 'report.md'}")
     return 0 if all(step.status in ("passed", "skipped") for step in proof) else 1
 
 
 def verdict(proof: Sequence[Step], dry_run: bool) -> str:
     """Return the first line of the report."""
-    names = {status: [s.name for s in proof if s.status == status] for status in ("failed", "not run", "skipped")}
-    ran = len(proof) - len(names["not run"]) - len(names["skipped"])
-    if names["failed"]:
-        text = f"FAILED: {'; '.join(names['failed'])} ({len(names['failed'])} of {ran} steps that ran)"
-    elif names["not run"]:
-        text = f"UNFINISHED: {ran} steps passed, not run: {'; '.join(names['not run'])}"
+    failed, missing, skipped = ([s.name for s in proof if s.status == x] for x in ("failed", "not run", "skipped"))
+    ran = len(proof) - len(missing) - len(skipped)
+    if failed:
+        text = f"FAILED: {'; '.join(failed)} ({len(failed)} of {ran} steps that ran)"
+    elif missing:
+        text = f"UNFINISHED: {ran} steps passed, not run: {'; '.join(missing)}"
     else:
         text = f"PASSED: all {ran} steps that ran"
-    if names["skipped"]:
-        text += f"; skipped: {'; '.join(names['skipped'])}"
+    if skipped:
+        text += f"; skipped: {'; '.join(skipped)}"
     return f"DRY RUN, no kernel ran on a GPU. {text}" if dry_run else text
 
 

@@ -1,8 +1,14 @@
-"""Markdown tables whose columns are aligned, so that they read well in a terminal, too."""
+"""Markdown tables whose columns are aligned, so that they read well in a terminal, too; and numbers in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor, log10
+
+
+def three_digits(value: float) -> str:
+    """Return a number above 0 with at least three digits that count."""
+    return f"{value:,.{max(0, 2 - floor(log10(value)))}f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

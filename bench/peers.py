@@ -24,22 +24,14 @@ EPS = 1e-12
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute an op.
+    """One way to compute an op."""
 
-    Attributes:
-        run: from the inputs and the dropout probability to the outputs.
-        lay_out: brings the inputs into the memory order that this way works in; not timed, because a
-            model of that kind would keep it from layer to layer.
-        compiled: through `torch.compile`, which takes seconds for each case.
-        training: whether it can be differentiated.
-        needs: pip package that has to be installed, as it is imported.
-    """
-
-    run: Callable[[Inputs, float], Outputs]
+    run: Callable[[Inputs, float], Outputs]  # from the inputs and the dropout probability
+    # Into the memory order that this way works in; not timed, as a model would keep it from layer to layer.
     lay_out: Callable[[Inputs], Inputs] = lambda inputs: inputs
-    compiled: bool = False
-    training: bool = True
-    needs: str = ""
+    compiled: bool = False  # through `torch.compile`, which takes seconds for each case
+    training: bool = True  # whether it can be differentiated
+    needs: str = ""  # pip package that has to be installed, as it is imported
 
     @property
     def missing(self) -> str:

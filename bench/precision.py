@@ -32,11 +32,6 @@ from glyphcrm.tasks import Example, Task, find_task, load_splits
 FLOAT32 = "float32"
 
 
-def bfloat16(model: PreTrainedModel) -> nn.Module:
-    """All weights and activations in bfloat16: what ``from_pretrained(..., dtype=torch.bfloat16)`` gives."""
-    return model.bfloat16()
-
-
 def int8(model: PreTrainedModel) -> nn.Module:
     """Linear layers of the encoder in int8, each activation's scale found as it comes; PyTorch means to remove this.
 
@@ -54,28 +49,20 @@ def int8(model: PreTrainedModel) -> nn.Module:
 
 WAYS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
     FLOAT32: lambda model: model,
-    "bfloat16": bfloat16,
+    "bfloat16": lambda model: model.bfloat16(),  # all of it, as of from_pretrained(..., dtype=torch.bfloat16)
     "int8": int8,
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way.
+    """One way."""
 
-    Attributes:
-        name: of the numbers.
-        scores: on test, by name.
-        same: share of the examples that get float32's prediction.
-        speed: float32's seconds over its own, median of the rounds.
-        spread: their interquartile range.
-    """
-
-    name: str
-    scores: dict[str, float]
-    same: float
-    speed: float
-    spread: float
+    name: str  # of the numbers
+    scores: dict[str, float]  # on test, by name
+    same: float  # share of the examples that get float32's prediction
+    speed: float  # float32's seconds over its own, median of the rounds
+    spread: float  # interquartile range of the rounds' speeds
 
 
 def compare(

@@ -22,7 +22,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
+from bench.environment import ROOT
+
 STEPS = 2
 MEASURES = ("mlm_loss", "nsp_loss", "grad_norm")
 # Relative differences that may be rounding, in (float32, bfloat16); in bfloat16 on top of HALF_TOLERANCE times
@@ -55,12 +56,6 @@ class Run:
             for name, t in other.update.items()
             if NOISE not in name and t.any()
         }
-
-
-def write_text(path: Path) -> None:
-    """Write a little text, in documents of ten sentences."""
-    documents = ["".join(SENTENCES[(i + j) % len(SENTENCES)] for j in range(10)) for i in range(40)]
-    path.write_text("\n\n".join(documents), encoding="utf-8")
 
 
 def pretrain(directory: Path, backend: str, arguments: Sequence[str], bf16: bool) -> None:
@@ -111,8 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common += ["--steps", str(STEPS), "--warmup-steps", "0", "--log-every", "1", "--save-every", str(STEPS)]
     common += ["--eval-every", str(STEPS), "--eval-samples", "2", "--workers", "0", "--no-input-only"]
     if options.small_text:
-        write_text(options.output / "text.txt")
-        common += ["--data", str(options.output / "text.txt")]
+        text = options.output / "text.txt"
+        documents = ["".join(SENTENCES[(i + j) % len(SENTENCES)] for j in range(10)) for i in range(40)]
+        text.write_text("\n\n".join(documents), encoding="utf-8")
+        common += ["--data", str(text)]
 
     # One set of first weights for all: a model's initialisation passes through the kernels, too.
     start = options.output / "start"
@@ -143,10 +140,8 @@ def compare(runs: dict[tuple[str, bool], Run]) -> list[str]:
         print(f"    updates of the weights {updates[worst]:.1e} ({worst}, the worst of {len(updates)})")
         if backend == "reference":
             continue
-        own_measures, own_updates = 0.0, dict.fromkeys(updates, 0.0)
-        if bf16:
-            peer = runs["reference", True]
-            own_measures, own_updates = peer.measure_difference(exact), peer.update_differences(exact)
+        peer = runs["reference", bf16]  # in float32 `exact` itself, which is nowhere from itself
+        own_measures, own_updates = peer.measure_difference(exact), peer.update_differences(exact)
         allowed = MEASURES_TOLERANCE[bf16] + HALF_TOLERANCE * own_measures
         if not measures <= allowed:
             failures.append(f"{name}: losses are {measures:.1e} away, allowed {allowed:.1e}")

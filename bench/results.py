@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from math import floor, log10
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,29 +13,21 @@ from bench import markdown
 
 
 class Result(NamedTuple):
-    """One way of computing one case; these are the fields of a benchmark's "extra_info".
-
-    Attributes:
-        seconds: median of a call.
-        ratio: seconds, as a multiple of those of the group's first way, measured alternately.
-        speed, unit: GB/s of the least traffic, or TFLOP/s of the least arithmetic.
-        share: of the ceiling that was measured on this machine.
-        host_was_late: the GPU had to wait for launches, so `seconds` is not all its own.
-    """
+    """One way of computing one case; these are the fields of a benchmark's "extra_info"."""
 
     op: str
     size: str
     dtype: str
     direction: str
     way: str
-    seconds: float
-    ratio: float
+    seconds: float  # median of a call
+    ratio: float  # seconds, as a multiple of those of the group's first way, measured alternately
     speed: float
-    unit: str
-    share: float
+    unit: str  # GB/s of the least traffic, or TFLOP/s of the least arithmetic
+    share: float  # of the ceiling that was measured on this machine
     bytes: int
     flops: float
-    host_was_late: bool
+    host_was_late: bool  # the GPU had to wait for launches, so `seconds` is not all its own
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -46,8 +37,8 @@ class Result(NamedTuple):
     def shown_speed(self) -> str:
         """The speed for people, in GFLOP/s where it is below a TFLOP/s."""
         if self.unit == "TFLOP/s" and self.speed < 1:
-            return f"{_three_digits(1e3 * self.speed)} GFLOP/s"
-        return f"{_three_digits(self.speed)} {self.unit}"
+            return f"{markdown.three_digits(1e3 * self.speed)} GFLOP/s"
+        return f"{markdown.three_digits(self.speed)} {self.unit}"
 
 
 RESULTS = pytest.StashKey[list[Result]]()
@@ -73,10 +64,6 @@ def table(results: Iterable[Result]) -> list[str]:
         rows.append((case, r.way, _time(r.seconds) + mark, f"{r.ratio:.2f}", r.shown_speed, f"{r.share:.0%}"))
     note = ["", "\\* the GPU waited for the host, so this is not the kernels' own time"] if late else []
     return [*markdown.table(header, rows, left=2), *note]
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.{max(0, 2 - floor(log10(value)))}f}"
 
 
 def _time(seconds: float) -> str:

@@ -37,7 +37,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from bench import markdown
-from bench.cases import BASE, DROPOUT, Case, Draw, cases
+from bench.cases import BASE, DROPOUT, Case, Draw, all_cases
 
 KIB = 1024
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -109,9 +109,8 @@ def target_name(target: Target) -> str:
 def compile_ahead(launch: Launch, target: Target) -> Any:
     """Return what Triton compiles `launch` to for a GPU of that kind.
 
-    Triton's own binder derives the signature from the arguments, so integers that are 1, divisible by
-    16 or too large for 32 bits are specialised as in a real launch. Results come from Triton's cache
-    (TRITON_CACHE_DIR) if they are there.
+    Triton's own binder derives the signature from the arguments, so integers are specialised as in a real launch.
+    Results come from Triton's cache (TRITON_CACHE_DIR) if they are there.
     """
     kernel = launch.kernel
     gpu = GPUTarget(target.backend, target.arch, 64 if target.backend == "hip" else 32)
@@ -140,18 +139,14 @@ def examine(launch: Launch, target: Target) -> Compiled:
     # An encoding with a name of its own that begins with "mma" is a tensor core's.
     scalar_dots = len(re.findall(r"\btt\.dot .*-> tensor<[^>]*, #(?!mma)", ttgir))
     matrix, shared = Counter(MATRIX.findall(code)), result.metadata.shared
-    violations = []
-    if stack:
-        violations.append(f"{stack} bytes of stack a thread: registers are spilled")
-    if shared > chip.shared:
-        violations.append(f"{shared} bytes of shared memory; the chip gives a program {chip.shared}")
-    if scalar_dots:
-        violations.append(f"{scalar_dots} dots run without tensor cores")
-    if dots and not matrix:
-        violations.append("no tensor-core instruction, but tl.dot")
-    if ATOMIC.search(code):
-        violations.append("atomic operations on global memory: results would depend on the order of programs")
-    violations += _narrow_accesses(ttgir, widths, chip.access)
+    budgets = {
+        f"{stack} bytes of stack a thread: registers are spilled": stack,
+        f"{shared} bytes of shared memory; the chip gives a program {chip.shared}": shared > chip.shared,
+        f"{scalar_dots} dots run without tensor cores": scalar_dots,
+        "no tensor-core instruction, but tl.dot": dots and not matrix,
+        "atomic operations on global memory: results would depend on the order of programs": ATOMIC.search(code),
+    }
+    violations = [said for said, broken in budgets.items() if broken] + _narrow_accesses(ttgir, widths, chip.access)
     warps = re.search(r'"ttg\.total-num-warps" = (\d+)', ttgir)
     return Compiled(
         kernel=launch.kernel.__name__,
@@ -260,7 +255,7 @@ def jobs(quick: bool = False, only: str = "") -> list[Job]:
     """
     found: dict[str, Job] = {}
     for target, (c1, c2), dtype in itertools.product(CHIPS, CHANNELS[: 1 if quick else None], DTYPES[quick:]):
-        for case in cases(replace(SIZES, c1=c1, c2=c2)):
+        for case in all_cases(replace(SIZES, c1=c1, c2=c2)):
             if OPS[case.op].kernel_names and (case.quick or not quick):
                 for phase, launch in _launches(case, target, dtype, inference=case.drops and not quick):
                     job = Job(f"{case.op} {case.size}, {phase}", str(dtype).removeprefix("torch."), target, launch)
@@ -273,16 +268,17 @@ def _launches(case: Case, target: Target, dtype: torch.dtype, inference: bool) -
     """Yield what a case launches; its tensors are never written, as none of the kernels runs."""
     inputs, ways = case.draw(Draw(dtype, numbers=torch.empty)), OPS[case.op].implementations
     anywhere = ways["triton"]._replace(obstacle=lambda *_: "")
-    with mock.patch.dict(ways, triton=anywhere), record(target) as launched:
-        trained = case.differentiable(inputs, True)
-        outputs = case.run("triton", trained, DROPOUT)
+    trained = case.differentiable(inputs, True)
+    with mock.patch.dict(ways, triton=anywhere):
+        with record(target) as launched:
+            outputs = case.run("triton", trained, DROPOUT)
         yield from (("forward", launch) for launch in launched)
-        launched.clear()
-        torch.autograd.grad(outputs, case.leaves(trained), [torch.empty_like(t) for t in outputs])
+        with record(target) as launched:
+            torch.autograd.grad(outputs, case.leaves(trained), [torch.empty_like(t) for t in outputs])
         yield from (("backward", launch) for launch in launched)
-        launched.clear()
         if inference:
-            case.run("triton", inputs, 0.0)
+            with record(target) as launched:
+                case.run("triton", inputs, 0.0)
             yield from (("inference", launch) for launch in launched)
 
 

@@ -3,10 +3,9 @@
     pytest bench/test_kernels.py --benchmark [--benchmark-json FILE]
 
 The ways of a group are the op's implementations, by name, and its peers. An implementation that cannot run here, or
-that backend="auto" passes over, is skipped with the reason. pytest-benchmark's rows are measured one after the
-other, minutes apart, and a machine's speed drifts. So the ratios, in the table at the end and in the JSON, are
-measured apart: before each round of a way runs one of what "auto" chooses, the group's first way, A B A B, and the
-ratio is that of the two medians.
+that backend="auto" passes over, is skipped with the reason. A machine's speed drifts, so the ratios, in the table at
+the end and in the JSON, are measured apart from pytest-benchmark's rows: before each round of a way runs one of what
+"auto" chooses, the group's first way, A B A B, and the ratio is that of the two medians.
 
 Each round works on the next of several sets of random inputs that together exceed the caches. A way
 that does not compute what the op's reference computes in float32 fails, and is not timed.
@@ -24,7 +23,7 @@ import torch
 from glyphcrm_kernels import choice
 from glyphcrm_kernels.registry import OPS
 
-from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, cases, step
+from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, all_cases, step
 from bench.ceilings import ceiling
 from bench.clock import clock_for
 from bench.peers import Inputs, Outputs, Way
@@ -51,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sizes = SMOKE if not measure else BASE if DEVICE == "cuda" else CPU
     runs = [
         pytest.param(case, dtype, direction, name, id=f"{case.op}-{case.size}-{_name(dtype)}-{direction}-{name}")
-        for case in cases(sizes, DEVICE)
+        for case in all_cases(sizes, DEVICE)
         for dtype in DTYPES
         for direction in DIRECTIONS
         for name, way in case.ways.items()
@@ -158,8 +157,8 @@ def measure(benchmark: Any, case: Case, name: str, dtype: torch.dtype, direction
 
     benchmark.pedantic(one_round, (call,), setup=before_a_round, rounds=rounds)
     seconds = benchmark.stats.stats.median
-    amount = moved / 1e9 if case.unit == "GB/s" else _flops(case, training) / 1e12
-    speed = amount / seconds
+    flops = case.flops * (case.training_flops if training else 1)
+    speed = (moved / 1e9 if case.unit == "GB/s" else flops / 1e12) / seconds
     return Result(
         op=case.op,
         size=case.size,
@@ -172,7 +171,7 @@ def measure(benchmark: Any, case: Case, name: str, dtype: torch.dtype, direction
         unit=case.unit,
         share=speed / ceiling(DEVICE, case.unit, dtype),
         bytes=moved,
-        flops=_flops(case, training),
+        flops=flops,
         host_was_late=clock.host_was_late,
     )
 
@@ -195,10 +194,6 @@ def caller(case: Case, way: Way, drawn: list[Inputs], training: bool) -> Callabl
 def _cotangents(case: Case, inputs: Inputs) -> Outputs:
     outputs, _ = step(case.ways["reference"], case, inputs, 0.0, None)
     return tuple(torch.randn_like(t) for t in outputs)
-
-
-def _flops(case: Case, training: bool) -> float:
-    return case.flops * (case.training_flops if training else 1)
 
 
 def _cache_bytes() -> int:

@@ -10,10 +10,11 @@ No time fails a test; a wrong result does, before anything is timed. See `bench/
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from statistics import median
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from bench.throughput.models import (
     glyphcrm_arguments,
     read_texts,
 )
-from bench.throughput.options import MEASURED, Measured, Options, options
+from bench.throughput.options import CURVES, ROWS, Options, read_options
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.training.freed_memory import keep_freed_memory
 
@@ -41,8 +42,7 @@ BERT_TRAINING = "BertForPreTraining, SDPA, padded, logits everywhere"
 WARM_UP = 4  # sequences
 
 
-@dataclass(frozen=True)
-class Models:
+class Models(NamedTuple):
     """Both models, in training mode, with their optimisers."""
 
     glyphcrm: GlyphCRMForPreTraining
@@ -53,15 +53,15 @@ class Models:
 
 @pytest.fixture(scope="module")
 def asked(request: pytest.FixtureRequest) -> Options:
-    asked = options(request.config)
+    asked = read_options(request.config)
     if asked.history is not None:
         history.read(asked.history)  # a file that cannot be read should say so before the measurements
     return asked
 
 
 @pytest.fixture(scope="module")
-def measured(request: pytest.FixtureRequest) -> Measured:
-    return request.config.stash[MEASURED]
+def rows(request: pytest.FixtureRequest) -> list[Row]:
+    return request.config.stash[ROWS]
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +88,22 @@ def models(material: Material) -> Models:
     return models
 
 
-def test_peak_memory(asked: Options, material: Material, measured: Measured) -> None:
+def test_peak_memory(asked: Options, material: Material, rows: list[Row]) -> None:
     """The first step of a process, without padding."""
     path = material.directory / "batch.pt"
     torch.save(next(material.full_batches(asked.sizes.batch)), path)
     atlas = material.directory / material.ATLAS_FILE
     own, peer = (processes.peak_memory(model, asked.sizes.preset, atlas, path) for model in ("glyphcrm", "bert"))
-    assert min(own.added, peer.added) > 0
+    own_added, peer_added = own.peak - own.before, peer.peak - peer.before
+    assert min(own_added, peer_added) > 0
     what = f"peak memory of a training step, {asked.sizes.batch} x {asked.sizes.length}"
-    ratio = row("memory", what, BERT_TRAINING, [own.added], [peer.added], at_most=1.15)
-    note = f"the ratio is that of the peaks less what was there after the imports, {_mib(own.before)} and "
-    measured.rows.append(replace(ratio, own=own.peak, peer_own=peer.peak, note=note + _mib(peer.before)))
+    ratio = row("memory", what, BERT_TRAINING, [own_added], [peer_added], at_most=1.15)
+    before = " and ".join(ratio.amount(peak.before) for peak in (own, peer))
+    note = f"the ratio is that of the peaks less what was there after the imports, {before}"
+    rows.append(replace(ratio, own=own.peak, peer_own=peer.peak, note=note))
 
 
-def test_start_up(asked: Options, material: Material, measured: Measured) -> None:
+def test_start_up(asked: Options, material: Material, rows: list[Row]) -> None:
     """Import, load a checkpoint, encode the first sentence."""
     own, peer = material.directory / "glyphcrm", material.directory / "bert"
     processes.write_checkpoints(material, own, peer)
@@ -113,10 +115,10 @@ def test_start_up(asked: Options, material: Material, measured: Measured) -> Non
         seconds_by_turns(ways, 1)  # fills the disk's cache
     seconds = seconds_by_turns(ways, asked.rounds)
     what, beside = f"start-up: import, load {asked.sizes.started}, first sentence", "AutoModel and BertTokenizerFast"
-    measured.rows.append(row("start-up", what, beside, seconds["glyphcrm"], seconds["bert"], at_most=1.1))
+    rows.append(row("start-up", what, beside, seconds["glyphcrm"], seconds["bert"], at_most=1.1))
 
 
-def test_data(asked: Options, material: Material, measured: Measured) -> None:
+def test_data(asked: Options, material: Material, rows: list[Row]) -> None:
     """Text to batches, with one worker process; before the models fill the memory that it would be forked with."""
     made: list[tuple[int, int]] = []
     (seconds,) = seconds_by_turns({"data": lambda i: made.append(material.text_to_batches(i))}, asked.rounds).values()
@@ -125,15 +127,13 @@ def test_data(asked: Options, material: Material, measured: Measured) -> None:
     note = f"{characters:,} characters, from untokenised text; {1e3 * median(seconds) / batches:.1f} ms a batch"
     what, own = f"data: text to batches of {asked.sizes.batch}, one worker", median(seconds)
     spread = interquartile_range(rates)
-    measured.rows.append(
-        Row("data", what, "", median(rates), spread, 300_000, True, own, None, RATE, asked.rounds, note)
-    )
+    rows.append(Row("data", what, "", median(rates), spread, 300_000, True, own, None, RATE, asked.rounds, note))
 
 
 @pytest.mark.parametrize("larger", [False, True], ids=["smaller", "larger"])
 @pytest.mark.parametrize("lengths", ["real", "full"])
 def test_training(
-    asked: Options, material: Material, models: Models, measured: Measured, lengths: str, larger: bool
+    asked: Options, material: Material, models: Models, rows: list[Row], lengths: str, larger: bool
 ) -> None:
     """A step on batches of pre-training, and on sequences without any padding; a round has a batch of its own."""
     sequences = asked.sizes.batch * (asked.sizes.accumulated if larger else 1)
@@ -151,15 +151,15 @@ def test_training(
     if len(steps[0]) > 1:
         note += f" in each of {len(steps[0])} micro-batches"
     own, peer = seconds["glyphcrm"], seconds["bert"]
-    data = next((r for r in measured.rows if r.kind == "data"), None)
+    data = next((r for r in rows if r.kind == "data"), None)
     if data is not None:
         note += f"; to make its batch from text takes {tokens / rounds / data.ratio / median(own):.2%} of its time"
     kind = "real lengths" if lengths == "real" else "no padding"
     what = f"training step, {sequences} x {asked.sizes.length}, {kind}"
-    measured.rows.append(row("training", what, BERT_TRAINING, own, peer, at_least=1.0 if larger else 0.85, note=note))
+    rows.append(row("training", what, BERT_TRAINING, own, peer, at_least=1.0 if larger else 0.85, note=note))
 
 
-def test_inference(asked: Options, material: Material, models: Models, measured: Measured) -> None:
+def test_inference(asked: Options, material: Material, models: Models, rows: list[Row]) -> None:
     """Hidden states of texts of their own lengths, tokenised before."""
     batches = material.text_batches()
     model, bert = models.glyphcrm.glyphcrm.eval(), models.bert.bert.eval()
@@ -179,12 +179,12 @@ def test_inference(asked: Options, material: Material, models: Models, measured:
     what = f"inference, batches of {asked.sizes.batch} texts"
     peer = "BertModel, SDPA, padded, in order"
     for state, name, target in (("cold", "first pass, no glyph known", 1.2), ("warm", "all glyphs known", 1.6)):
-        measured.rows.append(
+        rows.append(
             row("inference", f"{what}, {name}", peer, seconds[state], seconds["bert"], at_least=target, note=note)
         )
 
 
-def test_hanglyph(asked: Options, material: Material, models: Models, measured: Measured) -> None:
+def test_hanglyph(asked: Options, material: Material, models: Models, rows: list[Row]) -> None:
     """Forward and backward."""
     characters = asked.sizes.glyphs
     step = GlyphStep(models.glyphcrm.glyphcrm, material.special.first_ordinary_id)
@@ -192,10 +192,10 @@ def test_hanglyph(asked: Options, material: Material, models: Models, measured: 
     ways = {"fast": lambda _: step.fast(characters), "reference": lambda _: reference(characters)}
     fast, plain = seconds_by_turns(ways, asked.rounds).values()
     what = f"HanGlyph forward and backward, {characters} characters"
-    measured.rows.append(row("hanglyph", what, f"reference (oneDNN, {order})", fast, plain, at_least=3))
+    rows.append(row("hanglyph", what, f"reference (oneDNN, {order})", fast, plain, at_least=3))
 
 
-def test_ideas(asked: Options, material: Material, models: Models, measured: Measured) -> None:
+def test_ideas(request: pytest.FixtureRequest, asked: Options, material: Material, models: Models) -> None:
     """What a real token of a training step costs with one idea after the other, for the chart."""
     if not asked.batches:
         pytest.skip("the chart of ideas is measured with --throughput-batches")
@@ -214,8 +214,8 @@ def test_ideas(asked: Options, material: Material, models: Models, measured: Mea
     for name in (*(idea.name for idea in ideas.IDEAS), "BERT"):
         costs = milliseconds[name]
         extrapolated = name == ideas.EVERY_TOKEN.name
-        sizes = asked.batches[: len(costs)]
-        measured.curves.append(Curve(name, asked.sizes.length, sizes, costs, asked.micro_batch, extrapolated))
+        curve = Curve(name, asked.sizes.length, asked.batches[: len(costs)], costs, asked.micro_batch, extrapolated)
+        request.config.stash[CURVES].append(curve)
 
 
 def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -> Iterator[list[Batch]]:
@@ -231,7 +231,3 @@ def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -
 def _step_with(idea: ideas.Idea, models: Models, step: list[Batch]) -> None:
     with idea.switched_on(models.glyphcrm):
         models.glyphcrm_step([idea.arguments(batch) for batch in step], idea.once_a_step)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
-from glyphcrm.glyphs.atlas import GlyphAtlas, tokens_digest
+from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.modeling.heads import HEADS
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.tokenization import GlyphCRMTokenizer
@@ -29,11 +29,7 @@ TABLE = "glyph_table."
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write model and tokenizer to a new directory, which is there whole or not at all.
-
-    Raises:
-        UserError: it could not be written.
-    """
+    """Write model and tokenizer to a new directory, whole or not at all; raise `UserError` if it cannot be written."""
     with whole_directory(directory) as temporary:
         model.save_pretrained(temporary)
         tokenizer = copy.copy(tokenizer)
@@ -48,11 +44,7 @@ def save_with_tokens(model: PreTrainedModel, tokens: Iterable[str], directory: P
 
 
 def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT")) -> dict[str, Any]:
-    """Return the config.json of one of some kinds of model.
-
-    Raises:
-        UserError: there is none, or one of another model.
-    """
+    """Return the config.json of one of some kinds of model; raise `UserError` if there is none of these."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         found = f"a {config['model_type']} model"
@@ -66,11 +58,7 @@ def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT"))
 def load_checkpoint(
     directory: Path, model_class: type[AnyModel], **settings: Any
 ) -> tuple[AnyModel, GlyphCRMTokenizer]:
-    """Load a model, with `settings` changed in its configuration, and its tokenizer, and check that they fit.
-
-    Raises:
-        UserError: no GlyphCRM checkpoint, or a damaged one.
-    """
+    """Load a model, with `settings` changed in its configuration, and its tokenizer; raise `UserError` if damaged."""
     read_config(directory, ("GlyphCRM",))
     try:
         loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
@@ -110,11 +98,7 @@ def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedM
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where: Path) -> None:
-    """Refuse a tokenizer whose ids are not the rows of the model's atlas.
-
-    Raises:
-        UserError: the two were not saved together.
-    """
+    """Raise `UserError` for a tokenizer whose ids are not the rows of the model's atlas."""
     config = model.config
     if tokenizer.vocab_size != config.num_glyphs or tokens_digest(tokenizer.tokens) != config.tokens_sha256:
         raise UserError(
@@ -124,11 +108,7 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where:
 
 
 def load_atlas(directory: Path) -> GlyphAtlas:
-    """Return the atlas inside a checkpoint directory, without loading the model.
-
-    Raises:
-        UserError: a file is missing or damaged, or they do not belong together.
-    """
+    """Return the atlas inside a checkpoint directory, without loading the model; raise `UserError` if it is damaged."""
     try:
         config = GlyphCRMConfig.from_pretrained(directory)
     except Exception as error:  # whatever a damaged configuration makes transformers raise
@@ -141,6 +121,6 @@ def load_atlas(directory: Path) -> GlyphAtlas:
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"{directory / WEIGHTS_FILE}: truncated, or no GlyphCRM weights ({error})") from error
     atlas = GlyphAtlas(tokens, np.asarray(bitmaps), tuple(config.glyph_fonts or ()), np.asarray(sources))
-    if (atlas.tokens_digest(), atlas.bitmaps_digest()) != (config.tokens_sha256, config.bitmaps_sha256):
+    if (tokens_digest(tokens), bitmaps_digest(atlas.bitmaps)) != (config.tokens_sha256, config.bitmaps_sha256):
         raise UserError(f"{directory}: weights and {VOCABULARY_FILE} do not match config.json; copy it again")
     return atlas

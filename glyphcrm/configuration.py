@@ -11,6 +11,11 @@ from transformers import PreTrainedConfig
 POSITION_MAPS = ("paper", "release")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
 KERNEL_BACKENDS = ("auto", "triton", "cpu", "reference")  # as in glyphcrm_kernels, whose import costs more
+CHOICES = {
+    "position_map": POSITION_MAPS,
+    "position_initializer": POSITION_INITIALIZERS,
+    "kernel_backend": KERNEL_BACKENDS,
+}
 
 # Called whenever a configuration is made; `glyphcrm.registration` waits for the first.
 WHEN_MADE: list[Callable[[], None]] = []
@@ -89,14 +94,9 @@ class GlyphCRMConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
             )
-        if self.position_map not in POSITION_MAPS:
-            raise ValueError(f"position_map={self.position_map!r} is none of {', '.join(POSITION_MAPS)}")
-        if self.position_initializer not in POSITION_INITIALIZERS:
-            raise ValueError(
-                f"position_initializer={self.position_initializer!r} is none of {', '.join(POSITION_INITIALIZERS)}"
-            )
-        if self.kernel_backend not in KERNEL_BACKENDS:
-            raise ValueError(f"kernel_backend={self.kernel_backend!r} is none of {', '.join(KERNEL_BACKENDS)}")
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(choices)}")
 
 
 # Sizes of the presets; "nano" is for tests.

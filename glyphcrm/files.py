@@ -39,8 +39,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def whole_directory(directory: Path) -> Iterator[Path]:
     """Give the block an empty directory that takes the name `directory` at its end, and is gone if it fails.
 
-    Raises:
-        UserError: files cannot be written, or there is a directory of that name that is not empty.
+    Raises `UserError`: files cannot be written, or there is a directory of that name that is not empty.
     """
     directory = directory.resolve()
     temporary: Path | None = None

@@ -11,30 +11,18 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+
+import transformers
 
 from glyphcrm.configuration import WHEN_MADE, GlyphCRMConfig
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 
-def _register_config() -> None:
-    from transformers import AutoConfig
-
-    AutoConfig.register(GlyphCRMConfig.model_type, GlyphCRMConfig)
-
-
-def _register_tokenizer() -> None:
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.register(GlyphCRMConfig, slow_tokenizer_class=GlyphCRMTokenizer)
-
-
 @functools.cache
 def _register_models() -> None:
-    import transformers
-
     from glyphcrm.modeling.heads import HEADS
     from glyphcrm.modeling.model import GlyphCRMModel
 
@@ -43,9 +31,14 @@ def _register_models() -> None:
         getattr(transformers, auto_class).register(GlyphCRMConfig, model_class)
 
 
-AUTO_MODULES = {
-    "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.tokenization_auto": _register_tokenizer,
+# What registers, by the module that has the class; transformers imports it when the class is named.
+AUTO_MODULES: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": lambda: transformers.AutoConfig.register(
+        GlyphCRMConfig.model_type, GlyphCRMConfig
+    ),
+    "transformers.models.auto.tokenization_auto": lambda: transformers.AutoTokenizer.register(
+        GlyphCRMConfig, slow_tokenizer_class=GlyphCRMTokenizer
+    ),
 }
 
 

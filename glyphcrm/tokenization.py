@@ -27,9 +27,7 @@ class GlyphCRMTokenizer(PreTrainedTokenizer):
     Besides what every transformers tokenizer does, `return_offsets_mapping=True` gives for each token
     its range of code points in the text as it was given ((0, 0) for special tokens and padding), so that
     tags of characters can be carried over; with `is_split_into_words=True`, in the words joined together.
-
-    Args:
-        vocab_file: UTF-8 text, one token a line, line i (from 0) being the token of atlas row i.
+    Of `vocab_file`, UTF-8, each line is the token of an atlas row.
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY_FILE}

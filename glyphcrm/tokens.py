@@ -15,8 +15,7 @@ VOCABULARY_FILE = "vocab.txt"
 def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Read and check a ``vocab.txt``.
 
-    Raises:
-        UserError: it is missing, not UTF-8, does not begin with the special tokens, or repeats a token.
+    Raises `UserError`: it is missing, not UTF-8, does not begin with the special tokens, or repeats a token.
     """
     try:
         # Only \n ends a line: other line separators of Unicode may be tokens.

@@ -1,4 +1,4 @@
-"""The structure holds: imports point down the list of rooms, never up, and no file imports itself by a detour."""
+"""The structure holds: imports point down, no file imports itself by a detour, no name hides a module."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ def modules(package: Path) -> dict[str, Path]:
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
     """Yield the modules among `known` that a file imports, wherever in it; not those for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types_alone = {
         id(inner)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if id(node) in for_types_alone:
             continue
         if isinstance(node, ast.Import):
@@ -91,3 +92,36 @@ def test_no_file_imports_itself_by_a_detour(package: str) -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+PACKAGES = ("glyphcrm", "kernels/glyphcrm_kernels", "bench")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_shares_its_name_with_what_it_defines(package: str) -> None:
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for module, path in modules(ROOT / package).items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.name for node in tree.body if isinstance(node, definitions)}
+        assert module.rpartition(".")[2] not in names, f"{path} defines its own name"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_binds_the_name_of_one_of_its_modules(package: str) -> None:
+    """`package.name` would be the module or the other thing, by what was imported last."""
+    names = set(modules(ROOT / package))
+    for path in (ROOT / package).rglob("__init__.py"):
+        module = ".".join(path.parent.relative_to((ROOT / package).parent).parts)
+        for bound in bindings(ast.parse(path.read_text(encoding="utf-8"))):
+            assert f"{module}.{bound}" not in names, f"{path} binds {bound}, the name of a module beside it"
+
+
+def bindings(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that a module binds: imported, defined, or assigned."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id

@@ -7,13 +7,13 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from math import floor, log10
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import environment, markdown
 from bench.clock import interquartile_range, ratios
+from bench.markdown import three_digits
 
 DEFAULT_FILE = environment.ROOT / "bench" / "history.jsonl"
 PACKAGES = ("torch", "transformers", "triton", "glyphcrm")
@@ -23,15 +23,13 @@ RATE = "characters/s"
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; its fields are those of the file.
-
-    `ratio` is the median over the rounds: of speeds (the peer's seconds / GlyphCRM's) where the target is a lower
-    bound, of costs (GlyphCRM's / the peer's) where it is an upper one; without a peer, `unit` a core.
-    """
+    """One comparison; its fields are those of the file."""
 
     kind: str  # one of KINDS
     what: str
     peer: str  # "" if there is none
+    # Median over the rounds: of speeds (the peer's seconds / GlyphCRM's) where the target is a lower bound, of costs
+    # (GlyphCRM's / the peer's) where it is an upper one; without a peer, `unit` a core.
     ratio: float
     spread: float  # interquartile range of the rounds' ratios
     target: float
@@ -51,10 +49,7 @@ class Row:
         """Return bytes or seconds of this row for people."""
         if self.kind == "memory":
             return f"{value / 2**20:,.0f} MiB"
-        scale, unit = (1, "s") if value >= 1 else (1e3, "ms")
-        value *= scale
-        digits = max(0, 2 - floor(log10(value))) if value > 0 else 0
-        return f"{value:,.{digits}f} {unit}"
+        return f"{three_digits(value)} s" if value >= 1 else f"{three_digits(1e3 * value)} ms"
 
     def number(self, value: float) -> str:
         """Return a ratio of this row for people."""
@@ -113,10 +108,6 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
 
-    def comparable(self, other: Run) -> bool:
-        """Whether both are of the same sizes, text and machine."""
-        return (self.preset, self.text, self.machine) == (other.preset, other.text, other.machine)
-
 
 def run_of_today(preset: str, text: str, rows: Iterable[Row], curves: Iterable[Curve]) -> Run:
     """Return the record of this process's measurements, rows in the order of the table."""
@@ -139,10 +130,7 @@ def append(run: Run, path: Path) -> None:
 
 
 def read(path: Path) -> list[Run]:
-    """Return the runs of a file, oldest first; none if it is not there.
-
-    Raises `ValueError`, which names file and line, where a line is no record of a run.
-    """
+    """Return the runs of a file, oldest first, none if it is not there; raise `ValueError` if a line is no run."""
     if not path.exists():
         return []
     runs = []
@@ -157,8 +145,9 @@ def read(path: Path) -> list[Run]:
 
 
 def before(run: Run, runs: Sequence[Run]) -> Run | None:
-    """Return the last of some earlier runs, oldest first, that is comparable and has rows, or None."""
-    return next((old for old in reversed(runs) if old.rows and run.comparable(old)), None)
+    """Return the last of some earlier runs that has rows and is of the same sizes, text and machine, or None."""
+    alike = (old for old in runs[::-1] if (old.preset, old.text, old.machine) == (run.preset, run.text, run.machine))
+    return next((old for old in alike if old.rows), None)
 
 
 def table(run: Run, before: Run | None = None) -> list[str]:

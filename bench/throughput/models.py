@@ -41,14 +41,14 @@ def build_bert(config: GlyphCRMConfig) -> BertForPreTraining:
 
 
 def glyphcrm_arguments(batch: Batch) -> Batch:
-    """Return what GlyphCRM's training passes to the model: all that the collator made."""
+    """Return all that the collator made."""
     return batch
 
 
 def bert_arguments(batch: Batch) -> Batch:
     """Return the same batch as BERT takes it: padded ids, and labels from which it makes logits everywhere."""
-    arguments = {name: batch[name] for name in ("attention_mask", "token_type_ids", "labels", "next_sentence_label")}
-    return {"input_ids": batch["glyph_ids"][batch["glyph_index"]], **arguments}
+    names = ("input_ids", "attention_mask", "token_type_ids", "labels", "next_sentence_label")
+    return {name: batch[name] for name in names}
 
 
 def check_finite(name: str, model: nn.Module, arguments: Arguments, batch: Batch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,8 @@ class Options:
         return f"training text: {training}; inference: {Path(self.reviews).name if self.reviews else 'demo reviews'}"
 
 
-@dataclass
-class Measured:
-    """What the tests of a session have measured."""
-
-    rows: list[Row] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
-
-
-MEASURED = pytest.StashKey[Measured]()
+ROWS = pytest.StashKey[list[Row]]()  # what the tests of a session have measured
+CURVES = pytest.StashKey[list[Curve]]()
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -64,7 +57,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("history", history, type=Path, metavar="FILE")
 
 
-def options(config: pytest.Config) -> Options:
+def read_options(config: pytest.Config) -> Options:
     """Read the options; without --benchmark everything runs once, at the size of the tests."""
 
     def asked(name: str) -> Any:

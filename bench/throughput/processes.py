@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import BertModel, BertTokenizerFast
@@ -34,21 +34,11 @@ assert states.isfinite().all() and states.shape[:2] == (1, 24), states.shape
 """
 
 
-@dataclass(frozen=True)
-class Peak:
-    """Bytes of resident memory: after the imports, before the model is built; and the most that ever was.
-
-    The peak is the kernel's VmHWM and not getrusage's ru_maxrss: the latter is inherited through exec, so that a
-    child of a large process reports its parent's peak.
-    """
+class Peak(NamedTuple):
+    """Bytes of resident memory: after the imports, before the model is built; and the most that ever was."""
 
     before: int
     peak: int
-
-    @property
-    def added(self) -> int:
-        """What model, optimiser and step took on top of the imports."""
-        return self.peak - self.before
 
 
 def peak_memory(model: str, size: str, atlas: Path, batch: Path) -> Peak:
@@ -74,7 +64,10 @@ def start(checkpoint: Path, imports: str = "") -> None:
 
 
 def _resident(field: str) -> int:
-    """Return a field of /proc/self/status in bytes."""
+    """Return a field of /proc/self/status in bytes.
+
+    Not getrusage's ru_maxrss: it is inherited through exec, so that a child of a large process has its parent's peak.
+    """
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
     return 1024 * int(kilobytes)

@@ -38,8 +38,7 @@ def convert_bert(directory: Path, fonts: Sequence[Font], seed: int = 0) -> tuple
     have no picture and are left out. Every other Han character of the fonts becomes an input-only row.
     HanGlyph starts afresh, so the model has to be trained before it is of use.
 
-    Raises:
-        UserError: no whole BERT there, or one with relative positions.
+    Raises `UserError`: no whole BERT there, or one with relative positions.
     """
     bert = _read_bert(directory)
     rows_of_bert = _read_vocabulary(directory, len(bert.cls.predictions.decoder.weight))
@@ -47,7 +46,9 @@ def convert_bert(directory: Path, fonts: Sequence[Font], seed: int = 0) -> tuple
     vocabulary = [*SPECIAL_TOKENS, *characters]
     atlas = GlyphAtlas.build([*vocabulary, *input_only_tokens(vocabulary, fonts)], fonts, progress=True)
     set_seed(seed)
-    model = GlyphCRMForPreTraining.from_atlas(_configuration(bert.config, len(vocabulary)), atlas)
+    same = {name: getattr(bert.config, name) for name in ENCODER_FIELDS}
+    config = GlyphCRMConfig(vocab_size=len(vocabulary), num_glyphs=len(vocabulary), **same)
+    model = GlyphCRMForPreTraining.from_atlas(config, atlas)
     parameters = bert.state_dict()
     ours = renamed(parameters, MODULES)
     rows = torch.tensor([rows_of_bert[token] for token in vocabulary])
@@ -105,8 +106,3 @@ def _read_vocabulary(directory: Path, rows: int) -> dict[str, int]:
 
 def _is_readable(token: str, fonts: Sequence[Font]) -> bool:
     return len(token) == 1 and normalize(token) == token and any(font.covers(token) for font in fonts)
-
-
-def _configuration(bert: BertConfig, vocabulary_size: int) -> GlyphCRMConfig:
-    same = {name: getattr(bert, name) for name in ENCODER_FIELDS}
-    return GlyphCRMConfig(vocab_size=vocabulary_size, num_glyphs=vocabulary_size, **same)

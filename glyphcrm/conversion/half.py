@@ -23,8 +23,8 @@ def convert_half(directory: Path, out: Path) -> None:
     Integers, such as the atlas, stay as they are. The configuration's `dtype` stays too, so that
     `from_pretrained` casts the weights back to what the model was trained in.
 
-    Raises:
-        UserError: no checkpoint with one safetensors file, a weight beyond float16's range, or `out` cannot be written.
+    Raises `UserError`: no checkpoint with one safetensors file, a weight beyond float16's range, or `out` cannot be
+    written.
     """
     source = directory / WEIGHTS_FILE
     try:

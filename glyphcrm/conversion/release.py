@@ -65,13 +65,10 @@ HYBRID_PREFIXES = ("embedding_matrix.", "fusion_linear.")
 def convert_release(weights: Path, vocabulary: Path, bitmaps: Path) -> tuple[GlyphCRMForPreTraining, GlyphAtlas]:
     """Return a released checkpoint as a model of this project, with its vocabulary and pictures as atlas.
 
-    Args:
-        weights: the torch-saved checkpoint; loaded with ``weights_only=True``.
-        vocabulary: UTF-8, one token a line, as many as the model predicts.
-        bitmaps: .npz with one ``(V, 288)`` uint8 array, bit-packed 48x48 pictures, ink = 1.
+    `weights` are torch-saved and loaded with ``weights_only=True``; `vocabulary` is UTF-8, one token a line, as many as
+    the model predicts; `bitmaps` is an .npz with one ``(V, 288)`` uint8 array, bit-packed 48x48 pictures, ink = 1.
 
-    Raises:
-        UserError: a file is missing, damaged, a glyph-plus-ID hybrid, or of another model.
+    Raises `UserError`: a file is missing, damaged, a glyph-plus-ID hybrid, or of another model.
     """
     parameters = _read_parameters(weights)
     config = _configuration(parameters, weights)

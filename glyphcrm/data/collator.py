@@ -41,12 +41,10 @@ def distinct_glyphs(input_ids: Ids) -> tuple[Ids, Ids]:
 
 
 def padded_inputs(input_ids: Sequence[Ids], token_type_ids: Sequence[Ids], length: int, pad_id: int) -> dict[str, Ids]:
-    """Return what a model reads of B token sequences, padded to `length` tokens; all int64.
+    """Return what a model reads of B token sequences, padded to L = `length` tokens; all int64.
 
-    * `input_ids` (B, L), `token_type_ids` (B, L).
-    * `attention_mask` (B, L): 1 for tokens, 0 for padding.
-    * `glyph_ids` (U,): the distinct input ids, sorted; the padding's too, if there is any.
-    * `glyph_index` (B, L): input_ids == glyph_ids[glyph_index].
+    `input_ids`, `token_type_ids` and `attention_mask` (1 for tokens, 0 for padding) are (B, L). `glyph_ids` (U,) are
+    the distinct input ids, sorted, padding included; `glyph_index` (B, L): input_ids == glyph_ids[glyph_index].
     """
     ids = pad(input_ids, length, pad_id)
     glyph_ids, glyph_index = distinct_glyphs(ids)
@@ -60,22 +58,17 @@ def padded_inputs(input_ids: Sequence[Ids], token_type_ids: Sequence[Ids], lengt
 
 
 class PretrainingCollator:
-    """Pads samples of `PretrainingStream` to a batch for the model.
-
-    The length L of a batch is that of its longest sample, rounded up to a multiple of
-    `pad_to_multiple_of`: the model needs that many positions.
-    """
+    """Pads samples of `PretrainingStream` to the longest of them, rounded up to a multiple of `pad_to_multiple_of`."""
 
     def __init__(self, pad_id: int, pad_to_multiple_of: int = MULTIPLE) -> None:
         self.pad_id = pad_id
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors: those of `padded_inputs` for B samples of up to L tokens, M of them to predict, and
+        """Return int64 tensors: those of `padded_inputs`, and the labels.
 
-        * `labels` (B, L): -100 where nothing is predicted.
-        * `label_index` (M,): where labels.flatten() is not -100.
-        * `next_sentence_label` (B,).
+        These are `labels` (B, L), -100 where nothing is predicted, `label_index` (M,), where labels.flatten() is not
+        -100, and `next_sentence_label` (B,).
 
         Raises `ValueError` if there is no sample, or nothing but padding in all of them.
         """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from glyphcrm.errors import UserError
 
@@ -24,26 +25,19 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     Inside the `with`, a file that cannot be read, is cut short or is corrupt raises `UserError`.
     """
     ending = path.suffix.lower()
+    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
     try:
-        with ExitStack() as opened:
-            file = opened.enter_context(path.open("rb"))
-            stream: BinaryIO = file
-            if ending == ".gz":
-                stream = cast(BinaryIO, opened.enter_context(gzip.GzipFile(fileobj=file)))
-            elif ending == ".xz":
-                stream = cast(BinaryIO, opened.enter_context(lzma.LZMAFile(file)))
-            elif ending == ".zst":
-                stream = opened.enter_context(_zstd_stream(path))
-            yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), BUFFER))
+        with openers.get(ending, functools.partial(open, mode="rb"))(path) as stream:
+            yield cast(BinaryIO, io.BufferedReader(stream, BUFFER))
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         broken = f"is cut short or corrupt ({error})" if ending in COMPRESSED else f"cannot be read ({error})"
         raise UserError(f"{path} {broken}") from None
 
 
-def _zstd_stream(path: Path) -> BinaryIO:
+def _open_zstd(path: Path) -> Any:
     # pyarrow, not zstandard: zstandard's stream reader takes a file that is cut short for whole.
     try:
         import pyarrow as pa
     except ImportError:
         raise UserError(f'{path}: .zst needs pyarrow: pip install "glyphcrm[pretrain]"') from None
-    return cast(BinaryIO, pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")

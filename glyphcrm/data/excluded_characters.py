@@ -11,11 +11,7 @@ from glyphcrm.normalization import normalize
 
 
 def read_characters(path: Path) -> frozenset[str]:
-    """Return the characters of a UTF-8 file, in any arrangement; white space does not count.
-
-    Raises:
-        UserError: the file cannot be read, or holds no character.
-    """
+    """Return the characters of a UTF-8 file, in any arrangement; raise `UserError` if it cannot be read or has none."""
     try:
         characters = frozenset(normalize(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
@@ -31,11 +27,7 @@ def without(documents: Iterable[list[str]], excluded: frozenset[str]) -> Iterato
     Characters are compared after normalisation. A paragraph or document of which nothing is left is left out.
     """
     for document in documents:
-        paragraphs = (_without(paragraph, excluded) for paragraph in document)
-        if kept := [paragraph for paragraph in paragraphs if paragraph and not paragraph.isspace()]:
+        split = (split_sentences(paragraph, max(len(paragraph), 1)) for paragraph in document)
+        paragraphs = ("".join(s for s in sentences if excluded.isdisjoint(normalize(s))) for sentences in split)
+        if kept := [paragraph for paragraph in paragraphs if paragraph.strip()]:
             yield kept
-
-
-def _without(paragraph: str, excluded: frozenset[str]) -> str:
-    sentences = split_sentences(paragraph, max(len(paragraph), 1))
-    return "".join(sentence for sentence in sentences if excluded.isdisjoint(normalize(sentence)))

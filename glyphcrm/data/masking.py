@@ -29,18 +29,11 @@ def mask_tokens(
     unk_id: int,
     probability: float = MASK_PROBABILITY,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Choose positions to predict; return the masked ids and the labels, both (L,) int64.
+    """Choose positions to predict; return the masked ids and the labels (-100 for none, `label_ids`), both (L,) int64.
 
-    Of the n maskable positions round(probability * n) are chosen without replacement, at least
+    Of the n positions where `maskable` (L,) round(probability * n) are chosen without replacement, at least
     one if there is any (Devlin et al. 2019, section 3.1). Each becomes `mask_id` with probability
     0.8, a random id of [first_ordinary_id, vocabulary_size) with 0.1, and stays with 0.1.
-
-    Args:
-        ids: (L,), not changed.
-        maskable: (L,), false at special tokens and padding.
-        unk_id: see `label_ids`.
-
-    Labels are -100 where nothing is predicted.
     """
     masked = ids.copy()
     labels = np.full(ids.shape, IGNORED_LABEL, np.int64)

@@ -12,10 +12,8 @@ _MASK = (1 << 64) - 1
 def visit(seed: int, epoch: int, k: int, n: int) -> int:
     """Return the k-th item, 0 <= k < n, of the order of range(n) that (seed, epoch) stands for.
 
-    A Feistel network permutes pairs (left, right) with left < rows and right < columns, where
-    rows * columns is the least such product of near-square shape that holds n. Items of n and
-    above are walked over: permuted again until one below n comes (cycle walking, J. Black and
-    P. Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    A Feistel network permutes pairs (left, right) of a near-square that holds n; what lands at n or above is permuted
+    again (cycle walking, J. Black and P. Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 
     Raises `IndexError` if k is not in range(n).
     """

@@ -35,6 +35,39 @@ class SpecialIds:
         return max(self.pad, self.unk, self.cls, self.sep, self.mask) + 1
 
 
+def masked_pair(
+    a: npt.NDArray[np.integer],
+    b: npt.NDArray[np.integer],
+    is_next: bool,
+    special: SpecialIds,
+    vocabulary_size: int,
+    rng: np.random.Generator,
+    mask_probability: float = MASK_PROBABILITY,
+) -> Sample:
+    """Return the sample of a pair of token sequences: [CLS] a [SEP] b [SEP], masked, of L tokens, without padding.
+
+    `input_ids`, `labels` (-100 where nothing is predicted) and `token_type_ids` (1 for b and the [SEP] after it)
+    are (L,), `next_sentence_label` is () (0: b follows a, 1: it does not); all int64.
+    """
+    ids = np.concatenate([[special.cls], a, [special.sep], b, [special.sep]])
+    input_ids, labels = mask_tokens(
+        ids,
+        ids >= special.first_ordinary_id,
+        rng,
+        mask_id=special.mask,
+        vocabulary_size=vocabulary_size,
+        first_ordinary_id=special.first_ordinary_id,
+        unk_id=special.unk,
+        probability=mask_probability,
+    )
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "token_type_ids": (np.arange(len(ids)) >= len(a) + 2).astype(np.int64),
+        "next_sentence_label": np.array(IS_NEXT if is_next else NOT_NEXT, np.int64),
+    }
+
+
 class PretrainingStream(Dataset[Sample]):
     """Map-style data set over the positions 0 ... length - 1 of a training run.
 
@@ -52,10 +85,7 @@ class PretrainingStream(Dataset[Sample]):
         seed: int,
         mask_probability: float = MASK_PROBABILITY,
     ) -> None:
-        """Args:
-        length: number of samples of the run; may exceed len(pairs).
-        vocabulary_size: ids from it on can be read but not predicted (label [UNK]).
-        mask_probability: share of the characters that are to be predicted, within (0, 1].
+        """Make `length` samples, which may exceed len(pairs); ids from `vocabulary_size` on have the label [UNK].
 
         Raises `ValueError` for a number that is out of range.
         """
@@ -76,33 +106,11 @@ class PretrainingStream(Dataset[Sample]):
         return self.length
 
     def __getitem__(self, position: int) -> Sample:
-        """Return the sample: [CLS] a [SEP] b [SEP], masked, of L tokens, without padding.
-
-        `input_ids`, `labels` (-100 where nothing is predicted) and `token_type_ids` (1 for b and
-        the [SEP] after it) are (L,), `next_sentence_label` is () (0: b follows a, 1: it does not);
-        all int64.
-        """
+        """Return a sample, see `masked_pair`."""
         if not 0 <= position < self.length:
             raise IndexError(f"position {position} of a run of {self.length} samples")
         epoch, k = divmod(position, len(self.pairs))
         index = visit(self.seed, epoch, k, len(self.pairs))
-        a, b, is_next = self.pairs.pair(epoch, index)
-        special = self.special_ids
-        ids = np.concatenate([[special.cls], a, [special.sep], b, [special.sep]])
-        token_type_ids = (np.arange(len(ids)) >= len(a) + 2).astype(np.int64)
-        input_ids, labels = mask_tokens(
-            ids,
-            ids >= special.first_ordinary_id,
-            random_stream(self.seed, epoch, index, Purpose.MASK),
-            mask_id=special.mask,
-            vocabulary_size=self.vocabulary_size,
-            first_ordinary_id=special.first_ordinary_id,
-            unk_id=special.unk,
-            probability=self.mask_probability,
-        )
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "token_type_ids": token_type_ids,
-            "next_sentence_label": np.array(IS_NEXT if is_next else NOT_NEXT, np.int64),
-        }
+        rng = random_stream(self.seed, epoch, index, Purpose.MASK)
+        pair = self.pairs.pair(epoch, index)
+        return masked_pair(*pair, self.special_ids, self.vocabulary_size, rng, self.mask_probability)

@@ -15,11 +15,8 @@ class Purpose(IntEnum):
 
 
 def random_stream(seed: int, epoch: int, index: int, purpose: Purpose) -> np.random.Generator:
-    """Return the generator of (seed, epoch, index, purpose), each an integer in [0, 2**64).
-
-    The four are the key and the upper half of the counter of Philox, so no two streams overlap
-    before 2**128 draws.
-    """
+    """Return the generator of (seed, epoch, index, purpose), each an integer in [0, 2**64)."""
+    # The four are Philox's key and the upper half of its counter: no two streams overlap before 2**128 draws.
     key = np.array([seed, epoch], np.uint64)
     counter = np.array([0, 0, index, purpose], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

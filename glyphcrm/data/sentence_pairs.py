@@ -21,8 +21,8 @@ Ids = npt.NDArray[np.unsignedinteger]
 def split_documents(count: int, held_out_fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split range(count) into training and held-out documents, both sorted int64.
 
-    The held-out ones stand at even distances over the corpus; the same arguments give the same
-    split. Each part gets at least two documents, as a wrong continuation needs another document.
+    The held-out ones stand at even distances over the corpus. Each part gets at least two documents, as a wrong
+    continuation needs another document.
 
     Raises `UserError` if there are fewer than 4 documents or the fraction is not within (0, 1).
     """
@@ -46,9 +46,7 @@ class SentencePairs:
         limit: the most tokens of a and b together, `max_length` - 3.
         spans: (n, 2) int64, first sentence and end of each span, in the order of the corpus.
         one_sentence_documents: how many documents serve as wrong continuations only.
-        left_out_sentences: how many sentences of the other documents are in no span, because they
-            do not fit together with a neighbour. 0 if the store's `max_sentence_length` is at most
-            `limit` // 2.
+        left_out_sentences: how many sentences of the others fit together with no neighbour, and so are in no span.
     """
 
     def __init__(self, store: TokenStore, documents: npt.NDArray[np.integer], *, max_length: int, seed: int) -> None:
@@ -92,8 +90,7 @@ class SentencePairs:
         a is the sentences of the span before a random split. b is those after it or, with
         probability 1/2, a run of whole sentences from a random place in another document, chosen
         such that lengths do not give the answer away; if no whole sentence fits, a part of one.
-        a and b hold at least one token each, together at most `limit`, without special
-        tokens; both are read-only views of the store.
+        Neither is empty, together they have at most `limit` tokens; both are read-only views of the store.
         """
         first, end = self.spans[index].tolist()
         rng = random_stream(self._seed, epoch, index, Purpose.PAIR)
@@ -128,11 +125,9 @@ def _pack(
     end: npt.NDArray[np.int64],
     limit: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pack the documents [first, end), in sentences, into spans of at most `limit` tokens.
+    """Return spans (n, 2) of the documents [first, end), the document of each (n,), and how many sentences each lost.
 
-    Takes a step in all documents at once: the number of NumPy calls is that of the spans of the
-    longest document. Returns spans (n, 2), the document of each (n,), and the number of sentences
-    of each document that are in no span.
+    Takes a step in all documents at once: the number of NumPy calls is that of the spans of the longest document.
     """
 
     def token_start(sentence: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -42,14 +42,9 @@ def windows(
 ) -> list[tuple[int, int]]:
     """Return ranges (start, end) of characters, none larger than `limit` tokens; joined they are the whole.
 
-    What fits is one window. Else each window ends after the last of the first kind of marks that fits, without one
-    after the last of the next kind, without one anywhere.
-
-    Args:
-        characters: of a sentence, or of several.
-        limit: tokens a window, 1 or more.
-        sizes: tokens of each character; default 1 each. A single one that is larger than `limit` is a window.
-        ends: kinds of marks; by default those of sentences (。！？!?；;…), then those of clauses (，、：,).
+    What fits is one window. Else each window ends after the last of the first kind of marks (`ends`) that fits, without
+    one after the last of the next kind, without one anywhere. `sizes` are the tokens of each character, by default 1; a
+    single one that is larger than `limit` is a window.
     """
     total = range(len(characters) + 1) if sizes is None else list(accumulate(sizes, initial=0))
     ranges: list[tuple[int, int]] = []

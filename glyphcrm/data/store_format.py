@@ -34,10 +34,7 @@ class StoreInfo:
 
 
 def read_info(directory: Path) -> StoreInfo:
-    """Read `store.json` and check the size of every file.
-
-    Raises `UserError` if the directory holds no whole token store of this format.
-    """
+    """Read `store.json`; raise `UserError` if the files beside it are not those of a whole store of this format."""
     path = directory / STORE
     remedy = "delete the directory and tokenise again"
     try:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def replacing(directory: Path) -> Iterator[Path]:
     """Give the block an empty directory that takes the place of the token store `directory` at its end.
 
-    Raises `UserError` if the disk is full, the directory holds other files or cannot be made, or another process is
-    writing the same store.
+    Raises `UserError` if the disk is full, `directory` holds other files or cannot be made, or is being written.
     """
     directory = directory.resolve()
     if directory.exists() and not directory.is_dir():
@@ -90,11 +89,12 @@ def write_files(
     progress: bool,
 ) -> None:
     """Write the files of a store into `building`; the arguments are those of `TokenStore.write`."""
-    with ExitStack() as opened:
-        tokens = opened.enter_context(_ArrayFile(building / TOKENS, np.uint16))
-        sentence_ends = opened.enter_context(_ArrayFile(building / SENTENCE_ENDS, np.int64))
-        document_ends = opened.enter_context(_ArrayFile(building / DOCUMENT_ENDS, np.int64))
-        bar = opened.enter_context(tqdm(desc="Tokenising", unit=" characters", unit_scale=True, disable=not progress))
+    with (
+        _ArrayFile(building / TOKENS, np.uint16) as tokens,
+        _ArrayFile(building / SENTENCE_ENDS, np.int64) as sentence_ends,
+        _ArrayFile(building / DOCUMENT_ENDS, np.int64) as document_ends,
+        tqdm(desc="Tokenising", unit=" characters", unit_scale=True, disable=not progress) as bar,
+    ):
         pending: list[npt.NDArray[np.int32]] = []  # a sentence an entry
         ends: list[int] = []  # of documents, in sentences
         pending_tokens = sentences = token_count = 0

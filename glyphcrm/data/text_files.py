@@ -13,7 +13,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from glyphcrm.data.decompression import COMPRESSED, open_bytes
@@ -31,8 +31,7 @@ ENDINGS = (".txt", ".jsonl", ".parquet", *COMPRESSED, *(f".jsonl{c}" for c in CO
 def expand(patterns: Sequence[str]) -> list[Path]:
     """Return the files that `patterns` (paths or globs, `**` too) name: sorted, each file once.
 
-    Raises `UserError` where a pattern matches nothing, or names a missing or empty file, a
-    directory, or a file whose ending `iter_documents` does not know.
+    Raises `UserError` for a pattern that matches nothing, a missing or empty file, a directory, or an unknown ending.
     """
     if not patterns:
         raise UserError("no text file was given; give files or patterns such as 'corpus/*.txt.xz'")
@@ -49,25 +48,18 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 def iter_documents(files: Sequence[Path], *, text_column: str = "text") -> Iterator[list[str]]:
     """Yield the documents of `files` in order, one at a time, without their blank paragraphs.
 
-    Only LF and CR LF end a line; a line of white space counts as blank. A file starts a new
-    document. A byte order mark at the start of a file is ignored. `text_column` is the key
-    (.jsonl) or the column (.parquet) that holds the text.
+    Only LF and CR LF end a line; a line of white space counts as blank. A byte order mark at the start of a file is
+    ignored. `text_column` is the key (.jsonl) or the column (.parquet) that holds the text.
 
-    Raises `UserError`, which names the file and the byte, line or row, for bytes that are not
-    UTF-8, broken compression, broken JSON, a missing key or column, text that is no string, a
-    line over 64 MiB, a document over 67 million characters, and files that hold no text at all.
+    Raises `UserError`, which names the file and the byte, line or row, for bytes that are not UTF-8, broken
+    compression or JSON, a missing key or column, text that is no string or too long, and files without any text.
     """
-    readers: dict[str, Callable[[Path, str], Iterator[list[str]]]] = {
-        ".txt": _plain_documents,
-        ".jsonl": _jsonl_documents,
-        ".parquet": _parquet_documents,
-    }
-    empty = True
+    readers = {".txt": _plain_documents, ".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
+    document: list[str] | None = None
     for path in files:
         for document in readers[_kind(path)](path, text_column):
-            empty = False
             yield document
-    if empty:
+    if document is None:
         raise UserError(f"no text in {', '.join(map(str, files)) or 'an empty list of files'}")
 
 

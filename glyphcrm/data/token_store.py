@@ -16,22 +16,15 @@ COUNT_BLOCK = 1 << 22  # tokens
 
 
 class TokenStore:
-    """Documents of sentences of token ids. Made by `write` or `open`.
-
-    Attributes:
-        directory: where the files are.
-        fingerprint: what `write` was given, to tell what text and tokenizer this came from.
-        max_sentence_length: no sentence has more tokens.
-        sentence_ends: (sentences,) int64, memory-mapped: where each sentence ends, in tokens.
-        document_ends: (documents,) int64, memory-mapped: where each document ends, in sentences.
-    """
+    """Documents of sentences of token ids. Made by `write` or `open`."""
 
     def __init__(self, directory: Path) -> None:
         info = read_info(directory)
         self.directory = directory
-        self.fingerprint = info.fingerprint
-        self.max_sentence_length = info.max_sentence_length
+        self.fingerprint = info.fingerprint  # what `write` was given, to tell what text and tokenizer this came from
+        self.max_sentence_length = info.max_sentence_length  # in tokens
         self._tokens = _map(directory / TOKENS, np.dtype(info.dtype), info.tokens)
+        # int64, memory-mapped: where each sentence ends, in tokens, and each document, in sentences
         self.sentence_ends = _map(directory / SENTENCE_ENDS, np.dtype(np.int64), info.sentences)
         self.document_ends = _map(directory / DOCUMENT_ENDS, np.dtype(np.int64), info.documents)
         if self.sentence_ends[-1] != info.tokens or self.document_ends[-1] != info.sentences:
@@ -48,21 +41,18 @@ class TokenStore:
         fingerprint: str,
         progress: bool,
     ) -> TokenStore:
-        """Tokenise `documents` into `directory`, and open it.
+        """Tokenise `documents`, lists of paragraphs, into `directory`, and open it.
 
         The store is built beside `directory` and renamed when it is whole; a store that was there
         is replaced. Memory use does not depend on the size of the corpus.
 
         Args:
-            documents: lists of paragraphs.
-            encode: raw text -> (n,) int32 ids without special tokens, n possibly 0. It sees a
-                sentence at a time. Sentences and documents that come out empty are dropped.
+            encode: raw text of a sentence -> (n,) int32 ids without special tokens. Sentences and documents that come
+                out empty are dropped.
             max_sentence_characters: the most tokens a sentence may have; longer ones are cut.
             fingerprint: stands for the text and the tokenizer; `open` and `matches` compare it.
-            progress: show a progress bar, in characters read.
 
-        Raises `UserError` if nothing is left to write, the disk is full, the directory holds
-        other files or cannot be made, or another process is writing the same store.
+        Raises `UserError` if nothing is left to write, and as `replacing`.
         """
         with replacing(directory) as building:
             write_files(building, documents, encode, max_sentence_characters, fingerprint, progress)
@@ -70,10 +60,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: Path, fingerprint: str | None = None) -> TokenStore:
-        """Open the store in `directory`.
-
-        Raises `UserError` if it is not whole, or if `fingerprint` is given and is not its own.
-        """
+        """Open a store; raise `UserError` if it is not whole, or if `fingerprint` is given and is not its own."""
         store = cls(directory)
         if fingerprint is not None and store.fingerprint != fingerprint:
             raise UserError(
@@ -113,11 +100,8 @@ class TokenStore:
         """
         if not 0 <= first < end <= self.sentence_count:
             raise IndexError(f"sentences [{first}, {end}) of {self.sentence_count}")
-        return self._tokens[self.sentence_start(first) : self.sentence_ends[end - 1]]
-
-    def sentence_start(self, i: int) -> int:
-        """Return the first token of sentence `i`."""
-        return int(self.sentence_ends[i - 1]) if i > 0 else 0
+        start = self.sentence_ends[first - 1] if first > 0 else 0
+        return self._tokens[start : self.sentence_ends[end - 1]]
 
     def document_sentences(self, document: int) -> range:
         """Return the numbers of the sentences of `document`."""

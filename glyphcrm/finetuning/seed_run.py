@@ -26,7 +26,7 @@ from glyphcrm.finetuning.prediction import assemble, collator_for
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predictions
 from glyphcrm.finetuning.trainer import FinetuningTrainer
 from glyphcrm.finetuning.training_order import TrainingOrder
-from glyphcrm.modeling.kernel_backend import check_kernel_backend
+from glyphcrm.modeling.backend import check_kernel_backend
 from glyphcrm.tasks import Example, Kind, TaggedExample
 from glyphcrm.training.machine import training_arguments
 from glyphcrm.training.options import check_length

@@ -37,18 +37,13 @@ MOST_LISTED = 5  # characters that no font has
 class GlyphAtlas:
     """Tokens and their 48x48 binary pictures; the row of a token is its id. Immutable.
 
-    `tokens`: N distinct tokens, each one code point, or a name in brackets such as "[PAD]".
-    `bitmaps`: `(N, 288)` uint8, the pictures packed as by `glyphcrm.glyphs.raster.pack`.
-    `fonts`: the names of what drew the rows: fonts, `LABEL_SOURCE`, or what the caller of `append` says.
-    `sources`: `(N,)` uint8, for each row the index in `fonts` of what drew it.
-
-    Raises `UserError` when these do not fit together.
+    Raises `UserError` when its parts do not fit together.
     """
 
-    tokens: tuple[str, ...]
-    bitmaps: NDArray[np.uint8]
-    fonts: tuple[str, ...]
-    sources: NDArray[np.uint8]
+    tokens: tuple[str, ...]  # N distinct ones, each one code point, or a name in brackets such as "[PAD]"
+    bitmaps: NDArray[np.uint8]  # (N, 288), the pictures packed as by `glyphcrm.glyphs.raster.pack`
+    fonts: tuple[str, ...]  # names of what drew the rows: fonts, `LABEL_SOURCE`, or what `append` was told
+    sources: NDArray[np.uint8]  # (N,), for each row the index in `fonts` of what drew it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
@@ -68,10 +63,9 @@ class GlyphAtlas:
 
     @classmethod
     def build(cls, tokens: Iterable[str], fonts: Sequence[Font], *, progress: bool = False) -> GlyphAtlas:
-        """Draw each of `tokens` with the first of `fonts` that has it.
+        """Draw each of `tokens` with the first of `fonts` that has it; `progress` shows a bar on a terminal.
 
-        `progress` shows a bar when stderr is a terminal. Raises `UserError` when no font has a character
-        (or all the letters of a special token), with up to five of those characters.
+        Raises `UserError` when no font has a character (or all the letters of a special token).
         """
         tokens = tuple(tokens)
         _check_tokens(tokens)
@@ -121,8 +115,7 @@ class GlyphAtlas:
         `source` says where the pictures come from, and stands in `fonts`. Raises `UserError` when a token
         has a row already.
         """
-        sources = np.zeros(len(tokens), np.uint8)
-        return self._with_rows(tuple(tokens), bitmaps, (source,), sources)
+        return self._with_rows(tuple(tokens), bitmaps, (source,), np.zeros(len(tokens), np.uint8))
 
     def extended(self, other: GlyphAtlas) -> GlyphAtlas:
         """Return an atlas with the rows of `other` added whose tokens have none here; no row here changes."""
@@ -131,11 +124,7 @@ class GlyphAtlas:
         return self._with_rows(tokens, other.bitmaps[new], other.fonts, other.sources[new])
 
     def _with_rows(
-        self,
-        tokens: tuple[str, ...],
-        bitmaps: NDArray[np.uint8],
-        fonts: tuple[str, ...],
-        sources: NDArray[np.uint8],
+        self, tokens: tuple[str, ...], bitmaps: NDArray[np.uint8], fonts: tuple[str, ...], sources: NDArray[np.uint8]
     ) -> GlyphAtlas:
         if bitmaps.ndim != 2 or bitmaps.dtype != np.uint8:
             raise UserError(f"bitmaps to add are (n, {PACKED_BYTES}) uint8, not {bitmaps.shape} {bitmaps.dtype}")
@@ -149,20 +138,11 @@ class GlyphAtlas:
             np.concatenate([self.sources, renumbered]),
         )
 
-    def tokens_digest(self) -> str:
-        """Return `tokens_digest` of the atlas' tokens."""
-        return tokens_digest(self.tokens)
-
-    def bitmaps_digest(self) -> str:
-        """Return `bitmaps_digest` of the atlas' pictures."""
-        return bitmaps_digest(self.bitmaps)
-
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the atlas to one safetensors file, whole or not at all.
+        """Write the atlas to one safetensors file, whole or not at all; raise `UserError` when it cannot be written.
 
-        The file holds the tensors `bitmaps` and `sources`, and one metadata string, JSON: the tokens, the
-        fonts, the format's version and SHA-256 digests. Equal atlases make equal files. Raises
-        `UserError` when it cannot be written; a file that was there before is then as it was.
+        It holds the tensors `bitmaps` and `sources`, and one metadata string, JSON: the tokens, the fonts, the format's
+        version and SHA-256 digests. Equal atlases make equal files.
         """
         # One string, since safetensors writes several in random order.
         metadata = {_METADATA_KEY: _json(self._description())}
@@ -198,8 +178,8 @@ class GlyphAtlas:
             "format": FORMAT_VERSION,
             "tokens": list(self.tokens),
             "fonts": list(self.fonts),
-            "tokens_digest": self.tokens_digest(),
-            "bitmaps_digest": self.bitmaps_digest(),
+            "tokens_digest": tokens_digest(self.tokens),
+            "bitmaps_digest": bitmaps_digest(self.bitmaps),
             "sources_digest": _digest(_json(self.fonts).encode(errors="surrogatepass") + self.sources.tobytes()),
         }
 

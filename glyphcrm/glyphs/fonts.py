@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from fontTools.ttLib import TTFont
 
 REGULAR_WEIGHT = 400
-REFERENCE_PIXELS = 46
-"""Pixels to the em at which characters are drawn."""
+REFERENCE_PIXELS = 46  # to the em, at which characters are drawn
 COLOUR_TABLES = ("CBDT", "COLR", "sbix", "SVG ")
 _LINUX = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
 _MACOS = ("/Library/Fonts", "~/Library/Fonts")
@@ -36,29 +35,21 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Font:
-    """One face of a font file.
-
-    `name` is "Family Style version" (a variable font: with " wght=400" behind it), `coverage` the code
-    points of its cmap, `axes` the value of each variation axis in the file's order (empty: a static
-    font). `system` marks a font that happened to be installed on this machine.
-    """
+    """One face of a font file."""
 
     path: Path
     index: int
-    name: str
-    coverage: frozenset[int] = field(repr=False)
-    axes: tuple[float, ...] = ()
-    system: bool = False
+    name: str  # "Family Style version", of a variable font with " wght=400" behind it
+    coverage: frozenset[int] = field(repr=False)  # code points of its cmap
+    axes: tuple[float, ...] = ()  # the value of each variation axis in the file's order
+    system: bool = False  # it happened to be installed on this machine
 
     def covers(self, char: str) -> bool:
         """Whether the font maps the one code point `char` to a glyph."""
         return ord(char) in self.coverage
 
     def sized(self, pixels: int) -> ImageFont.FreeTypeFont:
-        """Return the face at `pixels` to the em, without complex layout.
-
-        Raises `UserError` when FreeType cannot read it.
-        """
+        """Return the face at `pixels` to the em, without complex layout; raise `UserError` if it cannot be read."""
         try:
             # Not `ImageFont.truetype`: when a file is bad, that opens a system font of the same name.
             face = ImageFont.FreeTypeFont(str(self.path), pixels, self.index, layout_engine=ImageFont.Layout.BASIC)
@@ -170,14 +161,13 @@ def _find_face(path: Path, family: str | None) -> int:
 
     with open(path, "rb") as file:
         count = readTTCHeader(file).numFonts
+    if family is None and count == 1:
+        return 0
     faces: list[tuple[str, set[str]]] = []
     for index in range(count):
         with _open_face(path, index) as face:
             faces.append((_family(face, path), _names(face)))
-    wanted = (family or "").casefold()
-    matches = [i for i, (_, names) in enumerate(faces) if wanted in names]
-    if family is None and count == 1:
-        return 0
+    matches = [i for i, (_, names) in enumerate(faces) if (family or "").casefold() in names]
     if len(matches) == 1:
         return matches[0]
     listed = ", ".join(dict.fromkeys(name for name, _ in faces))

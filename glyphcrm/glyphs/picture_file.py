@@ -30,13 +30,11 @@ _INK_LEVEL = 128
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Return the picture in a PNG file as `(288,)` uint8, packed as by `glyphcrm.glyphs.raster.pack`.
 
-    Ink is dark; what is transparent is paper. A picture of 48x48 pixels is taken as it is. Of another size, its longer
-    side is taken for the em, and so becomes the 46 pixels at which fonts are drawn; then the box of its
-    ink is centred in the cell, as the rasteriser centres Han characters. Levels darker than the middle are ink.
+    Ink is what is darker than the middle and not transparent. A picture of 48x48 pixels is taken as it is; else its
+    longer side is taken for the em, and becomes the 46 pixels at which fonts are drawn, and its ink is centred.
 
-    Raises:
-        UserError: the file is missing, no PNG, damaged, or over 16 MiB; a side has over 4,096 pixels or is more
-            than twice the other; there is no ink, or so much that it must be light on dark.
+    Raises `UserError`: the file is missing, no PNG, damaged, or over 16 MiB; a side has over 4,096 pixels or is more
+    than twice the other; there is no ink, or so much that it must be light on dark.
     """
     image = _opened(path)
     whole = image.size == (IMAGE_SIZE, IMAGE_SIZE)

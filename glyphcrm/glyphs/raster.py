@@ -61,9 +61,7 @@ class Rasterizer:
 
         A character stands on `baseline`, its advance centred; it is moved by the least that brings its ink
         into the cell, and made smaller, towards the cell's centre, only when the ink is larger than the cell.
-
-        "[PAD]" is blank. Another special token is small letters, without the brackets, as large as the width of the
-        cell allows.
+        "[PAD]" is blank; another special token is its letters, as large as the width of the cell allows.
 
         Raises `UserError` when the font has no such character, lacks one of the letters, or cannot draw it.
         """
@@ -111,24 +109,20 @@ class Rasterizer:
         ink. It is taken from the drawn pixels, since the metrics that a font states can be wrong.
         """
         for margin in _MARGINS:
-            canvas = self._canvas(text, pixels, margin)
+            drawn = Image.new("L", (2 * margin, 2 * margin))
+            try:
+                ImageDraw.Draw(drawn).text((margin, margin), text, 255, self._face(pixels), "ms")
+            except (OSError, ValueError, MemoryError, Image.DecompressionBombError) as error:
+                raise UserError(f"font {self.font.name}: cannot draw {text!r} ({error})") from error
+            # Without dithering, levels of 128 and more are ink. FreeType versions differ in their levels, and
+            # in their own binary mode, but not in which levels reach 128.
+            canvas = drawn.convert("1", dither=Image.Dither.NONE)
             box = canvas.getbbox()
             if box is not None and min(box) > 0 and max(box) < 2 * margin:
                 break
         if box is None:
             return canvas, None
         return canvas, (box[0] - margin, box[1] - margin, box[2] - margin, box[3] - margin)
-
-    def _canvas(self, text: str, pixels: int, margin: int) -> Image.Image:
-        """Draw `text` with its origin in the middle of a binary canvas, `margin` from every border."""
-        canvas = Image.new("L", (2 * margin, 2 * margin))
-        try:
-            ImageDraw.Draw(canvas).text((margin, margin), text, 255, self._face(pixels), "ms")
-        except (OSError, ValueError, MemoryError, Image.DecompressionBombError) as error:
-            raise UserError(f"font {self.font.name}: cannot draw {text!r} ({error})") from error
-        # Without dithering, levels of 128 and more are ink. FreeType versions differ in their levels, and
-        # in their own binary mode, but not in which levels reach 128.
-        return canvas.convert("1", dither=Image.Dither.NONE)
 
 
 def pack(pictures: NDArray[np.generic]) -> NDArray[np.uint8]:

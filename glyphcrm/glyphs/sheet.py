@@ -33,10 +33,9 @@ _MISSING_INK = "#b3261e"
 
 
 def contact_sheet(text: Iterable[str], atlas: GlyphAtlas) -> Image.Image:
-    """Draw the pictures of the distinct tokens of `text`, in order, each with its code point under it.
+    """Return as an RGB image the pictures of the distinct tokens of `text`, in order, with their code points below.
 
-    `text` is a string, or a list of tokens. A token that the atlas lacks gets a red, crossed cell.
-    Returns an RGB image. Raises `UserError` for no tokens or more than 4,096.
+    A token that the atlas lacks gets a red, crossed cell. Raises `UserError` for no tokens or more than 4,096.
     """
     tokens = list(dict.fromkeys(text))
     if not 1 <= len(tokens) <= MOST_CHARACTERS:

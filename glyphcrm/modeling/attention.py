@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.backend import kernel_backend
 
 
 def eager_attention(
@@ -47,16 +47,9 @@ def sdpa_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Fused attention, in the form of transformers' attention interface: `dropout_attention` where it applies.
 
-    Args:
-        module: whose configuration chooses the backend.
-        query: ``(B, heads, Q, head size)``.
-        key: ``(B, heads, T, head size)``, and so is `value`.
-        attention_mask: not used in a packed row, where there is no padding.
-        cu_seq_lens_q: of a packed row (B = 1), ``(S + 1,)``: where each sequence starts among the queries, and Q.
-        cu_seq_lens_k: the same among the keys, and T.
-
-    Returns:
-        ``(B, Q, heads, head size)``.
+    `query` is ``(B, heads, Q, head size)``, `key` and `value` ``(B, heads, T, head size)``, the result
+    ``(B, Q, heads, head size)``. Of a packed row (B = 1), `cu_seq_lens_q` and `cu_seq_lens_k` ``(S + 1,)`` say where
+    each sequence starts among queries and keys, with Q and T at their ends; `attention_mask` is then not used.
     """
     is_packed = cu_seq_lens_q is not None
     is_plain = 0 < dropout < 1 and attention_mask is None and not kwargs.get("is_causal")
@@ -103,12 +96,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the output ``(B, Q, d)`` and, from the eager implementation, the attention probabilities.
 
-        Args:
-            hidden_states: ``(B, L, d)``, which give keys and values.
-            attention_mask: in the attention implementation's form.
-            queries: ``(B, Q, d)``; default `hidden_states`.
-            kwargs: of transformers' attention interface. With `cu_seq_lens_q` and `cu_seq_lens_k` the batch is one
-                row in which each sequence attends to itself.
+        Keys and values are of `hidden_states` ``(B, L, d)``, queries of `queries` ``(B, Q, d)`` or the same. `kwargs`
+        are transformers'; with `cu_seq_lens_q` and `cu_seq_lens_k` each sequence of a packed row attends to itself.
         """
         queries = hidden_states if queries is None else queries
         query = self._heads(self.query(queries))

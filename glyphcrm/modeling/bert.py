@@ -38,9 +38,8 @@ def bert_config(config: GlyphCRMConfig, **overrides: Any) -> BertConfig:
 class BertBaseline(BertForPreTraining):
     """`transformers.BertForPreTraining` that reads the batches of `PretrainingCollator`.
 
-    Parameters, initialisation and tied decoder are transformers' own; what is added is that logits are
-    computed at the positions to predict alone, as in `GlyphCRMForPreTraining`, and that characters outside
-    the vocabulary are [UNK].
+    All is transformers' own, but logits are computed at the positions to predict alone, as in
+    `GlyphCRMForPreTraining`, and characters outside the vocabulary are [UNK].
     """
 
     accepts_loss_kwargs = False  # two means with different counts: see PretrainingTrainer
@@ -73,23 +72,14 @@ class BertBaseline(BertForPreTraining):
         glyph_ids: Tensor | None = None,
         glyph_index: Tensor | None = None,
     ) -> GlyphCRMForPreTrainingOutput:
-        """Return losses and logits of a batch; the arguments are the tensors of `PretrainingCollator`.
-
-        `glyph_ids` and `glyph_index` are for GlyphCRM, and not used.
-        """
+        """Return losses and logits of a batch of `PretrainingCollator`; what is GlyphCRM's alone is not used."""
         ids = predictable(input_ids, self.config)
         sequence, pooled = self.bert(ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[:2]
         logits, nsp_logits = self.cls(sequence.flatten(0, 1)[label_index], pooled)
         targets = predictable(labels.flatten()[label_index], self.config)
         mlm_loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(label_index), 1)
         nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label)
-        return GlyphCRMForPreTrainingOutput(
-            loss=mlm_loss + nsp_loss,
-            mlm_loss=mlm_loss,
-            nsp_loss=nsp_loss,
-            prediction_logits=logits,
-            seq_relationship_logits=nsp_logits,
-        )
+        return GlyphCRMForPreTrainingOutput(mlm_loss + nsp_loss, mlm_loss, nsp_loss, logits, nsp_logits)
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.attention import SelfAttention
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.backend import kernel_backend
 
 
 class EncoderBlock(GradientCheckpointingLayer):
@@ -36,15 +36,13 @@ class EncoderBlock(GradientCheckpointingLayer):
         positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return the block's output ``(B, L, d)``, or ``(B, Q, d)`` at `positions` alone.
+        """Return the output for `hidden_states` ``(B, L, d)``: ``(B, L, d)``, or ``(B, Q, d)`` at `positions` alone.
 
         Args:
-            hidden_states: ``(B, L, d)``.
             attention_mask: what transformers' `create_bidirectional_mask` gives; with `positions`, that of them.
             skip: ``(U, d)``, the glyph skip of each distinct character, or None.
             skip_index: ``(B, L)`` int64, each token's row in `skip`.
             positions: ``(B, Q)`` int64, the tokens whose output is wanted; the others are but attended to.
-            kwargs: as in `SelfAttention.forward`.
         """
         backend = kernel_backend(self.config)
         wanted = hidden_states

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.raster import IMAGE_SIZE, PACKED_BYTES
-from glyphcrm.modeling.kernel_backend import kernel_backend
+from glyphcrm.modeling.backend import kernel_backend
 from glyphcrm.modeling.whitening import whitening_basis
 
 PIECE = 256  # characters at once where no gradients are wanted, which bounds the memory
@@ -33,8 +33,7 @@ class GlyphVectors(NamedTuple):
 def position_map(kind: str) -> Tensor:
     """Return the position channels x and y as ``(2, 48, 48)`` float32, x to the right and y upwards.
 
-    "paper": both run over [-0.2, 0.2] with the origin at the centre of the image.
-    "release": ``x = 0.02 (j - 24)``, ``y = -0.02 (i - 24)`` for row i and column j.
+    `kind` is as `position_map` of `GlyphCRMConfig`.
     """
     pixels = torch.arange(IMAGE_SIZE, dtype=torch.float32)
     from_centre = (pixels / (IMAGE_SIZE - 1) - 0.5) * 0.4
@@ -84,8 +83,8 @@ class HanGlyph(GradientCheckpointingLayer):
         stem, convolution = _weights(self.stem), _weights(self.block1[0])
         first, shortcut = glyph_stem_conv(rows, bitmaps, *stem, self.positions, *convolution, backend=backend)
         block1 = _rest_of_block(first, shortcut, self.block1, backend)
-        expanded = _conv(block1, self.expand, relu=True, padding=1, backend=backend)
-        first = _conv(expanded, self.block2[0], relu=True, backend=backend)
+        expanded = _conv(block1, self.expand, backend, padding=1)
+        first = _conv(expanded, self.block2[0], backend)
         block2 = _rest_of_block(first, F.max_pool2d(expanded, 2), self.block2, backend)
         # Flattened channel by channel, as the released checkpoints expect.
         return block1.flatten(1), block2.flatten(1)
@@ -99,11 +98,8 @@ class HanGlyph(GradientCheckpointingLayer):
         """
         pieces = 1 if rows.is_cuda or torch.compiler.is_compiling() else max(1, math.ceil(len(rows) / CPU_PIECE))
         block1, block2 = in_pieces(lambda piece: self.features(piece, bitmaps), rows.chunk(pieces))
-        return GlyphVectors(
-            torch.tanh(self.vector(block2)),
-            torch.tanh(self.skip1(block1)),
-            torch.tanh(self.skip2(block2)),
-        )
+        projected = (self.vector(block2), self.skip1(block1), self.skip2(block2))
+        return GlyphVectors(*map(torch.tanh, projected))
 
     @torch.no_grad()
     def all_features(self, rows: Tensor, bitmaps: Tensor) -> list[Tensor]:
@@ -124,10 +120,8 @@ class HanGlyph(GradientCheckpointingLayer):
         features, measured on `tiny`). Through random projections all characters would look alike to
         the encoder. So each projection starts as a random rotation of the whitened features.
 
-        Args:
-            rows: ``(U,)`` int64, a sample of characters, best some times the width d.
-            bitmaps: ``(N, 288)`` uint8.
-            spread: standard deviation of each output over the sample, before the tanh.
+        `rows` ``(U,)`` int64 are a sample of characters, best some times the width d; `spread` is the standard
+        deviation of each output over the sample, before the tanh.
         """
         block1, block2 = self.all_features(rows, bitmaps)
         for projection, features in ((self.vector, block2), (self.skip1, block1), (self.skip2, block2)):
@@ -147,12 +141,11 @@ def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:
 def _rest_of_block(first: Tensor, shortcut: Tensor, convolutions: nn.ModuleList, backend: str) -> Tensor:
     """Return ``pool(relu(conv3(relu(conv2(first))) + shortcut))``, without padding; `first` is ``relu(conv1(x))``."""
     _, second, third = convolutions
-    y = _conv(first, second, relu=True, backend=backend)
-    return _conv(y, third, residual=shortcut, relu=True, pool=True, backend=backend)
+    return _conv(_conv(first, second, backend), third, backend, residual=shortcut, pool=True)
 
 
-def _conv(x: Tensor, convolution: nn.Module, **epilogue: Any) -> Tensor:
-    return glyph_conv(x, *_weights(convolution), **epilogue)
+def _conv(x: Tensor, convolution: nn.Module, backend: str, **more: Any) -> Tensor:
+    return glyph_conv(x, *_weights(convolution), relu=True, backend=backend, **more)
 
 
 def _weights(convolution: nn.Module) -> tuple[Tensor, Tensor]:

@@ -79,17 +79,11 @@ class LinearHead(nn.Module):
 
 
 class GlyphCRMHead(GlyphCRMPreTrainedModel):
-    """What all models with heads share: the encoder, and `parts` that read its states.
+    """What all models with heads share: the encoder, and `parts` that read its states."""
 
-    Attributes:
-        parts: name and class of each module beside the encoder.
-        reads_first_token: the head reads the state of [CLS] alone.
-        output_class: of `forward`, with fields loss, logits, hidden_states, attentions.
-    """
-
-    parts: ClassVar[dict[str, type[nn.Module]]]
-    reads_first_token: ClassVar[bool]
-    output_class: ClassVar[type[ModelOutput]]
+    parts: ClassVar[dict[str, type[nn.Module]]]  # name and class of each module beside the encoder
+    reads_first_token: ClassVar[bool] = False  # the head reads the state of [CLS] alone
+    output_class: ClassVar[type[ModelOutput]]  # of `forward`, with fields loss, logits, hidden_states, attentions
 
     def __init__(self, config: GlyphCRMConfig) -> None:
         super().__init__(config)
@@ -111,16 +105,15 @@ class GlyphCRMHead(GlyphCRMPreTrainedModel):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """As `GlyphCRMModel.forward`, then the head; the class says what its labels are."""
+        """As `GlyphCRMModel.forward`, then `logits_and_loss`; the class says what its labels are."""
         form = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index)
         outputs = self.glyphcrm(*form, self.reads_first_token, **kwargs)
-        (head,) = (self.get_submodule(name) for name in self.parts)
-        logits = head(outputs.first_states if self.reads_first_token else outputs.last_hidden_state)
-        loss = None if labels is None else self.loss(logits, labels, **kwargs)
+        states = outputs.first_states if self.reads_first_token else outputs.last_hidden_state
+        logits, loss = self.logits_and_loss(states, labels, **kwargs)
         return self.output_class(loss, logits, outputs.hidden_states, outputs.attentions)
 
-    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
-        """Return the loss of a head whose `forward` is the one above."""
+    def logits_and_loss(self, states: Tensor, labels: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Return what the head makes of states ``(B, L, d)``, or of [CLS] alone ``(B, d)``, and the loss of labels."""
         raise NotImplementedError
 
 
@@ -129,31 +122,31 @@ class _MaskedLM(GlyphCRMHead):
 
     mlm: MaskedLMHead
 
-    def masked_lm(
+    def logits_and_loss(
         self,
-        hidden_states: Tensor,
+        states: Tensor,
         labels: Tensor | None,
-        label_index: Tensor | None,
+        *,
+        label_index: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits, and the mean cross-entropy over the labels when there are labels.
 
         With `label_index`, or in training, logits are computed at the labelled positions alone and
         have shape ``(M, vocab_size)``; else ``(B, L, vocab_size)``. `label_index` ``(M,)`` int64, the flat
         positions of the labels, comes from the collator; without it a GPU has to be waited for.
-
-        A label outside the vocabulary (a character that can be read but not predicted) counts as [UNK].
-        `num_items_in_batch` replaces the number of labels in the mean: transformers' `Trainer` counts
-        them over all the batches of an optimiser step.
+        A label outside the vocabulary counts as [UNK]. `num_items_in_batch` replaces the number of labels in the mean:
+        transformers' `Trainer` counts them over all the batches of an optimiser step.
         """
         if labels is None:
-            return self.mlm(hidden_states), None
+            return self.mlm(states), None
         labels = labels.flatten()
         if label_index is None and self.training:
             label_index = (labels != IGNORED_LABEL).nonzero().squeeze(1)
         if label_index is not None:
-            labels, hidden_states = labels[label_index], hidden_states.flatten(0, 1)[label_index]
-        logits, labels = self.mlm(hidden_states), predictable(labels, self.config)
+            labels, states = labels[label_index], states.flatten(0, 1)[label_index]
+        logits, labels = self.mlm(states), predictable(labels, self.config)
         flat = logits.view(-1, self.config.vocab_size).float()
         total = F.cross_entropy(flat, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         if num_items_in_batch is None:
@@ -165,11 +158,8 @@ class _MaskedLM(GlyphCRMHead):
     def start_from_frequencies(self, counts: Tensor) -> None:
         """Set the decoder's bias to the logarithm of the characters' frequencies.
 
-        A new model then begins at the unigram entropy instead of spending its first steps, the
-        ones with the largest gradients, on which characters are frequent.
-
-        Args:
-            counts: ``(vocab_size,)``, how often each character is to be predicted; may be 0.
+        A new model then begins at the unigram entropy instead of spending its first steps, the ones with the largest
+        gradients, on which characters are frequent. `counts` ``(vocab_size,)``: how often each is to be predicted.
         """
         self.mlm.decoder.bias.copy_(log_frequencies(counts))
 
@@ -180,21 +170,13 @@ class _MaskedLM(GlyphCRMHead):
 
 @dataclass
 class GlyphCRMForPreTrainingOutput(ModelOutput):
-    """Output of `GlyphCRMForPreTraining`.
+    """Output of `GlyphCRMForPreTraining`."""
 
-    Attributes:
-        loss: `mlm_loss` + `nsp_loss`, of those that have labels.
-        mlm_loss: mean over the masked positions.
-        nsp_loss: mean over the pairs.
-        prediction_logits: ``(B, L, vocab_size)``, or ``(M, vocab_size)`` (see `masked_lm`).
-        seq_relationship_logits: ``(B, 2)``.
-    """
-
-    loss: Tensor | None = None
-    mlm_loss: Tensor | None = None
-    nsp_loss: Tensor | None = None
-    prediction_logits: Tensor | None = None
-    seq_relationship_logits: Tensor | None = None
+    loss: Tensor | None = None  # mlm_loss + nsp_loss, of those that have labels
+    mlm_loss: Tensor | None = None  # mean over the masked positions
+    nsp_loss: Tensor | None = None  # mean over the pairs
+    prediction_logits: Tensor | None = None  # (B, L, vocab_size), or (M, vocab_size), see `logits_and_loss`
+    seq_relationship_logits: Tensor | None = None  # (B, 2)
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -221,17 +203,15 @@ class GlyphCRMForPreTraining(_MaskedLM):
         next_sentence_label: Tensor | None = None,
         **kwargs: Any,
     ) -> GlyphCRMForPreTrainingOutput:
-        """As `GlyphCRMModel.forward`, with labels.
+        """As `GlyphCRMModel.forward`, with int64 labels.
 
-        Args:
-            labels: ``(B, L)`` int64, the character to predict, -100 where none is.
-            label_index: ``(M,)`` int64, flat positions of the labels; see `masked_lm`.
-            next_sentence_label: ``(B,)`` int64, 0 when B follows A, 1 when it does not.
+        Those of characters are `labels` ``(B, L)``, -100 where none is, at flat positions `label_index` ``(M,)`` (see
+        `logits_and_loss`); `next_sentence_label` ``(B,)`` is 0 when B follows A, 1 when it does not.
         """
         outputs = self.glyphcrm(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
         )
-        logits, mlm_loss = self.masked_lm(outputs.last_hidden_state, labels, label_index)
+        logits, mlm_loss = self.logits_and_loss(outputs.last_hidden_state, labels, label_index=label_index)
         nsp_logits = self.nsp(first_states(outputs.last_hidden_state, attention_mask))
         nsp_loss = None
         if next_sentence_label is not None:
@@ -243,31 +223,10 @@ class GlyphCRMForPreTraining(_MaskedLM):
 
 
 class GlyphCRMForMaskedLM(_MaskedLM):
-    """Masked language modelling alone."""
+    """Masked language modelling alone; `labels` and `label_index` as in `GlyphCRMForPreTraining`."""
 
     parts: ClassVar = {"mlm": MaskedLMHead}
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        glyph_ids: Tensor | None = None,
-        glyph_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        label_index: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
-        """As `GlyphCRMModel.forward`; `labels` and `label_index` as in `GlyphCRMForPreTraining`."""
-        outputs = self.glyphcrm(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
-        )
-        logits, loss = self.masked_lm(outputs.last_hidden_state, labels, label_index, num_items_in_batch)
-        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+    output_class = MaskedLMOutput
 
 
 class GlyphCRMForNextSentencePrediction(GlyphCRMHead):
@@ -275,42 +234,50 @@ class GlyphCRMForNextSentencePrediction(GlyphCRMHead):
 
     accepts_loss_kwargs = False
     parts: ClassVar = {"nsp": NextSentenceHead}
+    nsp: NextSentenceHead
     reads_first_token = True
     output_class = NextSentencePredictorOutput
 
-    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
-        """Return the mean over the pairs."""
-        return F.cross_entropy(logits.float(), labels.view(-1))
+    def logits_and_loss(self, states: Tensor, labels: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """As in the base class; the loss is the mean over the pairs."""
+        logits = self.nsp(states)
+        return logits, None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
 
 
-class GlyphCRMForSequenceClassification(GlyphCRMHead):
+class _Classification(GlyphCRMHead):
+    """One linear layer, and the loss that transformers has for the task."""
+
+    parts: ClassVar = {"classifier": LinearHead}
+    classifier: LinearHead
+
+    def logits_and_loss(self, states: Tensor, labels: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """As in the base class; the loss is transformers'."""
+        logits = self.classifier(states)
+        if labels is None:
+            return logits, None
+        # Of the two names of logits each loss takes its own.
+        return logits, self.loss_function(
+            logits=logits, pooled_logits=logits, labels=labels, config=self.config, **kwargs
+        )
+
+
+class GlyphCRMForSequenceClassification(_Classification):
     """One linear layer on the hidden state of [CLS], without a pooler, as in the paper.
 
     `labels` ``(B,)`` are classes (or targets, see `config.problem_type`).
     """
 
-    parts: ClassVar = {"classifier": LinearHead}
     reads_first_token = True
     output_class = SequenceClassifierOutput
 
-    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
-        """Return transformers' loss."""
-        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
 
-
-class GlyphCRMForTokenClassification(GlyphCRMHead):
+class GlyphCRMForTokenClassification(_Classification):
     """One linear layer on every character's hidden state, without a CRF, as in the paper.
 
     `labels` ``(B, L)`` are tags, -100 where none is.
     """
 
-    parts: ClassVar = {"classifier": LinearHead}
-    reads_first_token = False
     output_class = TokenClassifierOutput
-
-    def loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
-        """Return transformers' loss."""
-        return self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
 
 
 # Every model with a head, and transformers' Auto class that makes it.

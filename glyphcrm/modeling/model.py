@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
+from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
 from glyphcrm.modeling.glyph_vectors import VECTORS_FILE, GlyphCache
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
@@ -28,6 +28,9 @@ from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
 
 # Glyphs over which features are whitened; the most frequent characters stand first in an atlas.
 WHITENING_SAMPLE = 1536
+
+# input_ids, glyph_ids, glyph_index, glyph_vectors: the forms of `GlyphCRMModel.forward`
+Characters = tuple[Tensor | None, Tensor | None, Tensor | None, GlyphVectors | None]
 
 
 class GlyphCRMPreTrainedModel(PreTrainedModel):
@@ -74,35 +77,30 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_atlas(cls, config: GlyphCRMConfig, atlas: GlyphAtlas) -> Self:
-        """Build a new model with random weights around an atlas, ready to be trained.
-
-        The glyph projections are whitened over the atlas (`HanGlyph.whiten_projections`), without
-        which all characters look alike to the encoder at the start.
-        """
+        """Build a new model with random weights around an atlas, its glyph projections whitened over it."""
         config.num_glyphs = len(atlas)
         model = cls(config)
         model.set_atlas(atlas)
         base = model.glyph_model
-        base.hanglyph.whiten_projections(
-            base.frequent_rows(), base.glyph_table.bitmaps, config.glyph_initializer_spread
-        )
+        spread = config.glyph_initializer_spread
+        base.hanglyph.whiten_projections(base.frequent_rows(), base.glyph_table.bitmaps, spread)
         return model
 
     def set_atlas(self, atlas: GlyphAtlas) -> None:
         """Make the model read this atlas from now on.
 
-        A trained model keeps its meaning when the new atlas only appends rows to the old one: the
-        new characters can be read at once. It cannot shrink below `config.vocab_size`.
+        A trained model keeps its meaning when the new atlas only appends rows: they can be read at once. An atlas
+        below `config.vocab_size` raises `UserError`.
         """
         if len(atlas) < self.config.vocab_size:
             raise UserError(f"the atlas has {len(atlas)} rows; the model predicts {self.config.vocab_size} of them")
         table = self.glyph_model.glyph_table
-        table.bitmaps = torch.from_numpy(atlas.bitmaps.copy()).to(table.bitmaps.device)
-        table.sources = torch.from_numpy(atlas.sources.copy()).to(table.sources.device)
+        table.bitmaps = torch.tensor(atlas.bitmaps, device=table.bitmaps.device)
+        table.sources = torch.tensor(atlas.sources, device=table.sources.device)
         self.config.num_glyphs = len(atlas)
         self.config.glyph_fonts = list(atlas.fonts)
-        self.config.tokens_sha256 = atlas.tokens_digest()
-        self.config.bitmaps_sha256 = atlas.bitmaps_digest()
+        self.config.tokens_sha256 = tokens_digest(atlas.tokens)
+        self.config.bitmaps_sha256 = bitmaps_digest(atlas.bitmaps)
 
     def clear_glyph_cache(self) -> None:
         """Forget the vectors of characters met at inference; needed after weights were written to through ``.data``."""
@@ -110,7 +108,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; also checks the atlas against the digest in the configuration.
+        """As in transformers; raises `UserError` if the atlas has not the digest in the configuration.
 
         The vectors that `glyphcrm atlas encode` has written to a directory are used if they fit the weights.
         """
@@ -118,13 +116,15 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         bitmaps, expected = model.glyph_model.glyph_table.bitmaps, model.config.bitmaps_sha256
-        if expected and not bitmaps.is_meta and bitmaps_digest(bitmaps.cpu().numpy()) != expected:
+        if bitmaps.is_meta:
+            return loaded
+        if expected and bitmaps_digest(bitmaps.cpu().numpy()) != expected:
             raise UserError(
-                f"{where}: the glyph bitmaps do not "
-                "match the digest in config.json; the checkpoint is damaged, copy it again"
+                f"{where}: the glyph bitmaps do not match the digest in config.json; "
+                "the checkpoint is damaged, copy it again"
             )
         path = Path(str(where), kwargs.get("subfolder") or "", VECTORS_FILE)
-        if model.config.glyph_cache and not bitmaps.is_meta and path.is_file():
+        if model.config.glyph_cache and path.is_file():
             model.glyph_model.load_glyph_vectors(path)
         return loaded
 
@@ -197,14 +197,13 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
     ) -> GlyphCRMModelOutput:
         """Return the last hidden states ``(B, L, d)``.
 
-        The characters come in one of four forms:
+        The characters come in one of four forms, with or without `input_ids` beside the second and the third:
 
-        * `input_ids` ``(B, L)`` int64. Their distinct values are found here (on a GPU this waits for
-          the device once).
+        * `input_ids` ``(B, L)`` int64. Their distinct values are found here, for which a GPU is waited for.
         * `glyph_ids` ``(U,)`` and `glyph_index` ``(B, L)`` int64 with
-          ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait. `input_ids` may stand beside them.
+          ``input_ids == glyph_ids[glyph_index]``, prepared by the collator: no wait.
         * `glyph_vectors`, each ``(U, d)``, that HanGlyph made before (for several batches, see `SharedGlyphs`), and
-          `glyph_index`, each token's row in them. `input_ids` may stand beside them.
+          `glyph_index`, each token's row in them.
         * `inputs_embeds` ``(B, L, d)`` in place of the glyph vectors; then no glyph skips are added.
 
         In evaluation mode and without gradients, glyph vectors are kept for later batches (see `GlyphCache`), unless
@@ -215,19 +214,16 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             attention_mask: ``(B, L)``, 1 for tokens and 0 for padding; default all 1.
             token_type_ids: ``(B, L)``, 0 or 1; default 0.
             position_ids: ``(B, L)``; default 0, 1, 2, ...
-            first_token_only: `first_states` ``(B, d)`` are wanted, the states of the sequences' first tokens. The last
-                block then computes no others and the last hidden states are ``(B, 1, d)``; but all of them
-                if states are recorded or the caller packed the batch.
+            first_token_only: `first_states` ``(B, d)`` are wanted. The last block then computes no others and the last
+                hidden states are ``(B, 1, d)``; but all of them if states are recorded or the caller packed the batch.
 
-        Raises:
-            ValueError: none or several of the four forms, an empty batch, nothing but padding, more
-                than `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the
-                values can tell is checked on the CPU, and where the distinct `input_ids` are found.)
+        Raises `ValueError`: none or several of the four forms, an empty batch, nothing but padding, more than
+        `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the values can tell is
+        checked on the CPU, and where the distinct `input_ids` are found.)
         """
-        self._check_batch(input_ids, glyph_ids, glyph_index, glyph_vectors, inputs_embeds, attention_mask)
-        glyphs, tokens = None, inputs_embeds
-        if tokens is None:
-            glyphs, tokens = self._glyphs(input_ids, glyph_ids, glyph_index, glyph_vectors)
+        characters = (input_ids, glyph_ids, glyph_index, glyph_vectors)
+        self._check_batch(characters, inputs_embeds, attention_mask)
+        glyphs, tokens = self._glyphs(*characters) if inputs_embeds is None else (None, inputs_embeds)
 
         # Recorded states have all positions; and a caller may have packed the batch.
         is_whole = "cu_seq_lens_q" in kwargs or any(
@@ -280,18 +276,13 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             kept = self.glyph_cache.vectors(self.hanglyph, bitmaps, rows)
             if kept is not None:
                 return kept, rows if glyph_ids is None else rows[cast(Tensor, glyph_index)]
-        found_here = glyph_ids is None
-        if glyph_ids is None:
+        if found_here := glyph_ids is None:
             glyph_ids, glyph_index = torch.unique(cast(Tensor, input_ids), return_inverse=True)
         self._check_ids(glyph_ids, on_any_device=found_here)
         return self.hanglyph(glyph_ids, bitmaps), cast(Tensor, glyph_index)
 
     def _embed(
-        self,
-        tokens: Tensor,
-        glyphs: GlyphVectors | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
+        self, tokens: Tensor, glyphs: GlyphVectors | None, token_type_ids: Tensor | None, position_ids: Tensor | None
     ) -> Tensor:
         """Return what block 0 reads; `tokens` are rows of `glyphs` ``(B, L)``, or without them embeddings."""
         # Dropout comes after the gather, so that each token draws its own.
@@ -302,15 +293,8 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         # Autocast would leave float32 here, and every add-norm and linear layer after it would move twice the bytes.
         return self.dropout(self.embedding_norm(embeds + position + segment).to(embeds.dtype))
 
-    def _check_batch(
-        self,
-        input_ids: Tensor | None,
-        glyph_ids: Tensor | None,
-        glyph_index: Tensor | None,
-        glyph_vectors: GlyphVectors | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-    ) -> None:
+    def _check_batch(self, characters: Characters, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> None:
+        input_ids, glyph_ids, glyph_index, glyph_vectors = characters
         if (glyph_index is None) != (glyph_ids is None and glyph_vectors is None):
             raise ValueError("glyph_ids (or glyph_vectors) and glyph_index go together: give both")
         tokens = input_ids if glyph_index is None else glyph_index
@@ -327,8 +311,9 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
                 f"a sequence of {shape[1]} tokens is longer than the model's "
                 f"{self.config.max_position_embeddings}; truncate it (tokenizer(..., truncation=True))"
             )
-        on_cpu = attention_mask is not None and attention_mask.device.type == "cpu"
-        if attention_mask is not None and on_cpu and not _compiling() and not attention_mask.any():
+        if attention_mask is None or attention_mask.device.type != "cpu" or _compiling():
+            return
+        if not attention_mask.any():
             raise ValueError("attention_mask is all 0: the batch holds nothing but padding")
 
     def _check_ids(self, glyph_ids: Tensor, on_any_device: bool) -> None:

@@ -14,19 +14,12 @@ from transformers.utils.generic import is_flash_attention_requested
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the T tokens of a padded batch stand; S of its sequences have any.
+    """Where the T tokens of a padded batch stand; S of its sequences have any."""
 
-    Attributes:
-        shape: B and L of the padded batch.
-        places: ``(T,)`` int64, rising: each token's place in the flattened batch.
-        boundaries: ``(S + 1,)`` int32: where in the packed row each sequence starts, and T.
-        longest: tokens of the longest sequence.
-    """
-
-    shape: tuple[int, int]
-    places: Tensor
-    boundaries: Tensor
-    longest: int
+    shape: tuple[int, int]  # B and L of the padded batch
+    places: Tensor  # (T,) int64, rising: each token's place in the flattened batch
+    boundaries: Tensor  # (S + 1,) int32: where in the packed row each sequence starts, and T
+    longest: int  # tokens of the longest sequence
 
     def pack(self, padded: Tensor | None) -> Tensor | None:
         """Return the tokens' part ``(1, T, ...)`` of what is or broadcasts to ``(B, L, ...)``; None of None."""
@@ -71,7 +64,6 @@ def find_packing(attention_mask: Tensor | None, tokens: Tensor, config: PreTrain
     Args:
         attention_mask: ``(B, L)``, 0 for padding; a mask of any other shape is not looked into.
         tokens: ``(B, L, ...)``, anything with the shape and on the device of the batch.
-        config: of the model.
     """
     if attention_mask is None or attention_mask.shape != tokens.shape[:2]:
         return None
@@ -91,11 +83,9 @@ def find_packing(attention_mask: Tensor | None, tokens: Tensor, config: PreTrain
 
 
 def first_positions(attention_mask: Tensor | None, rows: Tensor) -> Tensor:
-    """Return where in each padded sequence its first token stands, ``(B, 1)`` int64.
+    """Return where in each padded sequence its first token stands, ``(B, 1)`` int64; `rows` ``(B, ...)`` is any tensor.
 
-    Args:
-        attention_mask: ``(B, L)``; with None, or a mask of another shape, the first token is at 0.
-        rows: ``(B, ...)``, anything with the batch's size and device.
+    It is at 0 unless there is an `attention_mask` ``(B, L)``.
     """
     if attention_mask is None or attention_mask.dim() != 2:
         return torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)
@@ -107,13 +97,8 @@ def only_first(
 ) -> tuple[Tensor | None, Any, Packing | None, dict[str, Any]]:
     """Return what makes a block compute the first tokens alone: their positions, mask, packing and attention arguments.
 
-    The positions are None where a block computes all tokens or none, under the mask of flex attention.
-
-    Args:
-        attention_mask: as in `first_positions`.
-        mask: what transformers has made of it for padded rows; with a packing, None.
-        packing: of the batch, or None.
-        states: ``(B, L, d)``, or ``(1, T, d)`` packed.
+    The positions are None where a block computes all tokens or none, under the mask of flex attention. `mask` is what
+    transformers has made of `attention_mask`, or None with a packing; states are ``(B, L, d)``, packed ``(1, T, d)``.
     """
     if packing is not None:
         positions, firsts = packing.first_tokens()
@@ -126,10 +111,5 @@ def only_first(
 
 
 def first_states(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return the state ``(B, d)`` of each sequence's first token, [CLS], wherever the padding stands.
-
-    Args:
-        hidden_states: ``(B, L, d)``.
-        attention_mask: as in `first_positions`.
-    """
+    """Return of states ``(B, L, d)`` those of [CLS], ``(B, d)``: of the first tokens, wherever the padding stands."""
     return hidden_states.take_along_dim(first_positions(attention_mask, hidden_states).unsqueeze(2), 1)[:, 0]

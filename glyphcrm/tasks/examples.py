@@ -27,7 +27,7 @@ class TextExample:
 
     @property
     def answer(self) -> str:
-        """What a model is to say: the label."""
+        """What a model is to say."""
         return self.label
 
 
@@ -58,11 +58,7 @@ Example = TextExample | TaggedExample
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a task, the labels in their fixed order, and what a reader of the scores must know.
-
-    The labels of a tagging task are "O", then B-x and I-x for each type x in alphabetical order. Each
-    note is one sentence.
-    """
+    """The three parts of a task, the labels in their fixed order, and what a reader of the scores must know."""
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
@@ -85,7 +81,7 @@ class Task:
 
     name: str
     title: str
-    kind: Kind
+    kind: Kind = Kind.SENTENCE
     source: str  # where the set can be had and in which format; one line
     read: Callable[[Path], Splits]  # takes the folder that holds the files
     folder: str = ""  # its folder below --data; empty: the task brings its files along

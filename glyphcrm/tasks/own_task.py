@@ -40,11 +40,10 @@ _OTHER_KEYS = ("kind", "title", "metric", "learning_rate", "max_length", "batch_
 
 
 def read_own_task(toml: Path) -> Task:
-    """Return the task that `toml` describes; its name is that of the file, its files are looked for when it is read.
+    """Return the task that `toml` describes, named as the file; its files are looked for when it is read.
 
-    Raises:
-        UserError: the file cannot be read or is no TOML, a key is missing, unknown or of the wrong type, or a value
-            is out of bounds; names the file and the key.
+    Raises `UserError`: the file cannot be read or is no TOML, a key is missing, unknown or of the wrong type, or a
+    value is out of bounds; names the file and the key.
     """
     settings = _Settings(toml)
     kind = Kind(settings.choice("kind", tuple(Kind)))
@@ -65,7 +64,7 @@ def read_own_task(toml: Path) -> Task:
         name=toml.stem,
         title=settings.string("title", toml.stem),
         kind=kind,
-        learning_rate=float(settings.get("learning_rate", _is_rate, "a number above 0, at most 1", Task.learning_rate)),
+        learning_rate=settings.rate("learning_rate", Task.learning_rate),
         metric=settings.choice("metric", METRICS[kind], METRICS[kind][0]),
         max_length=settings.integer("max_length", Task.max_length, least=8),
         batch_size=settings.integer("batch_size", Task.batch_size, least=1),
@@ -115,14 +114,14 @@ class _Settings:
         expected = f"a whole number from {least} to a million"
         return self.get(key, lambda value: type(value) is int and least <= value <= 10**6, expected, default)
 
+    def rate(self, key: str, default: float) -> float:
+        expected = "a number above 0, at most 1"
+        return float(self.get(key, lambda value: type(value) in (int, float) and 0 < value <= 1, expected, default))
+
     def column(self, key: str) -> str | int:
         expected = "the name of a column, or its number from 0"
         column = self.get(key, lambda value: value in range(1000) if type(value) is int else _is_text(value), expected)
         return column.strip() if isinstance(column, str) else column
-
-
-def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and 0 < value <= 1
 
 
 def _is_text(value: object) -> bool:

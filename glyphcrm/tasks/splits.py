@@ -27,8 +27,7 @@ def load_splits(task: Task, data: Path | None) -> Splits:
     `data` is the folder that holds the task folders, or the task's own folder. A task that brings its
     files along, as the demo tasks do, does not look at it.
 
-    Raises:
-        UserError: there are no files (says where they can be had), or their content is not what it should be.
+    Raises `UserError`: there are no files (says where they can be had), or their content is not what it should be.
     """
     try:
         splits = task.read(_folder(task, data))
@@ -52,9 +51,8 @@ def split(
     """Split into train, dev and test: a pure function of its arguments. The order within a part is that of `examples`.
 
     Of each label (of tagged examples: of all) a random choice makes up the shares `dev` and `test`. Examples of
-    the same group stay in one part, so that nobody is tested on what they learnt; the group counts for the label of
+    the same group stay in one part, so that nobody is tested on what they learnt, and count for the label of
     its first example. `groups` names each example's; by default the same text is one, of a pair the first text.
-    Where all groups have one example, each part has its share of each label to within one example.
     """
     members: dict[Hashable, list[int]] = {}
     for index, key in enumerate([normalize(example.text) for example in examples] if groups is None else groups):
@@ -75,17 +73,12 @@ def split(
             for index in group:
                 part_of[index] = (placed >= dev_begins) + (placed >= test_begins)
             placed += len(group)
-    train, held, out = (
-        tuple(example for example, number in zip(examples, part_of, strict=True) if number == part) for part in range(3)
-    )
+    train, held, out = (tuple(e for e, number in zip(examples, part_of, strict=True) if number == i) for i in range(3))
     return train, held, out
 
 
 def deduplicated(examples: Iterable[E]) -> tuple[list[E], tuple[str, ...]]:
-    """Return the first example of each text (of a pair: of both texts), and a note if any was dropped.
-
-    Where the same text has several labels nothing tells which one is right: the first is kept, too.
-    """
+    """Return the first example of each text (of a pair: of both texts), and a note if any was dropped."""
     first: dict[Hashable, E] = {}
     dropped = contradicted = 0
     for example in examples:
@@ -93,13 +86,11 @@ def deduplicated(examples: Iterable[E]) -> tuple[list[E], tuple[str, ...]]:
         if kept is not example:
             dropped += 1
             contradicted += kept.answer != example.answer
-    if not dropped:
-        return list(first.values()), ()
     note = (
         f"examples that repeat the text of an earlier one were dropped: {dropped:,} of {dropped + len(first):,}, "
         f"{contradicted:,} of them with another label"
     )
-    return list(first.values()), (note,)
+    return list(first.values()), (note,) if dropped else ()
 
 
 def identity(example: Example) -> Hashable:
@@ -149,10 +140,7 @@ def repeats_note(examples: Sequence[TextExample]) -> tuple[str, ...]:
 
 
 def check(splits: Splits, task: Task) -> None:
-    """Raise `UserError` if a part is empty, or if its labels are not those that training can learn.
-
-    Train must have two labels (a tagging task: one entity), and dev and test none that train lacks.
-    """
+    """Raise `UserError` if a part is empty, train has one label (no entity), or dev or test one that train lacks."""
     for name, part in splits.parts.items():
         if not part:
             raise UserError(f"{task.title}: {name} is empty; give more examples, or a file for each part")
@@ -166,8 +154,8 @@ def check(splits: Splits, task: Task) -> None:
         )
     for name, part in (("dev", splits.dev), ("test", splits.test)):
         for example in part:
-            for label in sorted(_classes(example) - learnt):
-                _refuse(example, label, name, learnt)
+            if unknown := _classes(example) - learnt:
+                _refuse(example, min(unknown), name, learnt)
 
 
 def _refuse(example: Example, label: str, part: str, learnt: set[str]) -> None:

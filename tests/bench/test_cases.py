@@ -17,7 +17,7 @@ from bench import cases, exercise_kernels, test_kernels
 from bench.cases import SMOKE, Case, Draw
 from bench.peers import Way
 
-SMALLEST = {case.op: case for case in cases.cases(SMOKE)}
+SMALLEST = {case.op: case for case in cases.all_cases(SMOKE)}
 
 
 def static_report() -> object:

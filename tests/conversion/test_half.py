@@ -12,7 +12,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, pipeline
 
 from glyphcrm.checkpoint import load_atlas, save_checkpoint
 from glyphcrm.cli.entry import main
-from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
@@ -31,7 +31,7 @@ def test_weights_are_stored_in_16_bits_and_used_in_32(checkpoint: Path, tmp_path
         assert half[name].dtype == stored and torch.equal(half[name], tensor.to(stored)), name
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "half")
     assert model.dtype == torch.float32
-    assert load_atlas(tmp_path / "half").bitmaps_digest() == atlas.bitmaps_digest()
+    assert bitmaps_digest(load_atlas(tmp_path / "half").bitmaps) == bitmaps_digest(atlas.bitmaps)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "half")
     inputs = tokenizer("天地玄黄", return_tensors="pt")
     expected = AutoModelForPreTraining.from_pretrained(checkpoint)(**inputs).prediction_logits

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.modeling.backend import kernel_backend
 from glyphcrm.modeling.glyph_vectors.file import load_vectors, vectors_digest
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
-from glyphcrm.modeling.kernel_backend import kernel_backend
 
 # An adapter or a quantised layer inside HanGlyph may change what it says without changing a parameter.
 PLAIN_MODULES = (HanGlyph, nn.Conv2d, nn.Linear, nn.ModuleList)
@@ -25,23 +25,14 @@ PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 @dataclass
 class _Table:
-    """Vectors by atlas row.
+    """Vectors by atlas row."""
 
-    Attributes:
-        origin: of `_origin`: what the vectors were computed from.
-        sources: the tensors that were computed from, held so that no other tensor gets their address.
-        parameters: `id` of each parameter, for optimisers.
-        known: ``(N,)`` bool: which rows are filled.
-        vectors: ``(N, d)`` each; None as long as no row is.
-        complete: all rows are.
-    """
-
-    origin: tuple[Any, ...]
-    sources: list[Tensor]
-    parameters: frozenset[int]
-    known: Tensor
-    vectors: GlyphVectors | None = None
-    complete: bool = False
+    origin: tuple[Any, ...]  # of `_origin`: what the vectors were computed from
+    sources: list[Tensor]  # what they were computed from, held so that no other tensor gets their address
+    parameters: frozenset[int]  # `id` of each parameter, for optimisers
+    known: Tensor  # (N,) bool: which rows are filled
+    vectors: GlyphVectors | None = None  # (N, d) each; None as long as no row is
+    complete: bool = False  # all rows are
 
 
 class GlyphCache:
@@ -81,8 +72,7 @@ class GlyphCache:
     def load(self, path: Path, hanglyph: HanGlyph, bitmaps: Tensor) -> None:
         """Take over the vectors of a file of `glyphcrm atlas encode`.
 
-        Raises:
-            ValueError: it is damaged, of other sizes, or of other weights or pictures.
+        Raises `ValueError`: it is damaged, of other sizes, or of other weights or pictures.
         """
         vectors, digest = load_vectors(path)
         shape, expected = tuple(vectors.vector.shape), (len(bitmaps), hanglyph.vector.out_features)

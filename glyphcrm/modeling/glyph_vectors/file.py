@@ -24,14 +24,8 @@ DIGEST = "sha256_of_weights_and_bitmaps"
 def save_vectors(path: Path, hanglyph: HanGlyph, bitmaps: Tensor, dtype: torch.dtype) -> None:
     """Encode all pictures, with a progress bar, and write their vectors to `path`, whole or not at all.
 
-    Args:
-        path: of the file to write, or to write over.
-        hanglyph: with weights in any dtype.
-        bitmaps: ``(N, 288)`` uint8, on HanGlyph's device.
-        dtype: of the vectors in the file, one of `DTYPES`.
-
-    Raises:
-        UserError: the file cannot be written.
+    `bitmaps` are ``(N, 288)`` uint8 on HanGlyph's device, `dtype` is that of the vectors in the file, one of `DTYPES`.
+    Raises `UserError` if the file cannot be written.
     """
     with tqdm(total=len(bitmaps), desc="encoding", unit=" characters", dynamic_ncols=True) as bar:
 
@@ -48,8 +42,7 @@ def save_vectors(path: Path, hanglyph: HanGlyph, bitmaps: Tensor, dtype: torch.d
 def load_vectors(path: Path) -> tuple[GlyphVectors, str]:
     """Return the vectors of a file, ``(N, d)`` each and all of one of `DTYPES`, on the CPU, and their digest.
 
-    Raises:
-        ValueError: it is truncated or damaged, or no such file; says how.
+    Raises `ValueError`: it is truncated or damaged, or no such file; says how.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph
+from glyphcrm.modeling.hanglyph import GlyphVectors
 
-
-class Encoder(Protocol):
-    """What a `GlyphCRMModel` makes glyph vectors with."""
-
-    hanglyph: HanGlyph
-    glyph_table: GlyphTable
+if TYPE_CHECKING:
+    from glyphcrm.modeling.model import GlyphCRMModel
 
 
 class SharedGlyphs:
     """The vectors of all distinct characters of some batches; each batch's backward stops at them.
 
     Half of a batch's distinct characters stand in the next one, too: 4,096 tokens of news hold 970 of them, four times
-    as many tokens 1,700, and the 131,072 tokens of the paper's step 2,990. So it pays to look at the whole step:
+    as many tokens 1,700. So it pays to look at the whole step:
 
         glyphs = SharedGlyphs(model, batches)
         for batch in batches:
@@ -38,7 +33,7 @@ class SharedGlyphs:
         batches: with `glyph_ids` and `glyph_index`, as collators make them, on the model's device.
     """
 
-    def __init__(self, model: Encoder, batches: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, model: GlyphCRMModel, batches: Sequence[Mapping[str, Any]]) -> None:
         self._ids = torch.cat([batch["glyph_ids"] for batch in batches]).unique()
         self._made: GlyphVectors = model.hanglyph(self._ids, model.glyph_table.bitmaps)
         self._leaves = [
@@ -54,10 +49,8 @@ class SharedGlyphs:
 
     def backward(self) -> None:
         """Continue the backwards of all batches through HanGlyph."""
-        # A model of one block reads but one skip.
-        reached: list[tuple[Tensor, Tensor]] = [
-            (made, leaf.grad.to(made.dtype))
-            for made, leaf in zip(self._made, self._leaves, strict=True)
-            if leaf.grad is not None
-        ]
-        torch.autograd.backward([made for made, _ in reached], [gradient for _, gradient in reached])
+        # A model of one block reads but one skip, and so leaves the other without a gradient.
+        pairs = zip(self._made, self._leaves, strict=True)
+        reached = [(made, leaf.grad.to(made.dtype)) for made, leaf in pairs if leaf.grad is not None]
+        made, gradients = zip(*reached, strict=True)
+        torch.autograd.backward(made, gradients)

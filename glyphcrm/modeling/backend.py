@@ -13,15 +13,10 @@ from glyphcrm.errors import UserError
 BACKEND_VARIABLE = "GLYPHCRM_KERNEL_BACKEND"
 
 
-def _from_environment() -> str:
-    chosen = os.environ.get(BACKEND_VARIABLE, "")
-    if chosen and chosen not in BACKENDS:
-        raise UserError(f"{BACKEND_VARIABLE}={chosen}: it must be one of {', '.join(BACKENDS)}")
-    return chosen
-
-
 # The environment's choice overrides that of every configuration in the process; it is read here, once.
-OVERRIDE = _from_environment()
+OVERRIDE = os.environ.get(BACKEND_VARIABLE, "")
+if OVERRIDE and OVERRIDE not in BACKENDS:
+    raise UserError(f"{BACKEND_VARIABLE}={OVERRIDE}: it must be one of {', '.join(BACKENDS)}")
 
 
 def kernel_backend(config: GlyphCRMConfig) -> str:

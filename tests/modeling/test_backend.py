@@ -18,8 +18,9 @@ from transformers import AutoModelForPreTraining
 
 from glyphcrm.configuration import KERNEL_BACKENDS
 from glyphcrm.errors import UserError
-from glyphcrm.modeling import GlyphCRMForPreTraining, kernel_backend
-from glyphcrm.modeling.kernel_backend import BACKEND_VARIABLE, check_kernel_backend
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling import backend as backends
+from glyphcrm.modeling.backend import BACKEND_VARIABLE, check_kernel_backend
 from tests.versions import checkpoint_activations, data_parallel
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -167,12 +168,12 @@ def test_the_choice_is_saved_and_the_environment_overrides_it(
         loaded(ids)
     with pytest.raises(UserError, match="move the tensors to a GPU"):
         check_kernel_backend(loaded.config, torch.device("cpu"))
-    monkeypatch.setattr(kernel_backend, "OVERRIDE", "reference")
+    monkeypatch.setattr(backends, "OVERRIDE", "reference")
     assert loaded(ids).prediction_logits.shape == (1, 3, model.config.vocab_size)
 
 
 def test_the_environment_is_read_once_and_a_typo_is_an_error_when_the_model_is_imported() -> None:
-    program = "from glyphcrm.modeling.kernel_backend import OVERRIDE; print('read', OVERRIDE)"
+    program = "from glyphcrm.modeling.backend import OVERRIDE; print('read', OVERRIDE)"
     for chosen, expected in (
         ("cpu", "read cpu"),
         ("fast", "GLYPHCRM_KERNEL_BACKEND=fast: it must be one of auto, t"),
