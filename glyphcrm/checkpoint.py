@@ -86,7 +86,7 @@ def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedM
         UserError: no GlyphCRM checkpoint, a damaged one, or one of a class that is not in `glyphcrm.modeling`.
     """
     # Of this package's classes: a name cannot make other code run.
-    known: tuple[type[GlyphCRMPreTrainedModel], ...] = (GlyphCRMModel, *HEADS)
+    known: tuple[type[GlyphCRMPreTrainedModel], ...] = (GlyphCRMModel, *HEADS.values())
     classes = {model_class.__name__: model_class for model_class in known}
     name = next(iter(read_config(directory, ("GlyphCRM",)).get("architectures") or []), None)
     if name not in classes:

@@ -27,7 +27,7 @@ def _register_models() -> None:
     from glyphcrm.modeling.model import GlyphCRMModel
 
     transformers.AutoModel.register(GlyphCRMConfig, GlyphCRMModel)
-    for model_class, auto_class in HEADS.items():
+    for auto_class, model_class in HEADS.items():
         getattr(transformers, auto_class).register(GlyphCRMConfig, model_class)
 
 

@@ -27,7 +27,7 @@ MODULES = {
     "cls.predictions.transform.dense": "mlm.dense",
     "cls.predictions.transform.LayerNorm": "mlm.norm",
 }
-HEADS = ("cls.", "bert.pooler.")
+HEAD_PREFIXES = ("cls.", "bert.pooler.")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
@@ -77,7 +77,7 @@ def _read_bert(directory: Path) -> BertForPreTraining:
     except Exception as error:  # likewise of the weights
         raise UserError(f"{directory}: the weights cannot be loaded safely ({type(error).__name__})") from error
     bert, report = loaded
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(HEADS))
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(HEAD_PREFIXES))
     if missing or report["mismatched_keys"]:
         wrong = missing[0] if missing else sorted(report["mismatched_keys"])[0]
         raise UserError(f"{directory}: the weights lack {wrong}, or it has another shape; copy the BERT again")

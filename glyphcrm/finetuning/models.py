@@ -14,21 +14,20 @@ from glyphcrm.checkpoint import load_checkpoint, read_config
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.bert_heads import BertForClsClassification
-from glyphcrm.modeling import (
-    GlyphCRMForSequenceClassification,
-    GlyphCRMForTokenClassification,
-    GlyphCRMModel,
-    GlyphCRMPreTrainedModel,
-)
+from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.heads import HEADS
 from glyphcrm.tasks import Kind
 
 BERT = "bert"
 GLYPHCRM = GlyphCRMConfig.model_type
 CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
-    GLYPHCRM: GlyphCRMForSequenceClassification,
+    GLYPHCRM: HEADS["AutoModelForSequenceClassification"],
     BERT: BertForClsClassification,
 }
-TAGGERS: dict[str, type[PreTrainedModel]] = {GLYPHCRM: GlyphCRMForTokenClassification, BERT: BertForTokenClassification}
+TAGGERS: dict[str, type[PreTrainedModel]] = {
+    GLYPHCRM: HEADS["AutoModelForTokenClassification"],
+    BERT: BertForTokenClassification,
+}
 
 
 def load_model(

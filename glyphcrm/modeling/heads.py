@@ -280,11 +280,11 @@ class GlyphCRMForTokenClassification(_Classification):
     output_class = TokenClassifierOutput
 
 
-# Every model with a head, and transformers' Auto class that makes it.
-HEADS: dict[type[GlyphCRMHead], str] = {
-    GlyphCRMForPreTraining: "AutoModelForPreTraining",
-    GlyphCRMForMaskedLM: "AutoModelForMaskedLM",
-    GlyphCRMForNextSentencePrediction: "AutoModelForNextSentencePrediction",
-    GlyphCRMForSequenceClassification: "AutoModelForSequenceClassification",
-    GlyphCRMForTokenClassification: "AutoModelForTokenClassification",
+# Every model with a head, by the name of the transformers Auto class that makes it.
+HEADS: dict[str, type[GlyphCRMHead]] = {
+    "AutoModelForPreTraining": GlyphCRMForPreTraining,
+    "AutoModelForMaskedLM": GlyphCRMForMaskedLM,
+    "AutoModelForNextSentencePrediction": GlyphCRMForNextSentencePrediction,
+    "AutoModelForSequenceClassification": GlyphCRMForSequenceClassification,
+    "AutoModelForTokenClassification": GlyphCRMForTokenClassification,
 }

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import (
-    GlyphCRMForNextSentencePrediction,
+    GlyphCRMForMaskedLM,
     GlyphCRMForPreTraining,
     GlyphCRMForSequenceClassification,
     GlyphCRMForTokenClassification,
     GlyphCRMPreTrainedModel,
 )
 from glyphcrm.modeling.attention import SelfAttention, sdpa_attention
+from glyphcrm.modeling.heads import HEADS
 from glyphcrm.modeling.packing import find_packing, first_states
 from tests.classic import VOCABULARY_SIZE
 from tests.versions import checkpoint_activations
@@ -89,20 +90,14 @@ def labels_of(model_class: type[GlyphCRMPreTrainedModel]) -> dict[str, Tensor]:
     if model_class is GlyphCRMForPreTraining:
         index = (of_tokens.flatten() != -100).nonzero().flatten()
         return {"labels": of_tokens, "label_index": index, "next_sentence_label": of_rows}
+    if model_class is GlyphCRMForMaskedLM:
+        return {"labels": of_tokens}
     if model_class is GlyphCRMForTokenClassification:
         return {"labels": torch.where(of_tokens > 0, of_tokens - 5, -100)}
     return {"labels": of_rows}
 
 
-HEADS = [
-    GlyphCRMForPreTraining,
-    GlyphCRMForNextSentencePrediction,
-    GlyphCRMForSequenceClassification,
-    GlyphCRMForTokenClassification,
-]
-
-
-@pytest.mark.parametrize("model_class", HEADS)
+@pytest.mark.parametrize("model_class", HEADS.values(), ids=lambda head: head.__name__)
 @pytest.mark.parametrize("given_positions", [True, False])
 def test_outputs_and_gradients_are_those_of_padded_rows(
     model_class: type[GlyphCRMPreTrainedModel], given_positions: bool, atlas: GlyphAtlas, batch: dict[str, Tensor]
