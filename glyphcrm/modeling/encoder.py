@@ -46,7 +46,7 @@ class EncoderBlock(GradientCheckpointingLayer):
             positions: ``(B, Q)`` int64, the tokens whose output is wanted; the others are but attended to.
             kwargs: as in `SelfAttention.forward`.
         """
-        backend = kernel_backend(self.config)
+        backend = kernel_backend(self.config, "add_norm")
         wanted = hidden_states
         if positions is not None:
             wanted = hidden_states.take_along_dim(positions.unsqueeze(2), 1)
