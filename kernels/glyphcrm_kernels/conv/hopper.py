@@ -36,12 +36,16 @@ def convolve(
     padding: int,
 ) -> bool:
     """Fill `out`, and return True; return False for sizes without a tile. Arguments as in triton.py's function."""
-    forward = tiles.FORWARD_TILES if winner is None else tiles.POOLED_TILES
-    table, (outputs, size) = forward if bias is not None else tiles.DATA_TILES, weight.shape[:2]
-    tile = tiles.tile(table, x.shape, x.dtype, outputs, size, padding)
-    if tile is not None:
-        convolution(tile, x, weight, bias, residual, out, winner, relu, padding).run()
-    return tile is not None
+    outputs, size = weight.shape[:2]
+    if bias is None:
+        table, covered = tiles.DATA_TILES, size - 1
+    else:
+        table, covered = tiles.FORWARD_TILES if winner is None else tiles.POOLED_TILES, 0
+    tile = tiles.tile(table, x.shape, x.dtype, outputs, size)
+    if tile is None or padding != covered:
+        return False
+    convolution(tile, x, weight, bias, residual, out, winner, relu, padding).run()
+    return True
 
 
 def convolution(
@@ -102,8 +106,8 @@ def convolution(
 
 def partial_sums(g: Tensor, x: Tensor, size: int, padding: int) -> Tensor | None:
     """Return the weight gradient's parts, ``(splits, K, k, k * C)`` float32; None for sizes without a tile."""
-    tile = tiles.tile(tiles.WEIGHT_TILES, x.shape, x.dtype, g.shape[1], size, padding)
-    if tile is None:
+    tile = tiles.tile(tiles.WEIGHT_TILES, x.shape, x.dtype, g.shape[1], size)
+    if tile is None or padding:
         return None
     splits, (outputs, channels) = tiles.weight_gradient_splits(g), (g.shape[1], x.shape[1])
     partial = launch.empty(splits, outputs, size, size * channels, like=g, dtype=torch.float32)

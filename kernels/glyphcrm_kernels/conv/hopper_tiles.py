@@ -1,7 +1,7 @@
 """Glyph convolution: what the Hopper kernels cover, and what a program of theirs does.
 
 9x9 filters, 64 channels in and out, 16 bits, square images. Timed as prototypes on an H200 with Triton 3.6 in bfloat16
-(docs/kernels.md), but for the data gradient at 48: with eight slots it reached 637 TFLOP/s, and spills with Triton 3.9.
+(docs/measurements.md). The first data gradient was timed with eight slots, 637 TFLOP/s, which spill with Triton 3.9.
 """
 
 from __future__ import annotations
@@ -51,35 +51,33 @@ class WeightTile(NamedTuple):
     ahead: int
 
 
-# By the side of the output before pooling; TFLOP/s behind it.
+# By the side of what is read; TFLOP/s behind it.
 FORWARD_TILES = {
-    40: Tile(minor=8, channels=32, stages=3, slots=6, warps=4),  # 760
-    32: Tile(minor=8, channels=32, stages=3, slots=6, warps=4),  # 797, in another run 708
-    24: Tile(minor=16, channels=32, stages=2, slots=8, warps=4),  # 700
+    48: Tile(minor=8, channels=32, stages=3, slots=6, warps=4),  # 760
+    40: Tile(minor=8, channels=32, stages=3, slots=6, warps=4),  # 797, in another run 708
+    32: Tile(minor=16, channels=32, stages=2, slots=8, warps=4),  # 700
 }
-POOLED_TILES = {24: Tile(minor=8, channels=32, stages=3, slots=6, warps=4)}  # 671
-# By the side of the gradient of x.
+POOLED_TILES = {32: Tile(minor=8, channels=32, stages=3, slots=6, warps=4)}  # 671
+# They read a gradient, with 8 pixels of padding.
 DATA_TILES = {
-    48: Tile(minor=8, channels=32, stages=2, slots=9, warps=4),
-    40: Tile(minor=8, channels=32, stages=3, slots=5, warps=4),  # 604 and 597
-    32: Tile(minor=16, channels=64, stages=2, slots=4, warps=8),  # 578
+    40: Tile(minor=8, channels=32, stages=2, slots=9, warps=4),
+    32: Tile(minor=8, channels=32, stages=3, slots=5, warps=4),  # 604 and 597
+    24: Tile(minor=16, channels=64, stages=2, slots=4, warps=8),  # 578
 }
-# By the side of the output.
+# By the side of x.
 WEIGHT_TILES = {
-    40: WeightTile(columns=8, stages=4, ahead=5),  # 757
-    32: WeightTile(columns=8, stages=4, ahead=5),  # 796
-    24: WeightTile(columns=12, stages=2, ahead=5),  # 731
+    48: WeightTile(columns=8, stages=4, ahead=5),  # 757
+    40: WeightTile(columns=8, stages=4, ahead=5),  # 796
+    32: WeightTile(columns=12, stages=2, ahead=5),  # 731
 }
 WEIGHT_PROGRAMS_PER_MULTIPROCESSOR = 3  # one after the other, as one fills it
 
 
-def tile(table: dict[int, Any], shape: Sequence[int], dtype: torch.dtype, outputs: int, size: int, padding: int) -> Any:
-    """Return a table's tile for the convolution of x of `shape` ``(U, C, H, W)``, or None where there is none."""
+def tile(table: dict[int, Any], shape: Sequence[int], dtype: torch.dtype, outputs: int, size: int) -> Any:
+    """Return a table's tile where x has `shape` ``(U, C, H, W)``, or None where there is none."""
     images, channels, height, width = shape
     fits = images > 0 and height == width and channels == outputs == CHANNELS and size == SIZE and dtype in DTYPES
-    if not fits or padding != (SIZE - 1 if table is DATA_TILES else 0):
-        return None
-    return table.get(height + 2 * padding - SIZE + 1)
+    return table.get(height) if fits else None
 
 
 def uncovered(shape: Sequence[int], dtype: torch.dtype, weight: Sequence[int], pool: bool, padding: int) -> str:
@@ -90,7 +88,7 @@ def uncovered(shape: Sequence[int], dtype: torch.dtype, weight: Sequence[int], p
         weight: its shape, ``(K, C, k, k)``.
     """
     outputs, _, size, _ = weight
-    if tile(POOLED_TILES if pool else FORWARD_TILES, shape, dtype, outputs, size, padding) is not None:
+    if not padding and tile(POOLED_TILES if pool else FORWARD_TILES, shape, dtype, outputs, size):
         return ""
     return (
         "the kernels take float16 and bfloat16, 9x9 filters, 64 channels in and out, and 48x48, 40x40 and 32x32 pixels "

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from glyphcrm_kernels import Choice, choice, glyph_conv
 from glyphcrm_kernels._shared import gpus
 from glyphcrm_kernels._shared.launch import Launch, Target
-from glyphcrm_kernels.conv import hopper
+from glyphcrm_kernels.conv import api, hopper
 from glyphcrm_kernels.conv import hopper_tiles as tiles
 from glyphcrm_kernels.conv import triton as op
 from glyphcrm_kernels.conv.hopper_tiles import SIZE, Tile, WeightTile
@@ -309,6 +309,24 @@ def test_opcheck(launched: list[str]) -> None:
     torch.library.opcheck(op._data_gradient, (g, weight, 0, True), test_utils=tests)
     torch.library.opcheck(op._weight_gradient, (g, x, weight, 0, True), test_utils=tests)
     assert {FORWARD, WEIGHT} == set(launched)
+
+
+def test_compiles_without_a_graph_break(launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile(fullgraph=True)` sees through the choice as well."""
+    monkeypatch.setattr(api, "on_no_gpu", lambda x: "")
+    monkeypatch.setattr(api, "hopper_obstacle", lambda x: "")
+    inputs = [randn(1, 64, 32, 32).requires_grad_(), (randn(64, 64, 9, 9) / 72).requires_grad_(), randn(64)]
+    cotangent = randn(1, 64, 12, 12, seed=2)
+
+    def function(*tensors: Tensor) -> Tensor:
+        return glyph_conv(*tensors, relu=True, pool=True)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    found = gradients(compiled(*inputs), inputs[:2], [cotangent])
+    assert sorted(launched) == [FORWARD, FORWARD, WEIGHT]
+    assert all(
+        torch.equal(a, b) for a, b in zip(found, gradients(function(*inputs), inputs[:2], [cotangent]), strict=True)
+    )
 
 
 # The choice -----------------------------------------------------------------------------------------

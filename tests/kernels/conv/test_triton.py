@@ -66,10 +66,12 @@ def run(
     return out, gradients(out, inputs, [cotangent])
 
 
-def hold_against_truth(inputs: list[Tensor], cotangent: Tensor, buffers: GuardedBuffers, **options: Any) -> None:
+def hold_against_truth(
+    inputs: list[Tensor], cotangent: Tensor, buffers: GuardedBuffers, backend: str = "triton", **options: Any
+) -> None:
     truth = run([t.detach().double().requires_grad_() for t in inputs], cotangent.double(), "reference", **options)
     pytorch = run(inputs, cotangent, "reference", **options)
-    out, found = run([buffers.place(t) for t in inputs], cotangent, "triton", **options)
+    out, found = run([buffers.place(t) for t in inputs], cotangent, backend, **options)
     assert_true("out", out, truth[0], pytorch[0])
     for name, *results in zip(("dx", "dweight", "dbias", "dresidual"), found, truth[1], pytorch[1], strict=False):
         assert_true(name, *results)
