@@ -63,10 +63,17 @@ def _hopper_obstacle(rows: Tensor, *others: Tensor) -> str:
     return hopper_obstacle(rows) or _triton_obstacle(rows, *others)
 
 
-def _hopper_drawback(rows: Tensor, bitmaps: Tensor, weight: Tensor, *others: Tensor) -> str:
-    *_, convolution, _ = others
+def _hopper_drawback(
+    rows: Tensor,
+    bitmaps: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position_map: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+) -> str:
     shape = len(rows), len(weight), IMAGE_SIZE, IMAGE_SIZE
-    return on_no_gpu(rows) or hopper_tiles.uncovered(shape, result_dtype(weight), convolution.shape, False, 0)
+    return on_no_gpu(rows) or hopper_tiles.uncovered(shape, result_dtype(weight), conv_weight.shape, False, 0)
 
 
 OP = Op(
