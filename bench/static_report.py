@@ -28,12 +28,14 @@ from unittest import mock
 
 import torch
 import triton
+from glyphcrm_kernels._shared.gpus import HOPPER, gluon_obstacle
 from glyphcrm_kernels._shared.launch import Launch, Target, record
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from glyphcrm_kernels.registry import OPS
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.jit import create_function_from_signature
 
 from bench import markdown
@@ -119,7 +121,8 @@ def compile_ahead(launch: Launch, target: Target) -> Any:
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = bind(**launch.arguments, **launch.constants, **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
+    form = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+    source = form(kernel, signature, constants, attributes)
     return triton.compile(source, target=gpu, options=parsed.__dict__)
 
 
@@ -135,7 +138,8 @@ def examine(launch: Launch, target: Target) -> Compiled:
         code, usage = result.asm["ptx"], _resource_usage(result.asm["cubin"])
         registers, stack = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
     widths, counts = _accesses(code)
-    dots = len(re.findall(r"\btt\.dot(?:_scaled)? ", result.asm["ttir"]))
+    # Gluon's code begins with ttgir, and its products are asynchronous.
+    dots = len(re.findall(r"\btt\.dot(?:_scaled)? |\bttng\.warp_group_dot ", result.asm.get("ttir", ttgir)))
     # An encoding with a name of its own that begins with "mma" is a tensor core's.
     scalar_dots = len(re.findall(r"\btt\.dot .*-> tensor<[^>]*, #(?!mma)", ttgir))
     matrix, shared = Counter(MATRIX.findall(code)), result.metadata.shared
@@ -267,19 +271,22 @@ def jobs(quick: bool = False, only: str = "") -> list[Job]:
 def _launches(case: Case, target: Target, dtype: torch.dtype, inference: bool) -> Iterator[tuple[str, Launch]]:
     """Yield what a case launches; its tensors are never written, as none of the kernels runs."""
     inputs, ways = case.draw(Draw(dtype, numbers=torch.empty)), OPS[case.op].implementations
-    anywhere = ways["triton"]._replace(obstacle=lambda *_: "")
-    trained = case.differentiable(inputs, True)
-    with mock.patch.dict(ways, triton=anywhere):
-        with record(target) as launched:
-            outputs = case.run("triton", trained, DROPOUT)
-        yield from (("forward", launch) for launch in launched)
-        with record(target) as launched:
+    compiled = ["triton"]
+    if target == HOPPER and "hopper" in ways and not gluon_obstacle():
+        compiled.append("hopper")
+    anywhere = {name: ways[name]._replace(obstacle=lambda *_: "") for name in compiled}
+    for name in compiled:
+        with mock.patch.dict(ways, anywhere), record(target) as launched:
+            trained = case.differentiable(inputs, True)
+            outputs = case.run(name, trained, DROPOUT)
+            yield from (("forward", launch) for launch in launched)
+            launched.clear()
             torch.autograd.grad(outputs, case.leaves(trained), [torch.empty_like(t) for t in outputs])
-        yield from (("backward", launch) for launch in launched)
-        if inference:
-            with record(target) as launched:
-                case.run("triton", inputs, 0.0)
-            yield from (("inference", launch) for launch in launched)
+            yield from (("backward", launch) for launch in launched)
+            launched.clear()
+            if inference:
+                case.run(name, inputs, 0.0)
+                yield from (("inference", launch) for launch in launched)
 
 
 def _signature(launch: Launch) -> str:

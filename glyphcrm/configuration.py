@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 POSITION_MAPS = ("paper", "release")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
-KERNEL_BACKENDS = ("auto", "triton", "cpu", "reference")  # as in glyphcrm_kernels, whose import costs more
+KERNEL_BACKENDS = ("auto", "hopper", "triton", "cpu", "reference")  # as in glyphcrm_kernels, whose import costs more
 CHOICES = {
     "position_map": POSITION_MAPS,
     "position_initializer": POSITION_INITIALIZERS,
@@ -33,8 +33,9 @@ class GlyphCRMConfig(PreTrainedConfig):
         position_map: what the two position channels hold: "paper", x and y in [-0.2, 0.2] with the
             origin at the centre, or "release", steps of 0.02 around pixel 24 as in the authors' code.
         kernel_backend: what runs the fused operations: "auto" (the Triton kernels on a GPU that they are
-            built for, C on a CPU, else PyTorch), or one of them by name: "triton", "cpu", "reference". It changes
-            no weights; the environment variable GLYPHCRM_KERNEL_BACKEND overrides it.
+            built for, C on a CPU, else PyTorch), or one of them by name: "hopper" (for what those do not do, the
+            Triton kernels), "triton", "cpu", "reference". It changes no weights; the environment variable
+            GLYPHCRM_KERNEL_BACKEND overrides it.
         glyph_cache: whether glyph vectors are kept at inference, so that each character is encoded once.
         glyph_initializer_spread: standard deviation, over characters and before the tanh, that each glyph
             projection starts with. That of the position embeddings: in their sum characters must not drown positions.

@@ -57,14 +57,13 @@ def sdpa_attention(
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     asked, read = (None if ends is None else ends.diff().tolist() for ends in (cu_seq_lens_q, cu_seq_lens_k))
-    backend = kernel_backend(module.config)
     context = dropout_attention(
         *(query, key, value),
         scaling=scaling,
         p=dropout,
         query_lengths=asked,
         key_lengths=read,
-        backend="reference" if backend == "triton" else backend,  # there are no Triton kernels of ours for it
+        backend=kernel_backend(module.config, "dropout_attention"),
     )
     return context, None
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 from glyphcrm_kernels import BACKENDS, choice
+from glyphcrm_kernels.registry import OPS
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
@@ -19,16 +20,25 @@ if OVERRIDE and OVERRIDE not in BACKENDS:
     raise UserError(f"{BACKEND_VARIABLE}={OVERRIDE}: it must be one of {', '.join(BACKENDS)}")
 
 
-def kernel_backend(config: GlyphCRMConfig) -> str:
-    """Return one of `BACKENDS`: the environment's choice, else the configuration's."""
-    return OVERRIDE or config.kernel_backend
+# What a model runs for an operation that has no implementation of the chosen name.
+STAND_INS = {"hopper": "triton", "triton": "reference"}
+
+
+def kernel_backend(config: GlyphCRMConfig, op: str = "glyph_conv") -> str:
+    """Return one of `BACKENDS` for an operation: the environment's choice, else the configuration's, or its stand-in.
+
+    `glyph_conv` has an implementation of every name.
+    """
+    backend = OVERRIDE or config.kernel_backend
+    while backend != "auto" and backend not in OPS[op].implementations:
+        backend = STAND_INS[backend]
+    return backend
 
 
 def check_kernel_backend(config: GlyphCRMConfig, device: torch.device) -> None:
     """Raise `UserError` if the chosen implementation cannot run on `device`, before any work is done."""
-    x = torch.empty(0, config.hidden_size, device=device)
-    weight = x.new_empty(config.hidden_size)
+    x = torch.empty(0, 4, 1, 1, device=device)
     try:
-        choice("add_norm", x, x, weight, weight, backend=kernel_backend(config))
+        choice("glyph_conv", x, x.new_empty(4, 4, 1, 1), x.new_empty(4), backend=kernel_backend(config))
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -20,6 +20,8 @@ from glyphcrm_kernels.registry import OPS
 from bench.environment import ROOT
 
 KERNELS = sorted(set().union(*(op.kernel_names for op in OPS.values())))
+# For sm_90 in 16 bits alone; tests/kernels/conv/test_hopper_compiled.py looks closer at them.
+HOPPER_KERNELS = ("_glyph_conv_hopper_fwd_kernel", "_glyph_conv_hopper_wgrad_kernel")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "float32")
 
@@ -63,6 +65,13 @@ def test_budgets(launches: list[dict[str, Any]], kernel: str) -> None:
     assert broken_budgets(of_kernel) == []
 
 
+@pytest.mark.parametrize("kernel", HOPPER_KERNELS)
+def test_budgets_on_hopper(launches: list[dict[str, Any]], kernel: str) -> None:
+    of_kernel = [r for r in launches if r["kernel"] == kernel]
+    assert {(r["target"], r["dtype"]) for r in of_kernel} == {("sm_90", "bfloat16")}
+    assert broken_budgets(of_kernel) == []
+
+
 @pytest.mark.slow
 def test_budgets_at_all_sizes(tmp_path: Path) -> None:
     assert broken_budgets(launches_of(tmp_path / "report.json")) == []
@@ -71,7 +80,7 @@ def test_budgets_at_all_sizes(tmp_path: Path) -> None:
 def test_every_kernel_that_is_written_is_compiled(launches: list[dict[str, Any]]) -> None:
     sources = Path(*glyphcrm_kernels.__path__).rglob("*.py")
     written = {name for path in sources for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.MULTILINE)}
-    assert {r["kernel"] for r in launches} == written == set(KERNELS)
+    assert {r["kernel"] for r in launches} == written == {*KERNELS, *HOPPER_KERNELS}
 
 
 def test_tensor_cores_and_wide_accesses_are_counted(launches: list[dict[str, Any]]) -> None:

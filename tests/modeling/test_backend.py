@@ -13,6 +13,7 @@ import torch
 from glyphcrm_kernels import BACKENDS
 from glyphcrm_kernels._shared import cpu_library, gpus
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+from glyphcrm_kernels.registry import OPS
 from torch import Tensor
 from transformers import AutoModelForPreTraining
 
@@ -176,7 +177,7 @@ def test_the_environment_is_read_once_and_a_typo_is_an_error_when_the_model_is_i
     program = "from glyphcrm.modeling.backend import OVERRIDE; print('read', OVERRIDE)"
     for chosen, expected in (
         ("cpu", "read cpu"),
-        ("fast", "GLYPHCRM_KERNEL_BACKEND=fast: it must be one of auto, t"),
+        ("fast", "GLYPHCRM_KERNEL_BACKEND=fast: it must be one of auto, h"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", program],
@@ -196,6 +197,31 @@ def test_a_model_can_insist_on_the_c_functions(model: GlyphCRMForPreTraining, on
     model.config.kernel_backend = "cpu"
     with pytest.raises(ValueError, match="the C functions take float32 on a CPU"):
         model.double()(torch.tensor([[2, 7, 3]]))
+
+
+def test_an_operation_without_the_chosen_implementation_has_a_stand_in(model: GlyphCRMForPreTraining) -> None:
+    config = model.config
+    expected = {
+        "hopper": {"glyph_stem_conv": "hopper", "glyph_conv": "hopper", "add_norm": "triton"},
+        "triton": {"glyph_stem_conv": "triton", "glyph_conv": "triton", "add_norm": "triton"},
+    }
+    for backend, of_ops in expected.items():
+        config.kernel_backend = backend
+        for op, name in (of_ops | {"dropout_attention": "reference"}).items():
+            assert backends.kernel_backend(config, op) == name
+    for backend in ("auto", "cpu", "reference"):
+        config.kernel_backend = backend
+        assert {backends.kernel_backend(config, op) for op in OPS} == {backend}
+
+
+def test_a_model_for_hopper_alone_says_what_it_needs(model: GlyphCRMForPreTraining) -> None:
+    if DEVICE != "cpu":
+        pytest.skip("the tensors of the tests are on a GPU")
+    model.config.kernel_backend = "hopper"
+    with pytest.raises(ValueError, match="need a GPU of compute capability"):
+        model(torch.tensor([[2, 7, 3]]))
+    with pytest.raises(UserError, match="need a GPU of compute capability"):
+        check_kernel_backend(model.config, torch.device("cpu"))
 
 
 def test_backends_have_the_same_names_everywhere() -> None:

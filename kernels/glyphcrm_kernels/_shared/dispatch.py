@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
 
-BACKENDS = ("auto", "triton", "cpu", "reference")
+BACKENDS = ("auto", "hopper", "triton", "cpu", "reference")
 
 
 def nothing(*arguments: object) -> str:

@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from glyphcrm_kernels._shared.launch import Target, target_of
-from glyphcrm_kernels._shared.optional_triton import HAS_TRITON, INTERPRETED
+from glyphcrm_kernels._shared.optional_triton import HAS_TRITON, INTERPRETED, triton
 
 OLDEST_CUDA_ARCH = 80  # Ampere: the first with bf16 and asynchronous copies
 HIP_ARCHS = ("gfx90a", "gfx942", "gfx950")
+HOPPER = Target("cuda", 90)
+GLUON_RELEASES = ("3.6", "3.7", "3.9")  # of Triton; see gluon.py
+NO_HOPPER = "the kernels for Hopper need a GPU of compute capability 9.0, not {}; move the tensors to one"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -44,6 +47,39 @@ def triton_obstacle(**tensors: Tensor | None) -> str:
         if t is not None and t.is_floating_point() and not _takes(t.dtype):
             return f"{name} is {t.dtype}; give the Triton kernels float16, bfloat16 or float32"
     return "" if INTERPRETED else _device_obstacle(device.type, device.index)
+
+
+def hopper_obstacle(tensor: Tensor) -> str:
+    """Return what keeps the kernels for Hopper from running where `tensor` is, or nothing.
+
+    On a Hopper GPU with a release of Triton that they are not made for, there is one warning.
+    """
+    device = tensor.device
+    return _hopper_obstacle(device.index) if device.type == "cuda" else NO_HOPPER.format(device.type)
+
+
+@torch.compiler.assume_constant_result
+def _hopper_obstacle(device_index: int | None) -> str:
+    target = target_of(torch.device("cuda", device_index or 0))
+    if target != HOPPER:
+        return NO_HOPPER.format(f"{target.backend} {target.arch}")
+    return gluon_obstacle() if HAS_TRITON else "Triton is not installed; install it"
+
+
+@functools.cache  # one warning
+def gluon_obstacle() -> str:
+    """Return why the Gluon of the installed Triton is none that the kernels are made for, or nothing."""
+    found = triton.__version__
+    if ".".join(found.split(".")[:2]) in GLUON_RELEASES:
+        try:
+            import glyphcrm_kernels._shared.gluon  # noqa: F401
+
+            return ""
+        except (ImportError, AttributeError) as error:  # it is experimental
+            found = f"{found}, where {error}"
+    wanted = f"the kernels for Hopper need Gluon as of Triton {', '.join(GLUON_RELEASES)}; install one of these"
+    warnings.warn(f"{wanted} (found {found}); the Triton kernels run in their place", stacklevel=6)
+    return f"{wanted} (found {found})"
 
 
 def _takes(dtype: torch.dtype) -> bool:

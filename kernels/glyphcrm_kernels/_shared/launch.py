@@ -51,9 +51,9 @@ class Launch:
     """One kernel launch.
 
     Attributes:
-        kernel: the function that `triton.jit` made.
+        kernel: the function that `triton.jit` or `gluon.jit` made.
         grid: program instances along up to three axes.
-        arguments: tensors and numbers by parameter name.
+        arguments: tensors, their descriptors for TMA, and numbers by parameter name.
         constants: the `tl.constexpr` parameters by name.
         num_warps, num_stages: warps a program (32 threads each) and depth of the software pipeline.
     """

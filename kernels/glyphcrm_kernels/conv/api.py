@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from torch import Tensor
 
 from glyphcrm_kernels._shared.checks import autocast_dtype, check_devices
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
-from glyphcrm_kernels._shared.gpus import on_no_gpu
-from glyphcrm_kernels.conv import cpu, triton, triton_kernels
+from glyphcrm_kernels._shared.gpus import hopper_obstacle, on_no_gpu
+from glyphcrm_kernels.conv import cpu, hopper_tiles, triton, triton_kernels
 from glyphcrm_kernels.conv.reference import glyph_conv_reference, output_shape
 
 
@@ -33,8 +36,8 @@ def glyph_conv(
         relu: whether to clamp at zero.
         pool: whether to max-pool 2x2 with stride 2; the kernels need even H' and W'.
         padding: zeros around `x`, in pixels, less than k.
-        backend: "auto", "triton", "cpu" (C in the Fourier domain for large filters, else PyTorch's own sum; float32) or
-            "reference".
+        backend: "auto", "hopper" (kernels for compute capability 9.0, where they cover the sizes, else Triton's),
+            "triton", "cpu" (C in the Fourier domain for large filters, else PyTorch's own sum; float32) or "reference".
 
     Returns:
         ``(U, K, H', W')`` with ``H' = H + 2 padding - k + 1``, halved by `pool`, in the dtype of x and
@@ -77,10 +80,23 @@ def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | No
         raise ValueError(f"glyph_conv: residual has shape {tuple(residual.shape)}; the convolution gives {expected}")
 
 
+def _hopper_obstacle(x: Tensor, *others: Any) -> str:
+    return hopper_obstacle(x) or triton.obstacle(x, *others)
+
+
+def _hopper_drawback(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> str:
+    return on_no_gpu(x) or hopper_tiles.uncovered(x.shape, x.dtype, weight.shape, pool, padding)
+
+
 OP = Op(
     "glyph_conv",
     glyph_conv,
     {
+        "hopper": Implementation(
+            functools.partial(triton.run, on_hopper=True), _hopper_obstacle, drawback=_hopper_drawback
+        ),
         "triton": Implementation(triton.run, triton.obstacle, drawback=on_no_gpu),
         "cpu": Implementation(cpu.run, cpu.obstacle, drawback=cpu.drawback),
         "reference": Implementation(glyph_conv_reference),

@@ -21,6 +21,8 @@ Floor at 1,700 characters, base size, bf16: the three 9x9 convolutions are 3.6 T
 backward, against 1.8 GB and 5.4 GB of activations: bound by arithmetic on every GPU named here. Above the
 floor, the data gradient multiplies the zeros left and right of the image as well, 1.2 to 1.33 times the
 products; those above and below it are left out.
+
+On Hopper the same operators start the launches of hopper.py where those cover the sizes, if they are told to.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from glyphcrm_kernels._shared import launch
 from glyphcrm_kernels._shared.gpus import triton_obstacle
 from glyphcrm_kernels._shared.launch import dot_arguments, start, target_of
 from glyphcrm_kernels._shared.optional_triton import tl, triton
-from glyphcrm_kernels.conv import tiles
+from glyphcrm_kernels.conv import hopper, tiles
 from glyphcrm_kernels.conv import triton_kernels as kernels
 from glyphcrm_kernels.conv.reference import output_shape
 
@@ -58,10 +60,17 @@ def obstacle(
 
 
 def run(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    pool: bool,
+    padding: int,
+    on_hopper: bool = False,
 ) -> Tensor:
-    """Return y; arguments as in `glyph_conv`."""
-    return _glyph_conv(x, weight, bias, residual, relu, pool, padding)[0]
+    """Return y; arguments as in `glyph_conv`, and whether the kernels for Hopper do what they can, backward too."""
+    return _glyph_conv(x, weight, bias, residual, relu, pool, padding, on_hopper)[0]
 
 
 def _convolve(
@@ -73,8 +82,11 @@ def _convolve(
     winner: Tensor | None,
     relu: bool,
     padding: int,
+    on_hopper: bool,
 ) -> None:
     """Fill `out`; pool if `winner` is given. `weight` is ``(K, k, k, C)``, the others are NHWC."""
+    if on_hopper and hopper.convolve(x, weight, bias, residual, out, winner, relu, padding):
+        return
     (images, channels, height, width), (outputs, size) = x.shape, weight.shape[:2]
     pixels = images * (height + 2 * padding - size + 1) * (width + 2 * padding - size + 1)
     target = target_of(x.device)
@@ -99,18 +111,32 @@ def _accumulator(x: Tensor) -> Any:
 
 @torch.library.custom_op("glyphcrm::glyph_conv", mutates_args=())
 def _glyph_conv(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    pool: bool,
+    padding: int,
+    on_hopper: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and, with `pool`, which pixel of each window won (else an empty tensor)."""
-    out, winner = _outputs(x, weight, bias, residual, relu, pool, padding)
+    out, winner = _outputs(x, weight, bias, residual, relu, pool, padding, on_hopper)
     filters, added = weight.permute(0, 2, 3, 1).contiguous(), None if residual is None else _nhwc(residual)
-    _convolve(_nhwc(x), filters, bias.contiguous(), added, out, winner if pool else None, relu, padding)
+    _convolve(_nhwc(x), filters, bias.contiguous(), added, out, winner if pool else None, relu, padding, on_hopper)
     return out, winner
 
 
 @_glyph_conv.register_fake
 def _outputs(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    pool: bool,
+    padding: int,
+    on_hopper: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = output_shape(x, weight, pool, padding)
     winner = launch.empty_nhwc(*(shape if pool else (0, 1, 1, 1)), like=x, dtype=torch.uint8)
@@ -146,25 +172,34 @@ def _(
 
 
 @torch.library.custom_op("glyphcrm::glyph_conv_data_gradient", mutates_args=())
-def _data_gradient(g: Tensor, weight: Tensor, padding: int) -> Tensor:
+def _data_gradient(g: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
     """Return the gradient of x: the convolution of g with the filter turned round, in and out exchanged."""
     turned = weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
-    dx = _like_x(g, weight, padding)
-    _convolve(_nhwc(g), turned, None, None, dx, None, False, weight.shape[-1] - 1 - padding)
+    dx = _like_x(g, weight, padding, on_hopper)
+    _convolve(_nhwc(g), turned, None, None, dx, None, False, weight.shape[-1] - 1 - padding, on_hopper)
     return dx
 
 
 @_data_gradient.register_fake
-def _like_x(g: Tensor, weight: Tensor, padding: int) -> Tensor:
+def _like_x(g: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
     height, width = (side - 2 * padding + weight.shape[-1] - 1 for side in g.shape[2:])
     return launch.empty_nhwc(g.shape[0], weight.shape[1], height, width, like=g)
 
 
 @torch.library.custom_op("glyphcrm::glyph_conv_weight_gradient", mutates_args=())
-def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
     """Return the gradient of the weight, in its dtype and memory order."""
-    target, g = target_of(g.device), _nhwc(g)
-    (_, channels, height, width), (outputs, _, size, _) = x.shape, weight.shape
+    g, x, (outputs, channels, size, _) = _nhwc(g), _nhwc(x), weight.shape
+    partial = hopper.partial_sums(g, x, size, padding) if on_hopper else None
+    if partial is None:
+        partial = _partial_sums(g, x, size, padding)
+    total = partial.sum(0).view(outputs, size, size, channels)
+    return torch.empty_like(weight).copy_(total.permute(0, 3, 1, 2))
+
+
+def _partial_sums(g: Tensor, x: Tensor, size: int, padding: int) -> Tensor:
+    """Return the weight gradient's parts, ``(splits, K, k, k * C)`` in the accumulator's dtype."""
+    target, (_, channels, height, width), outputs = target_of(g.device), x.shape, g.shape[1]
     pixels, row = g.numel() // outputs, size * channels
     tile = tiles.tile(tiles.WEIGHT_TILES, target, outputs, x.dtype, pixels)
     splits, wide = tiles.weight_gradient_splits(tile, g, size, row), torch.promote_types(g.dtype, torch.float32)
@@ -173,24 +208,23 @@ def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tens
     start(
         kernels._glyph_conv_wgrad_kernel,
         (size * splits, triton.cdiv(row, tile.reduction)),
-        (g, _nhwc(x), partial, pixels, per_split),
+        (g, x, partial, pixels, per_split),
         {"H": height, "W": width, "C": channels, "K": outputs, "SIZE": size, "PADDING": padding}
         | {"ACCUMULATOR": _accumulator(x), "BLOCK_P": tile.pixels, "BLOCK_M": max(outputs, 16)}
         | {"BLOCK_N": tile.reduction, **dot_arguments(target, x.dtype)},
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    total = partial.sum(0).view(outputs, size, size, channels)
-    return torch.empty_like(weight).copy_(total.permute(0, 3, 1, 2))
+    return partial
 
 
 @_weight_gradient.register_fake
-def _(g: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+def _(g: Tensor, x: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
     return torch.empty_like(weight)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, _, ctx.relu, ctx.pool, ctx.padding = inputs
+    x, weight, bias, _, ctx.relu, ctx.pool, ctx.padding, ctx.on_hopper = inputs
     out, winner = output
     ctx.mark_non_differentiable(winner)
     ctx.save_for_backward(x, weight, out if ctx.relu else out.new_empty(0), winner)
@@ -202,13 +236,11 @@ def _backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
     g, dbias = _epilogue_backward(dout, out, winner, ctx.relu, ctx.pool, ctx.bias_dtype)
     return (
-        _data_gradient(g, weight, ctx.padding) if need_x else None,
-        _weight_gradient(g, x, weight, ctx.padding) if need_weight else None,
+        _data_gradient(g, weight, ctx.padding, ctx.on_hopper) if need_x else None,
+        _weight_gradient(g, x, weight, ctx.padding, ctx.on_hopper) if need_weight else None,
         dbias if need_bias else None,
         g if need_residual else None,
-        None,
-        None,
-        None,
+        *[None] * 4,
     )
 
 

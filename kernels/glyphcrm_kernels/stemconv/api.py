@@ -8,9 +8,11 @@ from torch import Tensor
 
 from glyphcrm_kernels._shared.checks import check_devices
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
-from glyphcrm_kernels._shared.gpus import on_no_gpu
+from glyphcrm_kernels._shared.gpus import hopper_obstacle, on_no_gpu
+from glyphcrm_kernels.conv import hopper_tiles
 from glyphcrm_kernels.stem import triton as stem_triton
 from glyphcrm_kernels.stem.api import check_stem
+from glyphcrm_kernels.stem.reference import IMAGE_SIZE, result_dtype
 from glyphcrm_kernels.stemconv import cpu
 from glyphcrm_kernels.stemconv.reference import one_after_the_other
 
@@ -34,7 +36,7 @@ def glyph_stem_conv(
         rows, bitmaps, weight, bias, position_map: as in `glyph_stem`.
         conv_weight: ``(K, C, k, k)`` in the dtype of `weight`.
         conv_bias: ``(K,)``.
-        backend: "auto", "triton", "cpu" (C) or "reference"; what `glyph_stem` and `glyph_conv` take.
+        backend: "auto", "hopper", "triton", "cpu" (C) or "reference"; what `glyph_stem` and `glyph_conv` take.
 
     Returns:
         ``(U, K, 49 - k, 49 - k)`` and ``(U, C, 24, 24)``; dtype and memory order as in `glyph_stem`.
@@ -57,10 +59,30 @@ def _triton_obstacle(*arguments: Tensor) -> str:
     return stem_triton.obstacle(*arguments[:5])
 
 
+def _hopper_obstacle(rows: Tensor, *others: Tensor) -> str:
+    return hopper_obstacle(rows) or _triton_obstacle(rows, *others)
+
+
+def _hopper_drawback(
+    rows: Tensor,
+    bitmaps: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position_map: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+) -> str:
+    shape = len(rows), len(weight), IMAGE_SIZE, IMAGE_SIZE
+    return on_no_gpu(rows) or hopper_tiles.uncovered(shape, result_dtype(weight), conv_weight.shape, False, 0)
+
+
 OP = Op(
     "glyph_stem_conv",
     glyph_stem_conv,
     {
+        "hopper": Implementation(
+            functools.partial(one_after_the_other, backend="hopper"), _hopper_obstacle, drawback=_hopper_drawback
+        ),
         "triton": Implementation(
             functools.partial(one_after_the_other, backend="triton"), _triton_obstacle, drawback=on_no_gpu
         ),

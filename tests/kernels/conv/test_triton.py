@@ -66,10 +66,12 @@ def run(
     return out, gradients(out, inputs, [cotangent])
 
 
-def hold_against_truth(inputs: list[Tensor], cotangent: Tensor, buffers: GuardedBuffers, **options: Any) -> None:
+def hold_against_truth(
+    inputs: list[Tensor], cotangent: Tensor, buffers: GuardedBuffers, backend: str = "triton", **options: Any
+) -> None:
     truth = run([t.detach().double().requires_grad_() for t in inputs], cotangent.double(), "reference", **options)
     pytorch = run(inputs, cotangent, "reference", **options)
-    out, found = run([buffers.place(t) for t in inputs], cotangent, "triton", **options)
+    out, found = run([buffers.place(t) for t in inputs], cotangent, backend, **options)
     assert_true("out", out, truth[0], pytorch[0])
     for name, *results in zip(("dx", "dweight", "dbias", "dresidual"), found, truth[1], pytorch[1], strict=False):
         assert_true(name, *results)
@@ -238,13 +240,13 @@ def test_gradcheck(options: dict[str, Any]) -> None:
 def test_opcheck() -> None:
     """Schemas, fake tensors and autograd registration of all four operators."""
     (x, weight, bias, residual), cotangent = convolution(4, torch.float32, channels=4, outputs=8, height=6, width=6)
-    arguments = (x, weight, bias, residual, True, True, 0)
+    arguments = (x, weight, bias, residual, True, True, 0, False)
     torch.library.opcheck(op._glyph_conv, arguments)
     out, winner = (t.detach() for t in op._glyph_conv(*arguments))
     dout, g = torch.randn_like(out), torch.randn_like(cotangent)
     torch.library.opcheck(op._epilogue_backward, (dout, out, winner, True, True, torch.float32))
-    torch.library.opcheck(op._data_gradient, (g, weight.detach(), 0))
-    torch.library.opcheck(op._weight_gradient, (g, x.detach(), weight.detach(), 0))
+    torch.library.opcheck(op._data_gradient, (g, weight.detach(), 0, False))
+    torch.library.opcheck(op._weight_gradient, (g, x.detach(), weight.detach(), 0, False))
 
 
 def test_compiles_without_a_graph_break() -> None:
