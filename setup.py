@@ -1,4 +1,4 @@
-"""Maps the two import packages to their folders; everything else stands in pyproject.toml.
+"""Maps the two import packages to their folders and builds the C library; everything else stands in pyproject.toml.
 
 `kernels/` has no `__init__.py` on purpose: as a top-level module it would shadow the pip package
 `kernels`, which transformers imports. Its content is imported as `glyphcrm_kernels`.

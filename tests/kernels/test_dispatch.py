@@ -58,6 +58,25 @@ def test_an_unsupported_gpu_gets_the_reference_and_one_warning(
     gpus._target_obstacle.cache_clear()
 
 
+def test_a_joined_op_asks_both_that_it_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU whose Triton kernels take the stem but not the convolution, "auto" falls back."""
+    monkeypatch.setattr(gpus, "_can_build", lambda: True)
+    monkeypatch.setattr(gpus, "INTERPRETED", False)
+    monkeypatch.setattr(gpus, "target_of", lambda device: Target("cuda", 80))
+    gpus._target_obstacle.cache_clear()
+    with FakeTensorMode():
+        arguments = {
+            name: torch.empty(t.shape, dtype=t.dtype, device="cuda")
+            for name, t in EXAMPLES["glyph_stem_conv"]("cpu").items()
+        }
+        assert choice("glyph_stem_conv", **arguments).implementation == "triton"
+        arguments |= {"conv_weight": arguments["conv_weight"].new_empty(10, 4, 9, 9)}
+        arguments |= {"conv_bias": arguments["conv_bias"].new_empty(10)}
+        chosen = choice("glyph_stem_conv", **arguments)
+        assert chosen.implementation == "reference" and "weight has 10 channels" in chosen.reason
+    gpus._target_obstacle.cache_clear()
+
+
 def test_without_a_c_compiler_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")

@@ -27,6 +27,7 @@ On Hopper the same operators start the launches of hopper.py where those cover t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,13 +46,19 @@ def obstacle(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
 ) -> str:
     """Return what keeps the kernels from running, or nothing."""
-    if found := triton_obstacle(x=x, weight=weight, bias=bias, residual=residual):
-        return found
-    for name, channels in (("x", x.shape[1]), ("weight", weight.shape[0])):
+    return triton_obstacle(x=x, weight=weight, bias=bias, residual=residual) or size_obstacle(
+        x.shape, weight.shape, pool, padding
+    )
+
+
+def size_obstacle(shape: Sequence[int], filters: Sequence[int], pool: bool, padding: int) -> str:
+    """Return what keeps the kernels from taking x and weight of these shapes, or an empty string."""
+    for name, channels in (("x", shape[1]), ("weight", filters[0])):
         if channels not in tiles.CHANNELS:
             takes = ", ".join(map(str, tiles.CHANNELS))
             return f"{name} has {channels} channels; the kernels take {takes}: change them"
-    images, _, height, width = output_shape(x, weight, False, padding)
+    images = shape[0]
+    height, width = (side + 2 * padding - filters[3] + 1 for side in shape[2:])
     if images * height * width >= 2**31:
         return f"the output has {images} x {height} x {width} pixels; the kernels count in 32 bits: take fewer images"
     if pool and (height % 2 or width % 2):

@@ -10,6 +10,7 @@ from glyphcrm_kernels._shared.checks import check_devices
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
 from glyphcrm_kernels._shared.gpus import hopper_obstacle, on_no_gpu
 from glyphcrm_kernels.conv import hopper_tiles
+from glyphcrm_kernels.conv import triton as conv_triton
 from glyphcrm_kernels.stem import triton as stem_triton
 from glyphcrm_kernels.stem.api import check_stem
 from glyphcrm_kernels.stem.reference import IMAGE_SIZE, result_dtype
@@ -55,8 +56,12 @@ def glyph_stem_conv(
     return OP.run(backend, rows, bitmaps, weight, bias, position_map, conv_weight, conv_bias)
 
 
-def _triton_obstacle(*arguments: Tensor) -> str:
-    return stem_triton.obstacle(*arguments[:5])
+def _triton_obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, *others: Tensor) -> str:
+    *stem, conv_weight, _ = others
+    shape = len(rows), len(weight), IMAGE_SIZE, IMAGE_SIZE
+    return stem_triton.obstacle(rows, bitmaps, weight, *stem) or conv_triton.size_obstacle(
+        shape, conv_weight.shape, False, 0
+    )
 
 
 def _hopper_obstacle(rows: Tensor, *others: Tensor) -> str:
