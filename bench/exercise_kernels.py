@@ -33,7 +33,7 @@ def kernel_names() -> set[str]:
 
 
 def exercise(case: Case, dtype: torch.dtype, p: float) -> str:
-    """Run a case on the kernels and on the reference, and return what is wrong, or nothing."""
+    """Run a case on the kernels and on the reference, and return what is wrong, or an empty string."""
     inputs = case.differentiable(case.draw(Draw(dtype, DEVICE)), True)
     outputs, _ = step(case.ways["reference"], case, inputs, p, None)
     cotangents = tuple(torch.randn_like(t) for t in outputs)

@@ -39,7 +39,7 @@ TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
 TESTS = ("tests/kernels", "tests/modeling/test_backend.py")
 SYSTEM_TOOLKIT = "/usr/local/cuda"
-TIMEOUT = 7200  # seconds; a step that hangs shall not cost the report
+TIMEOUT = 7200  # seconds; a step that hangs must not lose the report
 SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "pytest-benchmark", "liger_kernel", "flash_attn")
 # In a dry run: some kernel tests (`make test` runs all of them), and a few benchmarks.
@@ -171,7 +171,7 @@ def find_sanitizer() -> Path | None:
 
 @cache
 def _cannot_start(sanitizer: Path) -> str:
-    """Say that it does not even start a program (the pip package's may lack its launcher), or nothing."""
+    """Say that it does not even start a program (the pip package's may lack its launcher), or an empty string."""
     command = [str(sanitizer), "--target-processes", "application-only", sys.executable, "-c", "print('started')"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -205,7 +205,7 @@ def _from_driver(fields: str) -> str:
 
 
 def missing_gpu() -> str:
-    """Say why the kernels cannot run on a GPU here, or nothing."""
+    """Say why the kernels cannot run on a GPU here, or an empty string."""
     if not torch.cuda.is_available():
         return f"there is no GPU that torch {torch.__version__} can use (driver: {_from_driver('driver_version')})"
     from glyphcrm_kernels._shared.gpus import obstacle_on

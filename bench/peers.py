@@ -35,7 +35,7 @@ class Way:
 
     @property
     def missing(self) -> str:
-        """Why it cannot run here, or nothing."""
+        """Why it cannot run here, or an empty string."""
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f"{self.needs} is not installed"
         return ""

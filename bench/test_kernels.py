@@ -97,7 +97,7 @@ def test_kernel(
 
 
 def passed_over(case: Case, name: str, dtype: torch.dtype, training: bool) -> str:
-    """Return why an implementation cannot run here, or why "auto" passes it over, or nothing."""
+    """Return why an implementation cannot run here, or why "auto" passes it over, or an empty string."""
     implementations = OPS[case.op].implementations
     if name not in implementations:
         return ""

@@ -1,4 +1,4 @@
-"""GlyphCRM beside BERT and beside itself: the table that the project is held against.
+"""GlyphCRM beside BERT and beside itself: the table that the project is measured by.
 
     pytest bench/ --benchmark -k throughput
 

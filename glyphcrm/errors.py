@@ -11,7 +11,7 @@ LISTED_NAMES = 20
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that names what, where, and what would do."""
+    """A mistake in what the user gave: one line that names what, where, and what to do instead."""
 
 
 def shown(value: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 if torch.cuda.is_available():
-    # PyTorch's convolutions are what the kernels are held against, and some tests ask for equal bits.
+    # PyTorch's convolutions are what the kernels are compared with, and some tests ask for equal bits.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 else:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 MASK_PROBABILITY = 0.15  # the masking rate: the share of the characters that are to be predicted
-# What the model sees in the place of one of those: [MASK], a random character, or else the character itself.
+# What the model sees instead of one of those: [MASK], a random character, or else the character itself.
 SHOWN_AS_MASK = 0.8
 SHOWN_AS_RANDOM = 0.1
 

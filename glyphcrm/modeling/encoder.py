@@ -42,7 +42,7 @@ class EncoderBlock(GradientCheckpointingLayer):
             attention_mask: what transformers' `create_bidirectional_mask` gives; with `positions`, that of them.
             skip: ``(U, d)``, the glyph skip of each distinct character, or None.
             skip_index: ``(B, L)`` int64, each token's row in `skip`.
-            positions: ``(B, Q)`` int64, the tokens whose output is wanted; the others are but attended to.
+            positions: ``(B, Q)`` int64, the tokens whose output is wanted; the others are only attended to.
         """
         backend = kernel_backend(self.config, "add_norm")
         wanted = hidden_states

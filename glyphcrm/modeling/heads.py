@@ -26,7 +26,7 @@ from glyphcrm.modeling.packing import first_states
 
 
 def predictable(ids: Tensor, config: PreTrainedConfig) -> Tensor:
-    """Return `ids` with [UNK] in the place of characters that can be read but not predicted."""
+    """Return `ids` with [UNK] instead of characters that can be read but not predicted."""
     return ids.masked_fill(ids >= config.vocab_size, config.unk_token_id)
 
 

@@ -101,7 +101,7 @@ def test_where_nothing_is_kept(base: GlyphCRMModel, encoded: list[int]) -> None:
     assert encodes_again() and encodes_again()
     base.config.glyph_cache = True
     states(base)
-    # An adapter in the place of a layer, and a parameter whose memory is elsewhere.
+    # An adapter instead of a layer, and a parameter whose memory is elsewhere.
     layer = base.hanglyph.vector
     base.hanglyph.vector = type("Adapted", (nn.Linear,), {})(layer.in_features, layer.out_features)
     assert encodes_again() and encodes_again()

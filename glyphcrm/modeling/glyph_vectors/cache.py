@@ -53,7 +53,7 @@ class GlyphCache:
     * `clear`, which the model calls when it is moved and when training begins, to free the memory.
 
     Writing through ``.data`` is not seen, nor is writing to tensors made in inference mode, which have no version:
-    call `clear` after it. Vectors from a file are then held against the weights again.
+    call `clear` after it. Vectors from a file are then compared with the weights again.
     """
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ class SharedGlyphs:
 
     def backward(self) -> None:
         """Continue the backwards of all batches through HanGlyph."""
-        # A model of one block reads but one skip, and so leaves the other without a gradient.
+        # A model of one block reads only one skip, and so leaves the other without a gradient.
         pairs = zip(self._made, self._leaves, strict=True)
         reached = [(made, leaf.grad.to(made.dtype)) for made, leaf in pairs if leaf.grad is not None]
         made, gradients = zip(*reached, strict=True)

@@ -41,7 +41,7 @@ def lanes(*channels: int) -> int:
 
 
 def cpu_obstacle(*tensors: Tensor | None, channels: tuple[int, ...] = ()) -> str:
-    """Return what keeps the C functions from taking the tensors, or nothing; vectors must divide all `channels`."""
+    """Return what keeps the C functions from taking the tensors, or ""; vectors must divide all `channels`."""
     for tensor in tensors:
         if tensor is not None and (tensor.device.type != "cpu" or tensor.dtype != torch.float32):
             return "the C functions take float32 on a CPU; give them that"

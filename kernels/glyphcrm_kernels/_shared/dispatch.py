@@ -25,7 +25,7 @@ class Implementation(NamedTuple):
 
     Attributes:
         run: computes the op.
-        obstacle: why it cannot, and what would do: "fact; remedy", to which ", or use backend='auto'" is added.
+        obstacle: why it cannot, and what to do instead: "fact; remedy", to which ", or use backend='auto'" is added.
         drawback: why "auto" passes it over although it could.
     """
 

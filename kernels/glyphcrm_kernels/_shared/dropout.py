@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def drop_below(p: float) -> int:
-    """Return the number of 65,536ths nearest to `p`: what the 16 random bits of an element are held against."""
+    """Return the number of 65,536ths nearest to `p`: what the 16 random bits of an element are compared with."""
     return min(round(p * 65536), 65535)
 
 

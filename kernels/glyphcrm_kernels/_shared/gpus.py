@@ -25,12 +25,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def on_no_gpu(first: Tensor, *others: object) -> str:
-    """Return why "auto" passes the Triton kernels over, or nothing; off a GPU they run in tests alone."""
+    """Return why "auto" passes the Triton kernels over, or an empty string; off a GPU they run in tests alone."""
     return "" if first.device.type == "cuda" else "the tensors are on no GPU"
 
 
 def triton_obstacle(**tensors: Tensor | None) -> str:
-    """Return what keeps the Triton kernels from taking the tensors, all on one device and given by name, or nothing.
+    """Return what keeps the Triton kernels from taking the tensors, all on one device and given by name, or "".
 
     On a GPU that the kernels do not support there is one warning.
     """
@@ -50,7 +50,7 @@ def triton_obstacle(**tensors: Tensor | None) -> str:
 
 
 def hopper_obstacle(tensor: Tensor) -> str:
-    """Return what keeps the kernels for Hopper from running where `tensor` is, or nothing.
+    """Return what keeps the kernels for Hopper from running where `tensor` is, or an empty string.
 
     On a Hopper GPU with a release of Triton that they are not made for, there is one warning.
     """
@@ -68,7 +68,7 @@ def _hopper_obstacle(device_index: int | None) -> str:
 
 @functools.cache  # one warning
 def gluon_obstacle() -> str:
-    """Return why the Gluon of the installed Triton is none that the kernels are made for, or nothing."""
+    """Return why the Gluon of the installed Triton is none that the kernels are made for, or an empty string."""
     found = triton.__version__
     if ".".join(found.split(".")[:2]) in GLUON_RELEASES:
         try:
@@ -104,7 +104,7 @@ def _target_obstacle(target: Target) -> str:
 
 
 def obstacle_on(target: Target) -> str:
-    """Return what keeps the kernels from running on `target`, with "the kernels" as its subject, or nothing."""
+    """Return what keeps the kernels from running on `target`, with "the kernels" as its subject, or an empty string."""
     old = isinstance(target.arch, int) and target.arch < OLDEST_CUDA_ARCH
     if old or (target.backend == "hip" and target.arch not in HIP_ARCHS):
         return f"do not support {target.backend} {target.arch}"

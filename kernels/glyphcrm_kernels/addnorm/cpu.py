@@ -21,7 +21,7 @@ Tensors = tuple[Tensor, Tensor, Tensor]
 
 
 def obstacle(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, *settings: object) -> str:
-    """Return what keeps the C functions from running, or nothing."""
+    """Return what keeps the C functions from running, or an empty string."""
     return cpu_obstacle(x, residual, weight, bias, skip, channels=(x.shape[-1],))
 
 

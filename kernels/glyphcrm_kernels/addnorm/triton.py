@@ -38,7 +38,7 @@ Tensors = tuple[Tensor, Tensor, Tensor]
 
 
 def obstacle(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, *settings: object) -> str:
-    """Return what keeps the kernels from running, or nothing."""
+    """Return what keeps the kernels from running, or an empty string."""
     if found := triton_obstacle(x=x, residual=residual, weight=weight, bias=bias, skip=skip):
         return found
     d, largest = x.shape[-1], tiles.LARGEST_WIDTH

@@ -29,14 +29,14 @@ SCORES_AT_ONCE = 1 << 17  # of short rows of a batch several are worked on at on
 
 
 def obstacle(query: Tensor, key: Tensor, value: Tensor, *settings: object) -> str:
-    """Return what keeps the C functions from running, or nothing."""
+    """Return what keeps the C functions from running, or an empty string."""
     if torch.is_autocast_enabled("cpu"):
         return "the C functions give float32; switch autocast off"
     return cpu_obstacle(query, key, value)
 
 
 def drawback(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float, *lengths: object) -> str:
-    """Return why PyTorch's own attention is faster, or nothing."""
+    """Return why PyTorch's own attention is faster, or an empty string."""
     return "" if p else "without dropout PyTorch's attention is fused"
 
 

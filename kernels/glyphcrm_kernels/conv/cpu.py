@@ -46,14 +46,14 @@ def _has_fast_transform(n: int) -> bool:
 
 
 def obstacle(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *settings: object) -> str:
-    """Return what keeps the C functions from running, or nothing."""
+    """Return what keeps the C functions from running, or an empty string."""
     return cpu_obstacle(x, weight, bias, residual)
 
 
 def drawback(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
 ) -> str:
-    """Return why PyTorch's direct sum takes these arguments, or takes less time for them, or nothing."""
+    """Return why PyTorch's direct sum takes these arguments, or takes less time for them, or an empty string."""
     images, inputs, height, width = x.shape
     outputs, _, size, _ = weight.shape
     if padding or height != width or not _has_fast_transform(height):

@@ -1,4 +1,4 @@
-"""Glyph convolution on Hopper: launches in the place of those of triton.py, whose operators start them.
+"""Glyph convolution on Hopper: launches instead of those of triton.py, whose operators start them.
 
 They reach wgmma and TMA in Gluon, which Triton still calls experimental: hopper_kernels.py and hopper_wgrad_kernels.py
 say how, hopper_tiles.py for which sizes.

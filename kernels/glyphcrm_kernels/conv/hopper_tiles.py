@@ -81,7 +81,7 @@ def tile(table: dict[int, Any], shape: Sequence[int], dtype: torch.dtype, output
 
 
 def uncovered(shape: Sequence[int], dtype: torch.dtype, weight: Sequence[int], pool: bool, padding: int) -> str:
-    """Return what a forward convolution would have to be for a tile, or nothing where there is one.
+    """Return what a forward convolution would have to be for a tile, or an empty string where there is one.
 
     Args:
         shape: of x, ``(U, C, H, W)``.

@@ -1,4 +1,4 @@
-"""Glyph convolution: the tiles of its Triton kernels, a row an architecture, a column a number of output channels."""
+"""Glyph convolution: the tiles of its Triton kernels, by architecture and number of output channels."""
 
 from __future__ import annotations
 

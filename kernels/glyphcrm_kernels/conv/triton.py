@@ -14,7 +14,7 @@ Kept for the backward: x, the weight, and of the output what the epilogue's deri
 for the ReLU (the next layer keeps it anyway) and, with pooling, one byte a window that says which pixel
 won. The backward first undoes the epilogue in one streaming pass (reads dy, y; writes g = the
 convolution's own gradient, which is also the residual's; sums dbias), because both gradients read g many
-times. The data gradient is the forward kernel on g with the filter turned round; the weight gradient is
+times. The data gradient is the forward kernel on g with the filter rotated by 180°; the weight gradient is
 a product over all pixels, split over programs whose partial sums are added in a fixed order.
 
 Floor at 1,700 characters, base size, bf16: the three 9x9 convolutions are 3.6 TFLOP forward and 7.2
@@ -45,7 +45,7 @@ from glyphcrm_kernels.conv.reference import output_shape
 def obstacle(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
 ) -> str:
-    """Return what keeps the kernels from running, or nothing."""
+    """Return what keeps the kernels from running, or an empty string."""
     return triton_obstacle(x=x, weight=weight, bias=bias, residual=residual) or size_obstacle(
         x.shape, weight.shape, pool, padding
     )
@@ -180,7 +180,7 @@ def _(
 
 @torch.library.custom_op("glyphcrm::glyph_conv_data_gradient", mutates_args=())
 def _data_gradient(g: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
-    """Return the gradient of x: the convolution of g with the filter turned round, in and out exchanged."""
+    """Return the gradient of x: the convolution of g with the filter rotated by 180°, in and out exchanged."""
     turned = weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
     dx = _like_x(g, weight, padding, on_hopper)
     _convolve(_nhwc(g), turned, None, None, dx, None, False, weight.shape[-1] - 1 - padding, on_hopper)

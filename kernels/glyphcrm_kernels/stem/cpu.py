@@ -23,7 +23,7 @@ PATTERNS = 1 << TAPS
 
 
 def obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> str:
-    """Return what keeps the C functions from running, or nothing."""
+    """Return what keeps the C functions from running, or an empty string."""
     narrow = result_dtype(weight) != weight.dtype
     found = cpu_obstacle(weight, bias, channels=(weight.shape[0],))
     return found or ("the C functions give float32; switch autocast off" if narrow else "")

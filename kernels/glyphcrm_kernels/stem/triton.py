@@ -33,7 +33,7 @@ from glyphcrm_kernels.stem.reference import IMAGE_SIZE, POOLED_SIZE, TAPS, resul
 
 
 def obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> str:
-    """Return what keeps the kernels from running, or nothing."""
+    """Return what keeps the kernels from running, or an empty string."""
     if found := triton_obstacle(rows=rows, weight=weight, bias=bias, position_map=position_map):
         return found
     if weight.shape[0] in tiles.CHANNELS:

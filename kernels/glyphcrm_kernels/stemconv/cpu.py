@@ -18,7 +18,7 @@ from glyphcrm_kernels.stemconv.reference import one_after_the_other
 
 
 def obstacle(*tensors: Tensor) -> str:
-    """Return what keeps the C functions from running, or nothing."""
+    """Return what keeps the C functions from running, or an empty string."""
     return stem.obstacle(*tensors[:5]) or conv.obstacle(*tensors[4:], None)
 
 
