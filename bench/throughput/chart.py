@@ -58,7 +58,7 @@ def draw_chart(run: Run, path: Path) -> None:
     if sizes[-1] > micro:
         xlabel += f" (above {micro}: gradients of micro-batches of {micro} added up)"
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("milliseconds a real token")
+    axes.set_ylabel("milliseconds per real token")
     axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

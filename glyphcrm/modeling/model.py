@@ -21,7 +21,8 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
-from glyphcrm.modeling.glyph_vectors import VECTORS_FILE, GlyphCache
+from glyphcrm.modeling.glyph_vectors.cache import GlyphCache
+from glyphcrm.modeling.glyph_vectors.file import VECTORS_FILE
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
 from glyphcrm.modeling.packing import find_packing, first_states, only_first
 from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
