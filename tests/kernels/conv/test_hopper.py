@@ -345,6 +345,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Target], None]
 
     monkeypatch.setattr(gpus, "INTERPRETED", False)
     monkeypatch.setattr(gpus, "_can_build", lambda: True)
+    monkeypatch.setattr(tiles, "UNTRIED", "")
     change(Target("cuda", 90))
     forget()
     with FakeTensorMode():
@@ -373,6 +374,14 @@ def test_auto_takes_them_where_they_cover_the_sizes(on_gpu: Callable[[Target], N
         assert chosen.reason.startswith("hopper: the kernels take float16 and bfloat16, 9x9 filters, 64 channels")
         # By name, Triton's kernels do what is left, so that a model can insist on it.
         assert choice("glyph_conv", *tensors, **options, backend="hopper") == Choice("hopper", "")
+
+
+def test_until_a_gpu_has_run_them_they_are_taken_by_name_alone(
+    on_gpu: Callable[[Target], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "UNTRIED", "not yet")
+    assert choice("glyph_conv", *arguments()) == Choice("triton", "hopper: not yet")
+    assert choice("glyph_conv", *arguments(), backend="hopper") == Choice("hopper", "")
 
 
 def test_the_first_convolution_is_chosen_with_the_stem(on_gpu: Callable[[Target], None]) -> None:
