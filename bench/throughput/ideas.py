@@ -39,7 +39,7 @@ class Idea:
             given["glyph_index"] = torch.arange(ids.numel()).view_as(ids)
         if not self.masked_only:
             # The loss ignores the positions without a label, and so is the same.
-            given["label_index"] = torch.arange(batch["labels"].numel())
+            given["prediction_index"] = torch.arange(batch["labels"].numel())
         if not self.packed:
             real = given.pop("attention_mask").bool()
             if not real.all():

@@ -67,8 +67,8 @@ class PretrainingCollator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return int64 tensors: those of `padded_inputs`, and the labels.
 
-        These are `labels` (B, L), -100 where nothing is predicted, `label_index` (M,), where labels.flatten() is not
-        -100, and `next_sentence_label` (B,).
+        These are `labels` (B, L), -100 where nothing is predicted, `prediction_index` (M,), where labels.flatten() is
+        not -100, and `next_sentence_label` (B,).
 
         Raises `ValueError` if there is no sample, or nothing but padding in all of them.
         """
@@ -84,7 +84,7 @@ class PretrainingCollator:
         batch = {
             **padded_inputs(input_ids, token_type_ids, length, self.pad_id),
             "labels": padded_labels,
-            "label_index": np.flatnonzero(padded_labels != IGNORED_LABEL),
+            "prediction_index": np.flatnonzero(padded_labels != IGNORED_LABEL),
             "next_sentence_label": np.array([sample["next_sentence_label"] for sample in samples], np.int64),
         }
         return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -67,7 +67,7 @@ class BertBaseline(BertForPreTraining):
         attention_mask: Tensor,
         token_type_ids: Tensor,
         labels: Tensor,
-        label_index: Tensor,
+        prediction_index: Tensor,
         next_sentence_label: Tensor,
         glyph_ids: Tensor | None = None,
         glyph_index: Tensor | None = None,
@@ -75,9 +75,9 @@ class BertBaseline(BertForPreTraining):
         """Return losses and logits of a batch of `PretrainingCollator`; what is GlyphCRM's alone is not used."""
         ids = predictable(input_ids, self.config)
         sequence, pooled = self.bert(ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[:2]
-        logits, nsp_logits = self.cls(sequence.flatten(0, 1)[label_index], pooled)
-        targets = predictable(labels.flatten()[label_index], self.config)
-        mlm_loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(label_index), 1)
+        logits, nsp_logits = self.cls(sequence.flatten(0, 1)[prediction_index], pooled)
+        targets = predictable(labels.flatten()[prediction_index], self.config)
+        mlm_loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(prediction_index), 1)
         nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label)
         return GlyphCRMForPreTrainingOutput(mlm_loss + nsp_loss, mlm_loss, nsp_loss, logits, nsp_logits)
 

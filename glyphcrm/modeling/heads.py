@@ -127,14 +127,14 @@ class _MaskedLM(GlyphCRMHead):
         states: Tensor,
         labels: Tensor | None,
         *,
-        label_index: Tensor | None = None,
+        prediction_index: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits, and the mean cross-entropy over the labels when there are labels.
 
-        With `label_index`, or in training, logits are computed at the labelled positions alone and
-        have shape ``(M, vocab_size)``; else ``(B, L, vocab_size)``. `label_index` ``(M,)`` int64, the flat
+        With `prediction_index`, or in training, logits are computed at the labelled positions alone and
+        have shape ``(M, vocab_size)``; else ``(B, L, vocab_size)``. `prediction_index` ``(M,)`` int64, the flat
         positions of the labels, comes from the collator; without it a GPU has to be waited for.
         A label outside the vocabulary counts as [UNK]. `num_items_in_batch` replaces the number of labels in the mean:
         transformers' `Trainer` counts them over all the batches of an optimiser step.
@@ -142,10 +142,10 @@ class _MaskedLM(GlyphCRMHead):
         if labels is None:
             return self.mlm(states), None
         labels = labels.flatten()
-        if label_index is None and self.training:
-            label_index = (labels != IGNORED_LABEL).nonzero().squeeze(1)
-        if label_index is not None:
-            labels, states = labels[label_index], states.flatten(0, 1)[label_index]
+        if prediction_index is None and self.training:
+            prediction_index = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        if prediction_index is not None:
+            labels, states = labels[prediction_index], states.flatten(0, 1)[prediction_index]
         logits, labels = self.mlm(states), predictable(labels, self.config)
         flat = logits.view(-1, self.config.vocab_size).float()
         total = F.cross_entropy(flat, labels, ignore_index=IGNORED_LABEL, reduction="sum")
@@ -199,19 +199,19 @@ class GlyphCRMForPreTraining(_MaskedLM):
         glyph_ids: Tensor | None = None,
         glyph_index: Tensor | None = None,
         labels: Tensor | None = None,
-        label_index: Tensor | None = None,
+        prediction_index: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
         **kwargs: Any,
     ) -> GlyphCRMForPreTrainingOutput:
         """As `GlyphCRMModel.forward`, with int64 labels.
 
-        Those of characters are `labels` ``(B, L)``, -100 where none is, at flat positions `label_index` ``(M,)`` (see
-        `logits_and_loss`); `next_sentence_label` ``(B,)`` is 0 when B follows A, 1 when it does not.
+        Those of characters are `labels` ``(B, L)``, -100 where none is, at flat positions `prediction_index` ``(M,)``
+        (see `logits_and_loss`); `next_sentence_label` ``(B,)`` is 0 when B follows A, 1 when it does not.
         """
         outputs = self.glyphcrm(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
         )
-        logits, mlm_loss = self.logits_and_loss(outputs.last_hidden_state, labels, label_index=label_index)
+        logits, mlm_loss = self.logits_and_loss(outputs.last_hidden_state, labels, prediction_index=prediction_index)
         nsp_logits = self.nsp(first_states(outputs.last_hidden_state, attention_mask))
         nsp_loss = None
         if next_sentence_label is not None:
@@ -223,7 +223,7 @@ class GlyphCRMForPreTraining(_MaskedLM):
 
 
 class GlyphCRMForMaskedLM(_MaskedLM):
-    """Masked language modelling alone; `labels` and `label_index` as in `GlyphCRMForPreTraining`."""
+    """Masked language modelling alone; `labels` and `prediction_index` as in `GlyphCRMForPreTraining`."""
 
     parts: ClassVar = {"mlm": MaskedLMHead}
     output_class = MaskedLMOutput

@@ -21,7 +21,7 @@ class Measures:
     @torch.no_grad()
     def add(self, batch: dict[str, Tensor], outputs: GlyphCRMForPreTrainingOutput) -> None:
         """Add a batch of `PretrainingCollator` and what the model said of it."""
-        labels, pairs = batch["labels"].flatten()[batch["label_index"]], batch["next_sentence_label"]
+        labels, pairs = batch["labels"].flatten()[batch["prediction_index"]], batch["next_sentence_label"]
         logits, nsp_logits = outputs.prediction_logits, outputs.seq_relationship_logits
         assert outputs.mlm_loss is not None and outputs.nsp_loss is not None
         assert logits is not None and nsp_logits is not None

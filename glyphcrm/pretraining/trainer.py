@@ -99,7 +99,7 @@ class PretrainingTrainer(ResumableTrainer):
         outputs = model(**(self._glyphs.arguments(inputs) if self._glyphs is not None else inputs))
         self._measures.add(inputs, outputs)
         assert num_items_in_batch is not None
-        share = inputs["label_index"].numel() * self.accelerator.num_processes / num_items_in_batch
+        share = inputs["prediction_index"].numel() * self.accelerator.num_processes / num_items_in_batch
         loss = outputs.mlm_loss * share + outputs.nsp_loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 

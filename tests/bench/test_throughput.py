@@ -266,7 +266,7 @@ def test_ideas_change_the_work_and_not_the_loss(material: Material, glyphcrm: Gl
         passes.append(seen)
     assert losses == pytest.approx([losses[0]] * len(IDEAS), abs=1e-4)
     assert [seen["rows"] for seen in passes] == [tokens, *[len(batch["glyph_ids"])] * 6]
-    assert logits == [tokens, tokens, *[len(batch["label_index"])] * 5]
+    assert logits == [tokens, tokens, *[len(batch["prediction_index"])] * 5]
     packed = (1, real_tokens(batch))
     assert [seen["block"][:2] for seen in passes] == [*[padded] * 3, *[packed] * 4]
     blocks = glyphcrm.config.num_hidden_layers

@@ -18,7 +18,7 @@ KEYS = [
     "glyph_ids",
     "glyph_index",
     "labels",
-    "label_index",
+    "prediction_index",
     "next_sentence_label",
 ]
 
@@ -53,7 +53,7 @@ def test_batches(lengths: list[int], multiple: int, seed: int) -> None:
         assert batch["attention_mask"][row].tolist() == [1] * n + [0] * (width - n)
         assert batch["next_sentence_label"][row] == sample["next_sentence_label"]
     flat = batch["labels"].flatten()
-    assert batch["label_index"].tolist() == [i for i, label in enumerate(flat.tolist()) if label != IGNORED_LABEL]
+    assert batch["prediction_index"].tolist() == [i for i, label in enumerate(flat.tolist()) if label != IGNORED_LABEL]
 
 
 def test_batches_that_hold_nothing() -> None:

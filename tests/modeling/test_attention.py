@@ -128,7 +128,7 @@ def test_the_same_masks_under(way: str, atlas: GlyphAtlas, calls: list[Any]) -> 
     inputs = batch(atlas, [9, 9])
     del inputs["attention_mask"]  # in a compiled graph nobody can look whether it masks anything
     inputs["labels"] = inputs["input_ids"] % 7
-    inputs |= {"label_index": torch.arange(18), "next_sentence_label": torch.tensor([0, 1])}
+    inputs |= {"prediction_index": torch.arange(18), "next_sentence_label": torch.tensor([0, 1])}
     inputs["glyph_ids"], inputs["glyph_index"] = inputs.pop("input_ids").unique(return_inverse=True)
     model = build(GlyphCRMForPreTraining, atlas, 0.3)
     expected = results(model, inputs)

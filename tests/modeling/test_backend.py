@@ -132,7 +132,7 @@ def test_compiled_without_a_graph_break(
     ids = batch.pop("input_ids")
     batch["glyph_ids"], batch["glyph_index"] = torch.unique(ids, return_inverse=True)
     labels = batch.pop("labels")
-    batch["label_index"] = (labels.flatten() != -100).nonzero().flatten()
+    batch["prediction_index"] = (labels.flatten() != -100).nonzero().flatten()
     batch["labels"] = labels
     expected = on(backend)
     with torch.no_grad():  # transformers installs its hooks for hidden states in the first eager call

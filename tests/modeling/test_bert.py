@@ -48,7 +48,7 @@ def test_losses_and_gradients_are_those_of_transformers_bert() -> None:
     expected.loss.backward()
     torch.testing.assert_close(outputs.loss, expected.loss)
     torch.testing.assert_close(
-        outputs.prediction_logits, expected.prediction_logits.flatten(0, 1)[batch["label_index"]]
+        outputs.prediction_logits, expected.prediction_logits.flatten(0, 1)[batch["prediction_index"]]
     )
     gradients = {name: p.grad for name, p in plain.named_parameters()}
     for name, parameter in baseline.named_parameters():

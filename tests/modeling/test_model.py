@@ -160,7 +160,7 @@ def test_labels_pick_the_positions_whose_logits_are_computed(model: GlyphCRMForP
     full = model(**batch)
     assert full.prediction_logits.shape == (3, 17, model.config.vocab_size)
     index = (batch["labels"].flatten() != -100).nonzero().squeeze(1)
-    some = model(**batch, label_index=index)
+    some = model(**batch, prediction_index=index)
     torch.testing.assert_close(some.prediction_logits, full.prediction_logits.flatten(0, 1)[index])
     torch.testing.assert_close(some.loss, full.loss)
     # The mean over labels, characters outside the vocabulary counting as [UNK].

@@ -89,7 +89,7 @@ def labels_of(model_class: type[GlyphCRMPreTrainedModel]) -> dict[str, Tensor]:
     of_tokens = torch.where(MASK.bool(), torch.arange(MASK.numel()).view_as(MASK) % 2 + 5, -100)
     if model_class is GlyphCRMForPreTraining:
         index = (of_tokens.flatten() != -100).nonzero().flatten()
-        return {"labels": of_tokens, "label_index": index, "next_sentence_label": of_rows}
+        return {"labels": of_tokens, "prediction_index": index, "next_sentence_label": of_rows}
     if model_class is GlyphCRMForMaskedLM:
         return {"labels": of_tokens}
     if model_class is GlyphCRMForTokenClassification:
