@@ -1,12 +1,15 @@
-"""HanGlyph once for all micro-batches of an optimiser step, instead of once for each."""
+"""HanGlyph once for all micro-batches and processes of an optimiser step, instead of once for each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from glyphcrm.modeling.glyph_vectors import ranks
 from glyphcrm.modeling.hanglyph import GlyphVectors
 
 if TYPE_CHECKING:
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SharedGlyphs:
-    """The vectors of all distinct characters of some batches; each batch's backward stops at them.
+    """The vectors of all distinct characters of a step; each batch's backward stops at them.
 
     Half of a batch's distinct characters stand in the next one, too: 4,096 tokens of news hold 970 of them, four times
     as many tokens 1,700. So it pays to look at the whole step:
@@ -28,17 +31,28 @@ class SharedGlyphs:
     HanGlyph keeps for its backward stays in memory for the whole step, at base size some 1.6 MB a character in float32
     and half of it in bfloat16. On a GPU the host waits for the device once.
 
+    The processes of torch.distributed, if there are several, divide the step's characters evenly. All of them make
+    this object and call `backward`, with as many batches in between as each has, be it none. Vectors are gathered, and
+    their gradients summed over the processes, so that HanGlyph's parameters get in each process the gradients of its
+    own characters: those of the whole step are the sum over the processes, as for all other parameters.
+
     Args:
         model: a `GlyphCRMModel` in training mode.
         batches: with `glyph_ids` and `glyph_index`, as collators make them, on the model's device.
     """
 
     def __init__(self, model: GlyphCRMModel, batches: Sequence[Mapping[str, Any]]) -> None:
-        self._ids = torch.cat([batch["glyph_ids"] for batch in batches]).unique()
-        self._made: GlyphVectors = model.hanglyph(self._ids, model.glyph_table.bitmaps)
+        bitmaps = model.glyph_table.bitmaps
+        ids = torch.cat([torch.empty(0, dtype=torch.int64, device=bitmaps.device), *map(_glyph_ids, batches)])
+        distinct = ranks.distinct_characters(ids, len(bitmaps))
+        # Processes that would have fewer, or none, encode the last character again: read by nothing, its gradient is 0.
+        self._ids = ranks.filled_up(distinct, math.ceil(len(distinct) / ranks.world()) * ranks.world())
+        self._made: GlyphVectors = model.hanglyph(ranks.own_share(self._ids), bitmaps)
         self._leaves = [
-            made.detach().to(torch.promote_types(made.dtype, torch.float32)).requires_grad_() for made in self._made
+            made.to(torch.promote_types(made.dtype, torch.float32)).requires_grad_()
+            for made in ranks.gather([made.detach() for made in self._made])
         ]
+        self._read = 1 + len(model.blocks)  # a model of one block leaves the other skip without a gradient
 
     def arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch as the model takes it, with the vectors instead of `glyph_ids`."""
@@ -49,8 +63,12 @@ class SharedGlyphs:
 
     def backward(self) -> None:
         """Continue the backwards of all batches through HanGlyph."""
-        # A model of one block reads only one skip, and so leaves the other without a gradient.
-        pairs = zip(self._made, self._leaves, strict=True)
-        reached = [(made, leaf.grad.to(made.dtype)) for made, leaf in pairs if leaf.grad is not None]
-        made, gradients = zip(*reached, strict=True)
-        torch.autograd.backward(made, gradients)
+        made, leaves = self._made[: self._read], self._leaves[: self._read]
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        own = ranks.reduce_scatter(gradients)
+        torch.autograd.backward(made, [gradient.to(part.dtype) for gradient, part in zip(own, made, strict=True)])
+
+
+def _glyph_ids(batch: Mapping[str, Any]) -> Tensor:
+    ids: Tensor = batch["glyph_ids"]
+    return ids
