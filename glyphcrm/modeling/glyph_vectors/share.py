@@ -48,18 +48,12 @@ class SharedGlyphs:
         # Processes that would have fewer, or none, encode the last character again: read by nothing, its gradient is 0.
         self._ids = ranks.filled_up(distinct, math.ceil(len(distinct) / ranks.world()) * ranks.world())
         self._made: GlyphVectors = model.hanglyph(ranks.own_share(self._ids), bitmaps)
-        self._leaves = [
-            made.to(torch.promote_types(made.dtype, torch.float32)).requires_grad_()
-            for made in ranks.gather([made.detach() for made in self._made])
-        ]
-        self._read = 1 + len(model.blocks)  # a model of one block leaves the other skip without a gradient
+        self._leaves = leaves_of(ranks.gather([made.detach() for made in self._made]))
+        self._read = vectors_read(model)
 
     def arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch as the model takes it, with the vectors instead of `glyph_ids`."""
-        rows = torch.searchsorted(self._ids, batch["glyph_ids"])
-        vectors = GlyphVectors(*(leaf.to(made.dtype) for leaf, made in zip(self._leaves, self._made, strict=True)))
-        kept = {name: value for name, value in batch.items() if name != "glyph_ids"}
-        return {**kept, "glyph_index": rows[batch["glyph_index"]], "glyph_vectors": vectors}
+        return with_vectors(batch, self._ids, self._leaves, self._made[0].dtype)
 
     def backward(self) -> None:
         """Continue the backwards of all batches through HanGlyph."""
@@ -67,6 +61,27 @@ class SharedGlyphs:
         gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         own = ranks.reduce_scatter(gradients)
         torch.autograd.backward(made, [gradient.to(part.dtype) for gradient, part in zip(own, made, strict=True)])
+
+
+def with_vectors(batch: Mapping[str, Any], ids: Tensor, leaves: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Return a batch as a model takes it, with the vectors `leaves` ``(U, d)`` of `ids` ``(U,)``, read in `dtype`.
+
+    They take the place of `glyph_ids`; `ids` rise, and hold all of these.
+    """
+    rows = torch.searchsorted(ids, batch["glyph_ids"])
+    kept = {name: value for name, value in batch.items() if name != "glyph_ids"}
+    vectors = GlyphVectors(*(leaf.to(dtype) for leaf in leaves))
+    return {**kept, "glyph_index": rows[batch["glyph_index"]], "glyph_vectors": vectors}
+
+
+def leaves_of(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of vectors, or they themselves if they are wide enough, in which gradients are summed up."""
+    return [vector.detach().to(torch.promote_types(vector.dtype, torch.float32)).requires_grad_() for vector in vectors]
+
+
+def vectors_read(model: GlyphCRMModel) -> int:
+    """Return how many of the three vectors get gradients: a model of one block reads only the first skip."""
+    return min(3, 1 + len(model.blocks))
 
 
 def _glyph_ids(batch: Mapping[str, Any]) -> Tensor:

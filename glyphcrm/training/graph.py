@@ -1,0 +1,194 @@
+"""Work on a GPU recorded as CUDA graphs and replayed, so that the GPU never waits for the host.
+
+What is recorded is a function without arguments and results over tensors that stay in place. The first time it simply
+runs, which compiles its kernels and makes what is made once; the second time it is recorded; from then on the recording
+is replayed. Recording runs nothing, so nothing has to be undone.
+
+Random numbers: a replay draws from PyTorch's generator, from where it stands, as many numbers as the work would, and
+each kernel the same ones; so dropout is drawn anew each time, and it makes no difference to a run when its recordings
+are made, or that one which continues makes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Work = Callable[[], None]
+MOST = 24  # sizes with recordings; each takes some seconds to make, and memory for its nodes
+
+
+class Recorder(Protocol):
+    """What makes recordings."""
+
+    def running(self) -> AbstractContextManager[Any]:
+        """Return the context in which work is run, recorded and replayed."""
+        ...
+
+    def new_pool(self) -> Any:
+        """Return memory for recordings: what one has freed at its end, others of the pool write to."""
+        ...
+
+    def record(self, work: Work, pool: Any) -> Work:
+        """Return what replays `work`, which is called once and runs nothing; raise `RuntimeError` if that fails."""
+        ...
+
+    def recover(self) -> None:
+        """Make ordinary work possible again after a failure; no recording is replayed afterwards that draws numbers."""
+        ...
+
+
+class CudaRecorder:
+    """Makes CUDA graphs on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """See `Recorder`."""
+        outer = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outer)
+        with torch.cuda.stream(self._stream):
+            yield
+        outer.wait_stream(self._stream)
+
+    def new_pool(self) -> Any:
+        """See `Recorder`."""
+        return torch.cuda.graph_pool_handle()
+
+    def record(self, work: Work, pool: Any) -> Work:
+        """See `Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do meanwhile (pinning memory for the next batches) is none of the graph's business.
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+    def recover(self) -> None:
+        """See `Recorder`."""
+        # A failed recording may leave the generator in the belief that it goes on; a copy of it does not share that.
+        generator = torch.cuda.default_generators[self._stream.device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+        torch.cuda.empty_cache()
+
+
+class Recording:
+    """Work in parts that run one after the other, always in this order; others may run in between.
+
+    As its first part went, so do the others: run, or replayed.
+    """
+
+    def __init__(self, *parts: Work) -> None:
+        self.parts = parts
+        self.replays: list[Work] = []
+        self.has_run = self.is_replayed = self.is_between = False
+
+
+class Graphs:
+    """The recordings of a training, by what they are of.
+
+    Args:
+        recorder: makes them.
+        in_place: gives the tensors that all work reads or writes and that nobody may move: weights, gradients, buffers.
+        tell: takes a message for the user, a line.
+        most: so many recordings are kept; work of further sizes is run.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        in_place: Callable[[], Iterable[Tensor]],
+        tell: Callable[[str], None],
+        most: int = MOST,
+    ) -> None:
+        self._recorder, self._in_place, self._tell, self._most = recorder, in_place, tell, most
+        self._kept: dict[Hashable, Any] = {}
+        self._recordings: list[Recording] = []
+        self._pools: dict[int, Any] = {}  # by the number of parts
+        self._addresses: tuple[int, ...] | None = None
+        self._steps = 0
+        self._given_up = self._is_full = False
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Give the context for the work of a step; the first one, which makes the gradients, is not recorded.
+
+        Raises `RuntimeError`: a weight, a gradient or a buffer is no longer where it was.
+        """
+        self._steps += 1
+        if self._steps > 1 and not self._given_up:
+            addresses = tuple(tensor.data_ptr() for tensor in self._in_place())
+            if self._addresses not in (None, addresses):
+                raise RuntimeError("a weight, a gradient or a buffer has moved since a CUDA graph was made of it")
+            self._addresses = addresses
+        with self._recorder.running():
+            yield
+
+    def of_size(self, size: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what `make` has made for this size, the owner of a `Recording`; made anew when too many are kept."""
+        if size in self._kept:
+            return self._kept[size]
+        made = make()
+        if len(self._kept) < self._most:
+            self._kept[size] = made
+        elif not self._is_full:
+            self._is_full = True
+            self._tell(f"steps have more than {self._most} sizes: the further ones run without a CUDA graph")
+        return made
+
+    def run(self, recording: Recording, part: int = 0) -> None:
+        """Run a part of some work, or replay it."""
+        if part == 0:
+            if recording.has_run and not recording.replays and self._steps > 1 and not self._given_up:
+                self._record(recording)
+            recording.has_run = True
+            recording.is_replayed = bool(recording.replays)
+        recording.is_between = part + 1 < len(recording.parts)
+        (recording.replays if recording.is_replayed else recording.parts)[part]()
+
+    def _record(self, recording: Recording) -> None:
+        # What a part hands to the next one stays alive between them, while recordings of one part are replayed.
+        pool = self._pools.setdefault(len(recording.parts), self._recorder.new_pool())
+        try:
+            # Copies of weights in 16 bits that autocast may have kept from elsewhere are not part of the work.
+            torch.clear_autocast_cache()
+            recording.replays = [self._recorder.record(part, pool) for part in recording.parts]
+            self._recordings.append(recording)
+            return
+        except RuntimeError as error:
+            first = error.__context__ or error  # how a recording ended badly says less than why
+            reason = (str(first) or type(first).__name__).splitlines()[0]
+        # Only here has the memory been freed that the error held.
+        self._given_up = True
+        self._tell(f"no CUDA graph could be made ({reason}); training goes on without")
+        for other in self._recordings:
+            if not other.is_between:
+                other.replays = []
+        self._recorder.recover()
+
+
+def in_place_of(model: torch.nn.Module) -> Callable[[], Iterable[Tensor]]:
+    """Return what lists a model's weights, their gradients and its buffers."""
+
+    def tensors() -> Iterator[Tensor]:
+        for parameter in model.parameters():
+            yield parameter
+            if parameter.grad is not None:
+                yield parameter.grad
+        yield from model.buffers()
+
+    return tensors
+
+
+def no_graph_because(device: torch.device, recomputes: bool) -> str:
+    """Return why the steps on a device cannot be recorded, or an empty text; `recomputes` is gradient checkpointing."""
+    if device.type != "cuda" or torch.version.hip:
+        return "only an NVIDIA GPU has CUDA graphs"
+    if recomputes:
+        return "gradient checkpointing sets the random generator back, which no CUDA graph can record"
+    return ""
