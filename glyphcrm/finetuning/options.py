@@ -97,7 +97,7 @@ class FinetuneOptions(CommandLineOptions):
             raise UserError(f"--truncation head+tail is for single texts; {task.name} is a {task.kind} task")
 
     def hanglyph_rates(self) -> dict[str, float | None]:
-        """Return the rates of HanGlyph and of its projections for `PartwiseTrainer`."""
+        """Return the rates of HanGlyph and of its projections, as `OptimizerSettings` names them."""
         rate = self.recipe.learning_rate
         if self.one_rate:
             return {"glyph_learning_rate": rate, "projection_learning_rate": None}

@@ -20,8 +20,9 @@ from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
 from glyphcrm.finetuning.metrics import check_installed
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, Summary, best, load_predictions, spreads
-from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, trainer_arguments
+from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory
 from glyphcrm.tasks import Kind
+from glyphcrm.training.machine import Machine
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable, write_json
 
 SUMMARY_FILE = "summary.json"
@@ -45,20 +46,21 @@ def _finetune(options: FinetuneOptions) -> Summary:
     check_installed()
     model = Path(options.model)
     length_of(options, int(read_config(model).get("max_position_embeddings", 512)))
-    arguments = trainer_arguments(options, seed=0)
+    machine = Machine.join("finetune.py", options.bf16)
+    options.micro_batch(machine.world)  # or it is refused
     data = load_data(options)
-    if arguments.should_save:
+    if machine.is_first:
         contents = {"model": fingerprint_of_model(model), "data": data.fingerprint()}
         claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
         print(announcement(options, data), flush=True)
-    arguments.distributed_state.wait_for_everyone()
+    machine.wait()
     results: list[SeedResult] = []
     for seed in range(options.seeds):
-        results.append(SeedRun(options, data, seed, trainer_arguments(options, seed)).finish())
-        if arguments.should_save:
+        results.append(SeedRun(options, data, seed, machine).finish())
+        if machine.is_first:
             keep_best_model(options, results)
     summary = summarise(options, data, results)
-    if arguments.should_save:
+    if machine.is_first:
         draw_chart(options, data, best(results))
         write_json(options.run_dir / SUMMARY_FILE, asdict(summary))
     return summary

@@ -11,39 +11,42 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from transformers import TrainerState, TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 
-from glyphcrm.checkpoint import WEIGHTS_FILE, save_checkpoint
+from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.finetuning.callbacks import EvaluationPlan, FinetuningBar, dev_scores, evaluation_steps
 from glyphcrm.finetuning.data import RunData
 from glyphcrm.finetuning.encoding import TEXT_SPECIALS, Feature, Integers, encode
 from glyphcrm.finetuning.metrics import Prediction, entity_scores, score
 from glyphcrm.finetuning.models import load_model
+from glyphcrm.finetuning.objective import FinetuningObjective
 from glyphcrm.finetuning.options import FinetuneOptions
-from glyphcrm.finetuning.prediction import assemble, collator_for
+from glyphcrm.finetuning.prediction import assemble
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predictions
-from glyphcrm.finetuning.trainer import FinetuningTrainer
+from glyphcrm.finetuning.selection import best_step, evaluation_steps
 from glyphcrm.finetuning.training_order import TrainingOrder
 from glyphcrm.modeling.backend import check_kernel_backend
 from glyphcrm.tasks import Example, Kind, TaggedExample
-from glyphcrm.training.machine import training_arguments
+from glyphcrm.training.loop import Training
+from glyphcrm.training.machine import Machine
+from glyphcrm.training.objective import Plan
+from glyphcrm.training.optimizer import OptimizerSettings
 from glyphcrm.training.options import check_length
+from glyphcrm.training.progress import TENSORBOARD_DIRECTORY, Display, TensorBoardFile
+from glyphcrm.training.run_checkpoint import Progress, read_weights
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
 
 LOGS = 50  # of the training loss, in a run
-NEVER = 1 << 62  # steps; EvaluationPlan asks for checkpoints
 
 
 class SeedRun:
     """One seed of the run that `options` describe, in ``seed-N/`` of the run's directory.
 
-    The seed is of the head, the order of the examples, and dropout; `arguments` are `trainer_arguments` for it.
+    The seed is of the head, the order of the examples, and dropout.
     """
 
-    def __init__(self, options: FinetuneOptions, data: RunData, seed: int, arguments: TrainingArguments) -> None:
-        self.options, self.data, self.seed, self.arguments = options, data, seed, arguments
+    def __init__(self, options: FinetuneOptions, data: RunData, seed: int, machine: Machine) -> None:
+        self.options, self.data, self.seed, self.machine = options, data, seed, machine
         self.task = options.definition
         self.directory = seed_directory(options, seed)
         self.metric = f"eval_{self.task.metric}"
@@ -58,7 +61,7 @@ class SeedRun:
         done = SeedResult.load(self.directory)
         if done is None:
             done = self._train_and_score()
-        if self.arguments.should_save:
+        if self.machine.is_first:
             for checkpoint in checkpoints(self.directory):
                 shutil.rmtree(checkpoint)
         return done
@@ -75,59 +78,64 @@ class SeedRun:
             attention=options.attention,
         )
         if isinstance(model.config, GlyphCRMConfig):
-            check_kernel_backend(model.config, self.arguments.device)
+            check_kernel_backend(model.config, self.machine.device)
         max_length = length_of(options, model.config.max_position_embeddings)
-        shown = "encoding" if self.arguments.should_log else None
+        shown = "encoding" if self.machine.is_first else None
         train, dev, test = (
             encode(tokenizer, part, kind, splits.labels, max_length, options.truncation, shown)
             for part in splits.parts.values()
         )
         order = TrainingOrder(train, recipe.epochs, recipe.batch_size, self.seed)
-        plan = EvaluationPlan(
-            evaluation_steps(order.steps, recipe.epochs * options.evaluations_per_epoch), self.metric, options.patience
+        objective = FinetuningObjective(
+            model,
+            order,
+            options.micro_batch(self.machine.world),
+            self.machine,
+            dev,
+            partial(self._score_dev, dev),
+            self.metric,
+            options.patience,
         )
-        self.arguments.max_steps = order.steps
-        self.arguments.warmup_steps = round(options.warmup * order.steps)
-        self.arguments.logging_steps = -(-order.steps // LOGS)
-        trainer = FinetuningTrainer(
-            model=model,
-            args=self.arguments,
-            train_dataset=order,
-            data_collator=collator_for(model),
-            **options.hanglyph_rates(),
-            dev=dev,
-            score_dev=partial(self._score_dev, dev),
-            bar=FinetuningBar(f"{self.task.name}, seed {self.seed}", self.metric),
-            callbacks=[plan],
-        )
-        state = self._train(trainer, plan)
-        best_step, _ = max(dev_scores(state, self.metric), key=lambda entry: entry[1])
-        model.load_state_dict(load_file(self.directory / f"checkpoint-{best_step}" / WEIGHTS_FILE))
-        predictions = assemble(test, trainer.choose(test, "test"), splits.test, kind, splits.labels)
-        result = self._result(state, best_step, predictions, model.num_parameters(), self._notes(test, max_length))
-        if self.arguments.should_save:
+        progress = self._train(model, objective, order.steps)
+        best = best_step(progress.history, self.metric)
+        read_weights(self.directory / f"checkpoint-{best}", model)
+        predictions = assemble(test, objective.choose(model, test, "test"), splits.test, kind, splits.labels)
+        result = self._result(progress, best, predictions, model.num_parameters(), self._notes(test, max_length))
+        if self.machine.is_first:
             save_predictions(self.directory / PREDICTIONS_FILE, splits.test, predictions)
             if options.keep_model == "best":
                 kept = self.directory / MODEL_DIRECTORY
                 shutil.rmtree(kept, ignore_errors=True)
                 save_checkpoint(model, tokenizer, kept)
             result.save(self.directory)
-        self.arguments.distributed_state.wait_for_everyone()
+        self.machine.wait()
         return result
 
-    def _train(self, trainer: FinetuningTrainer, plan: EvaluationPlan) -> TrainerState:
-        """Train to the end, from the last whole checkpoint; return the history."""
-        with self.arguments.main_process_first(local=False, desc="looking for a checkpoint"):
+    def _train(self, model: PreTrainedModel, objective: FinetuningObjective, steps: int) -> Progress:
+        """Train to the end, from the last whole checkpoint; return how it went."""
+        options, recipe = self.options, self.options.recipe
+        evaluations = evaluation_steps(steps, recipe.epochs * options.evaluations_per_epoch)
+        plan = Plan(
+            steps=steps,
+            end=steps,
+            batch_size=recipe.batch_size,
+            micro_batch_size=options.micro_batch(self.machine.world),
+            optimizer=OptimizerSettings(
+                recipe.learning_rate, round(options.warmup * steps), options.weight_decay, **options.hanglyph_rates()
+            ),
+            logs=evaluations | set(range(0, steps, -(-steps // LOGS))),
+            validations=evaluations,
+            saves=evaluations,
+            seed=self.seed,
+            workers=options.workers,
+        )
+        with self.machine.first_process_first():
             resume = last_checkpoint(self.directory) if self.directory.exists() else None
-        if resume is not None:
-            state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
-            if plan.is_over(state):
-                return state
-            if self.arguments.should_log:
-                print(f"continuing from {resume}")
-        if trainer.train_from(resume):
-            raise KeyboardInterrupt
-        return trainer.state
+        if resume is not None and self.machine.is_first:
+            print(f"continuing from {resume}")
+        display = Display(f"{self.task.name}, seed {self.seed}", shown=self.machine.is_first)
+        records = [TensorBoardFile(self.directory / TENSORBOARD_DIRECTORY)]
+        return Training(model, objective, plan, self.machine, self.directory, display, records).run(resume)
 
     def _score_dev(self, features: Sequence[Feature], choices: Sequence[Integers]) -> dict[str, float]:
         dev = self.data.splits.dev
@@ -137,10 +145,10 @@ class SeedRun:
         return score(self.task.kind, examples, predictions, self.data.splits.labels)
 
     def _result(
-        self, state: TrainerState, best_step: int, predictions: Sequence[Prediction], parameters: int, notes: list[str]
+        self, progress: Progress, best: int, predictions: Sequence[Prediction], parameters: int, notes: list[str]
     ) -> SeedResult:
         test, unseen, prefix = self.data.splits.test, self.data.unseen, "eval_"
-        of_best = next(e for e in state.log_history if e.get("step") == best_step and self.metric in e)
+        of_best = next(e for e in progress.history if e["step"] == best and self.metric in e)
         return SeedResult(
             task=self.task.name,
             model=self.options.model,
@@ -151,12 +159,12 @@ class SeedRun:
             test=self._score(test, predictions),
             test_unseen=self._score([test[i] for i in unseen], [predictions[i] for i in unseen]) if unseen else None,
             entities=entity_scores(test, predictions) if self.task.kind is Kind.TAGGING else None,
-            best_step=best_step,
-            steps=state.global_step,
-            seconds=next((e["seconds"] for e in reversed(state.log_history) if "seconds" in e), 0.0),
+            best_step=best,
+            steps=progress.step,
+            seconds=progress.seconds,
             parameters=parameters,
             notes=[*self.data.splits.notes, *notes],
-            versions=versions(self.arguments.device),
+            versions=versions(self.machine.device),
         )
 
     def _notes(self, features: Sequence[Feature], max_length: int) -> list[str]:
@@ -191,30 +199,6 @@ def length_of(options: FinetuneOptions, positions: int) -> int:
     """Return how many tokens a sequence may have with a model of so many `positions`; raise as `check_length`."""
     check_length(options.max_length, positions)
     return min(options.recipe.max_length, positions)
-
-
-def trainer_arguments(options: FinetuneOptions, seed: int) -> TrainingArguments:
-    """Translate the options for one seed; this also joins the processes that torchrun started."""
-    arguments = training_arguments(
-        "finetune.py",
-        seed_directory(options, seed),
-        options.bf16,
-        options.workers,
-        learning_rate=options.recipe.learning_rate,
-        weight_decay=options.weight_decay,
-        eval_strategy="no",
-        save_strategy="steps",
-        save_steps=NEVER,
-        save_total_limit=2,  # the newest and the best
-        metric_for_best_model=options.definition.metric,
-        greater_is_better=True,
-        seed=seed,
-    )
-    micro = options.micro_batch(arguments.world_size)
-    arguments.per_device_train_batch_size = micro
-    arguments.per_device_eval_batch_size = 2 * micro
-    arguments.gradient_accumulation_steps = options.recipe.batch_size // (micro * arguments.world_size)
-    return arguments
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -42,7 +42,7 @@ class BertBaseline(BertForPreTraining):
     `GlyphCRMForPreTraining`, and characters outside the vocabulary are [UNK].
     """
 
-    accepts_loss_kwargs = False  # two means with different counts: see PretrainingTrainer
+    accepts_loss_kwargs = False  # two means with different counts: see PretrainingObjective
     config: BertConfig
 
     @classmethod

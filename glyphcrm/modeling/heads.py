@@ -184,7 +184,7 @@ class GlyphCRMForPreTrainingOutput(ModelOutput):
 class GlyphCRMForPreTraining(_MaskedLM):
     """Masked language modelling and next-sentence prediction."""
 
-    accepts_loss_kwargs = False  # two means with different counts: see PretrainingTrainer
+    accepts_loss_kwargs = False  # two means with different counts: see PretrainingObjective
     parts: ClassVar = {"mlm": MaskedLMHead, "nsp": NextSentenceHead}
     nsp: NextSentenceHead
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from glyphcrm.modeling import GlyphCRMForPreTrainingOutput
@@ -13,10 +14,10 @@ _COUNTED_BY = {"mlm": "labels", "nsp": "pairs"}
 
 
 class Measures:
-    """Sums over batches on the model's device; no step waits for the device."""
+    """Sums over batches, `sums` (9,) float64, on the model's device; no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, batch: dict[str, Tensor], outputs: GlyphCRMForPreTrainingOutput) -> None:
@@ -36,21 +37,19 @@ class Measures:
             len(batch["glyph_ids"]),
             1,
         )
-        self._sums += torch.stack([torch.as_tensor(value, device=self._sums.device) for value in values])
+        # `new_full`: to copy a number to a GPU would wait for it.
+        self.sums += torch.stack(
+            [value if isinstance(value, Tensor) else self.sums.new_full((), value) for value in values]
+        )
 
-    def take(self) -> dict[str, float]:
-        """Return the means over all processes, and start anew.
+    @staticmethod
+    def means(sums: Sequence[float]) -> dict[str, float]:
+        """Return what sums, which may be of several processes, come to.
 
         Losses in nats, accuracies in [0, 1], `tokens` a sum without padding, `distinct_characters` the mean
-        over batches. Empty when nothing was added.
+        over batches.
         """
-        sums = self._sums.clone()
-        self._sums.zero_()
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        total = dict(zip(_FIELDS, sums.tolist(), strict=True))
-        if total["batches"] == 0:
-            return {}
+        total = dict(zip(_FIELDS, sums, strict=True))
         means = {f"{task}_loss": total[f"{task}_loss"] / max(total[of], 1) for task, of in _COUNTED_BY.items()}
         means |= {f"{task}_accuracy": total[f"{task}_right"] / max(total[of], 1) for task, of in _COUNTED_BY.items()}
-        return {**means, "tokens": total["tokens"], "distinct_characters": total["distinct"] / total["batches"]}
+        return {**means, "tokens": total["tokens"], "distinct_characters": total["distinct"] / max(total["batches"], 1)}

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from glyphcrm.checkpoint import load_checkpoint, save_checkpoint, save_with_tokens
 from glyphcrm.configuration import preset
-from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.backend import check_kernel_backend
@@ -19,13 +18,23 @@ from glyphcrm.pretraining import corpus as corpora
 from glyphcrm.pretraining.ablations import free_glyphs
 from glyphcrm.pretraining.fill_mask import print_fill_mask
 from glyphcrm.pretraining.loss_chart import draw_loss_chart
+from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.pretraining.options import FREE, PLAIN, UNTIED, PretrainOptions
-from glyphcrm.pretraining.trainer import PretrainingBar, PretrainingTrainer
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.callbacks import METRICS_FILE, MetricsFile, StopAfter, read_metrics
 from glyphcrm.training.freed_memory import keep_freed_memory
-from glyphcrm.training.machine import checkpointing_argument, training_arguments
+from glyphcrm.training.loop import Training
+from glyphcrm.training.machine import Machine
+from glyphcrm.training.objective import Plan
+from glyphcrm.training.optimizer import OptimizerSettings
 from glyphcrm.training.options import accumulation, check_length
+from glyphcrm.training.progress import (
+    METRICS_FILE,
+    TENSORBOARD_DIRECTORY,
+    Display,
+    MetricsFile,
+    TensorBoardFile,
+    read_metrics,
+)
 from glyphcrm.training.run_directory import (
     DATA_DIRECTORY,
     MODEL_DIRECTORY,
@@ -50,89 +59,77 @@ def pretrain(options: PretrainOptions) -> None:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
     with resumable(options.run_dir):
-        arguments = trainer_arguments(options)
-        check_kernel_backend(preset(options.preset), arguments.device)
-        if options.reuse_memory and arguments.device.type == "cpu":
+        machine = Machine.join("pretrain.py", options.bf16)
+        accumulation(options.recipe.batch_size, options.recipe.micro_batch_size, machine.world)  # or it is refused
+        check_kernel_backend(preset(options.preset), machine.device)
+        if options.reuse_memory and machine.device.type == "cpu":
             keep_freed_memory()
-        is_main = arguments.process_index == 0
         is_new = not (options.run_dir / RUN_FILE).exists()
-        with arguments.main_process_first(local=False, desc="preparing the text"):
+        with machine.first_process_first():
             try:
-                corpus, model = prepare(options, first=is_main)
+                corpus, model = prepare(options, first=machine.is_first)
             except Exception:
-                if is_new and is_main:
+                if is_new and machine.is_first:
                     forget(options.run_dir)
                 raise
-        if train(options, arguments, corpus, model) and is_main:
+        if train(options, machine, corpus, model) and machine.is_first:
             report(options, corpus)
 
 
-def train(
-    options: PretrainOptions, arguments: TrainingArguments, corpus: corpora.Corpus, model: PretrainingModel
-) -> bool:
+def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, model: PretrainingModel) -> bool:
     """Train what is left to train, and save the model; return whether the run has come to its end, with a model."""
-    set_seed(options.seed)
-    with arguments.main_process_first(local=False, desc="looking for a checkpoint"):
+    with machine.first_process_first():
         resume = last_checkpoint(options.run_dir)
-    arguments.eval_on_start = resume is None
-    is_main = arguments.process_index == 0
-    if is_main:
+    if machine.is_first:
         announce(options, corpus, model, resume)
-    end = options.stop_after or options.recipe.steps
-    has_no_model = end < options.recipe.steps or options.ablation is not None
-    if resume is not None and step_of(resume) >= end and has_no_model:
+    plan = plan_of(options)
+    has_no_model = plan.end < plan.steps or options.ablation is not None
+    if resume is not None and step_of(resume) >= plan.end and has_no_model:
         return False
     if (options.run_dir / MODEL_DIRECTORY).exists():
         return True
-    trainer = PretrainingTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=corpus.train,
-        eval_dataset=corpus.validation,
-        data_collator=PretrainingCollator(corpus.tokenizer.pad_token_id),
-        processing_class=corpus.tokenizer,
-        glyph_learning_rate=options.recipe.glyph_learning_rate,
-        projection_learning_rate=None if options.ablation == PLAIN else options.recipe.projection_learning_rate,
-        bar=PretrainingBar("pre-training"),
-        callbacks=[MetricsFile(options.run_dir / METRICS_FILE), StopAfter(end)],
+    objective = PretrainingObjective(
+        corpus.train,
+        corpus.validation,
+        corpus.tokenizer.pad_token_id,
+        plan.micro_batch_size,
+        machine,
+        options.keep_checkpoints,
     )
-    if trainer.train_from(resume):
-        saved = last_checkpoint(options.run_dir)
-        raise KeyboardInterrupt(f"stopped, saved up to {saved}; the same command continues")
-    if is_main and not has_no_model:
+    display = Display("pre-training", shown=machine.is_first)
+    records = (
+        MetricsFile(options.run_dir / METRICS_FILE),
+        TensorBoardFile(options.run_dir / TENSORBOARD_DIRECTORY),
+    )
+    Training(model, objective, plan, machine, options.run_dir, display, records).run(resume)
+    if machine.is_first and not has_no_model:
         save_model(model, corpus, options.run_dir)
     return not has_no_model
 
 
-def trainer_arguments(options: PretrainOptions) -> TrainingArguments:
-    """Translate the options; this also joins the processes that torchrun started."""
+def plan_of(options: PretrainOptions) -> Plan:
+    """Translate the options."""
     recipe = options.recipe
-    arguments = training_arguments(
-        "pretrain.py",
-        options.run_dir,
-        options.bf16,
-        options.workers,
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.micro_batch_size,
-        per_device_eval_batch_size=2 * recipe.micro_batch_size,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=options.weight_decay,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        **checkpointing_argument(options.gradient_checkpointing),
-        eval_strategy="steps",
-        eval_steps=recipe.eval_every,
-        save_steps=recipe.save_every,
-        save_total_limit=options.keep_checkpoints,
-        logging_steps=recipe.log_every,
+    steps = recipe.steps
+    return Plan(
+        steps=steps,
+        end=options.stop_after or steps,
+        batch_size=recipe.batch_size,
+        micro_batch_size=recipe.micro_batch_size,
+        optimizer=OptimizerSettings(
+            recipe.learning_rate,
+            recipe.warmup_steps,
+            options.weight_decay,
+            recipe.glyph_learning_rate,
+            None if options.ablation == PLAIN else recipe.projection_learning_rate,
+        ),
+        logs=range(0, steps + 1, recipe.log_every),
+        validations={*range(0, steps + 1, recipe.eval_every), steps},
+        saves=range(0, steps + 1, recipe.save_every),
         seed=options.seed,
-        accelerator_config={"even_batches": False},  # validation reads each sample once, however many processes
+        workers=options.workers,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
-    arguments.gradient_accumulation_steps = accumulation(
-        recipe.batch_size, recipe.micro_batch_size, arguments.world_size
-    )
-    return arguments
 
 
 def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, PretrainingModel]:

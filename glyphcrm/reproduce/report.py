@@ -20,7 +20,7 @@ from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.tasks import Splits, Task
-from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
+from glyphcrm.training.progress import METRICS_FILE, read_metrics
 from glyphcrm.training.run_directory import PARAMETERS_FILE, RUN_FILE, read_json, write_json
 
 PLAN_FILE = "plan.json"

@@ -21,8 +21,8 @@ from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, PROBE_STEPS, Plan, Speed, evaluate_every, measured_speed
 from glyphcrm.reproduce.trials import Variant, variants
 from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
-from glyphcrm.training.callbacks import METRICS_FILE, read_metrics
-from glyphcrm.training.resumable_trainer import TrainingDiverged
+from glyphcrm.training.loop import TrainingDiverged
+from glyphcrm.training.progress import METRICS_FILE, read_metrics
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, read_json
 
 ARCHITECTURES = ("glyphcrm", "bert")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from glyphcrm.training.partwise_trainer import PartwiseTrainer, hanglyph_parameters
 from transformers import TrainingArguments
 
 from glyphcrm.configuration import preset
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
-from glyphcrm.training.partwise_trainer import PartwiseTrainer, hanglyph_parameters
 
 
 def norm(parameters: Iterable[torch.nn.Parameter]) -> float:

@@ -1,0 +1,294 @@
+"""The training loop: forward, backward, accumulation, clipping, schedule, logs, validations, checkpoints, exact resume.
+
+Pre-training and fine-tuning are an `Objective` each, with a `Plan`:
+
+    training = Training(model, objective, plan, machine, run_dir, display, records)
+    progress = training.run(last_checkpoint(run_dir))
+
+An optimiser step takes `Plan.batch_size` samples, however many processes share them and into how many micro-batches
+each cuts its share: its loss is the mean over all labels of all of them. On a CPU a run that was interrupted at any
+moment and continues is, bit for bit, the run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
+
+from glyphcrm.errors import UserError
+from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs
+from glyphcrm.training import run_checkpoint
+from glyphcrm.training.machine import GradientSum, Machine
+from glyphcrm.training.objective import Objective, Plan
+from glyphcrm.training.optimizer import clip_by_part, make_optimizer, parts_of, set_rates, share_of_peak
+from glyphcrm.training.orderly_stop import OrderlyStop
+from glyphcrm.training.progress import Display, Entry, MetricsFile, TensorBoardFile
+from glyphcrm.training.run_checkpoint import Progress, TrainingState
+from glyphcrm.training.run_directory import checkpoints, step_of
+from glyphcrm.training.step_loader import Batch, StepShares, micro_batches_of_steps
+
+
+class TrainingDiverged(UserError):
+    """The loss or a gradient is no longer a finite number."""
+
+
+class Step:
+    """One optimiser step, launched operation by operation; nothing in it waits for the device.
+
+    A step is `totals`, `share_glyphs`, for each micro-batch `accumulate`, the backward of the glyphs, and `update`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, objective: Objective, optimizer: torch.optim.Optimizer, machine: Machine
+    ) -> None:
+        self.model, self.objective, self.optimizer, self.machine = model, objective, optimizer, machine
+        self.parts = parts_of(model)
+        self.sum_gradients = GradientSum(list(model.parameters()), machine)
+
+    def __call__(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Move the weights by one step; return this process's share of its loss, and the gradients' norm, both ()."""
+        totals = self.totals(micro_batches)
+        batches = [self.machine.on_device(batch) for batch in micro_batches]
+        glyphs = self.share_glyphs(batches)
+        loss = torch.zeros((), device=self.machine.device)
+        for batch in batches:
+            loss += self.accumulate(batch, batch if glyphs is None else glyphs.arguments(batch), totals)
+        if glyphs is not None:
+            glyphs.backward()
+        return loss, self.update()
+
+    def totals(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """Return the objective's counts of the step, over all processes."""
+        own = torch.stack([self.objective.counts(batch) for batch in micro_batches]).sum(0)
+        counts = self.machine.on_device({"counts": own})["counts"]
+        return self.machine.sum(counts).clamp_min(1).float()
+
+    def share_glyphs(self, batches: Sequence[Batch]) -> SharedGlyphs | None:
+        """Run HanGlyph for all characters of the step, where that is less work than micro-batch by micro-batch."""
+        if not isinstance(self.model, GlyphCRMPreTrainedModel) or len(batches) * self.machine.world == 1:
+            return None
+        with self.machine.autocast():
+            return SharedGlyphs(cast(GlyphCRMModel, self.model.base_model), batches)
+
+    def accumulate(self, batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
+        """Add a micro-batch's gradients to those there are; return its share of the loss."""
+        with self.machine.autocast():
+            loss = self.objective.loss(self.model, batch, inputs, totals)
+        loss.backward()
+        return loss.detach()
+
+    def update(self) -> Tensor:
+        """Let the gradients of all processes move the weights, and drop them; return their norm before clipping."""
+        self.sum_gradients()
+        norm = clip_by_part(self.parts)
+        self.optimizer.step()
+        self.model.zero_grad()
+        return norm
+
+
+class Training:
+    """A run: a model on its way through a plan."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        plan: Plan,
+        machine: Machine,
+        run_dir: Path,
+        display: Display,
+        records: Sequence[MetricsFile | TensorBoardFile],
+    ) -> None:
+        self.model, self.objective, self.plan, self.machine, self.run_dir = model, objective, plan, machine, run_dir
+        self.display, self.records = display, records if machine.is_first else ()
+        self.progress = Progress()
+        self.saved: Path | None = None  # the newest checkpoint
+        # Of the steps since the last log, this process's shares of the loss.
+        self.losses = torch.zeros(1, dtype=torch.float64, device=machine.device)
+        self._since = time.perf_counter()
+
+    def run(self, checkpoint: Path | None) -> Progress:
+        """Train up to `Plan.end`, from a checkpoint if there is one; return how far the run has come.
+
+        Raises:
+            UserError: the loss diverged, or something could not be written.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved.
+        """
+        plan, machine, model = self.plan, self.machine, self.model
+        set_seed(plan.seed + machine.rank)
+        state = None
+        if checkpoint is not None:
+            self.progress, self.saved = run_checkpoint.read_progress(checkpoint), checkpoint
+            run_checkpoint.read_weights(checkpoint, model)
+            state = run_checkpoint.read_state(checkpoint)
+        model.to(machine.device)  # type: ignore[arg-type]
+        if self.is_over:
+            return self.progress
+        machine.share(model)
+        if plan.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.optimizer = make_optimizer(model, plan.optimizer)
+        step = Step(model, self.objective, self.optimizer, machine)
+        stop = OrderlyStop(hears=machine.world == 1)
+        try:
+            with stop:
+                self._begin(state is None)
+                steps = self._steps()
+                if state is not None:
+                    self._continue(state)
+                while not (self.is_over or stop.asked):
+                    set_rates(
+                        self.optimizer, share_of_peak(self.progress.step, plan.optimizer.warmup_steps, plan.steps)
+                    )
+                    loss, norm = step(next(steps))
+                    self._after_step(loss, norm)
+                if self.saved is None or step_of(self.saved) != self.progress.step:
+                    self._save()
+        except RuntimeError as error:
+            # The signal that stops this process may reach its data loading process first.
+            if not (stop.asked and "DataLoader worker" in str(error)):
+                raise
+        finally:
+            self.display.close()
+        if stop.asked:
+            raise KeyboardInterrupt(f"stopped; {self._newest}, and the same command continues")
+        return self.progress
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no further step."""
+        return self.progress.step >= self.plan.end or self.objective.is_over(self.progress.history)
+
+    def _begin(self, is_new: bool) -> None:
+        for record in self.records:
+            record.begin(self.progress.history)
+        self.display.open(self.progress.step, self.plan.steps)
+        self._since = time.perf_counter()
+        if is_new and 0 in self.plan.validations:
+            self._validate()
+        self.model.train()
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        plan = self.plan
+        shares = StepShares(self.progress.step, plan.steps, plan.batch_size, plan.micro_batch_size, self.machine)
+        return micro_batches_of_steps(self.objective.samples, shares, self.objective.micro_batches, plan.workers)
+
+    def _continue(self, state: TrainingState) -> None:
+        """Go on with what is not in the weights."""
+        machine = self.machine
+        self.optimizer.load_state_dict(state.optimizer)
+        if machine.is_first:
+            self.losses.copy_(state.sums[:1])
+            self.objective.sums.copy_(state.sums[1:])
+        if len(state.generators) == machine.world:
+            run_checkpoint.restore_generators(state.generators[machine.rank], machine.device)
+        else:  # another number of processes continues: random numbers that the run has not seen
+            set_seed(self.plan.seed + self.progress.step * machine.world + machine.rank)
+
+    def _after_step(self, loss: Tensor, norm: Tensor) -> None:
+        """Log, validate and save where the plan says so; only there a GPU is waited for."""
+        plan, progress = self.plan, self.progress
+        progress.step += 1
+        self.losses += loss
+        self.display.advance()
+        logs, validates, saves = (progress.step in steps for steps in (plan.logs, plan.validations, plan.saves))
+        if logs or validates or saves or self.machine.device.type == "cpu":
+            for name, value in zip(
+                ("loss", "gradient norm"), torch.stack([self.losses[0], norm]).tolist(), strict=True
+            ):
+                self._check_finite(name, value)
+        if logs:
+            self._log(norm)
+        if validates:
+            self._validate()
+        if saves:
+            self._save()
+
+    def _log(self, norm: Tensor) -> None:
+        """Record the means since the last log, over all processes."""
+        progress = self.progress
+        loss, *sums = self._all_sums().tolist()
+        self.losses.zero_()
+        self.objective.sums.zero_()
+        self._tick()
+        before: Entry = next(
+            (entry for entry in reversed(progress.history) if "loss" in entry), {"seconds": 0, "step": 0}
+        )
+        entry = {
+            "loss": loss / (progress.step - before["step"]),
+            "grad_norm": float(norm),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **self.objective.entry(sums, progress.seconds - before["seconds"]),
+        }
+        self._record(entry)
+
+    def _validate(self) -> None:
+        with self._clock_stopped():
+            self.model.eval()
+            entry = self.objective.validate(self.model)
+            self.model.train()
+            for name, value in entry.items():
+                self._check_finite(name, value)
+            self._record(entry)
+
+    def _save(self) -> None:
+        """Write a checkpoint, and remove those that are not kept."""
+        with self._clock_stopped():
+            names, parameters = zip(*self.model.named_parameters(), strict=True)
+            sums = torch.stack([parameter.detach().sum() for parameter in parameters]).tolist()
+            for name, value in zip(names, sums, strict=True):
+                self._check_finite(f"sum of {name}", value)
+            all_sums, generators = self._all_sums(), run_checkpoint.generators(self.machine.device)
+            state = TrainingState(self.optimizer.state_dict(), all_sums.cpu(), self.machine.gather(generators))
+            if self.machine.is_first:
+                self.saved = run_checkpoint.save(self.run_dir, self.model, state, self.progress)
+                saved = {step_of(path): path for path in checkpoints(self.run_dir)}
+                kept = self.objective.kept(list(saved), self.progress.history)
+                for step in saved.keys() - set(kept):
+                    shutil.rmtree(saved[step])
+            self.machine.wait()
+
+    def _record(self, entry: Entry) -> None:
+        progress = self.progress
+        entry |= {"seconds": progress.seconds, "step": progress.step}
+        progress.history.append(entry)
+        for record in self.records:
+            record.write(entry)
+        self.display.tell(self.objective.status(progress.history), self.objective.remark(entry))
+
+    def _all_sums(self) -> Tensor:
+        return self.machine.sum(torch.cat([self.losses, self.objective.sums]))
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the {name} is {value} at step {self.progress.step}; {self._newest}; "
+                "lower --learning-rate or warm up for longer, with another --output-dir"
+            )
+
+    @property
+    def _newest(self) -> str:
+        return f"{self.saved} is kept" if self.saved else "there is no checkpoint yet"
+
+    def _tick(self) -> None:
+        """Count the seconds up to now as training."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self._since
+        self._since = now
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Do not count the seconds of the block."""
+        self._tick()
+        yield
+        self._since = time.perf_counter()

@@ -1,0 +1,114 @@
+"""AdamW with HanGlyph treated apart from the rest of a model: its rates, its schedule, its clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glyphcrm.modeling.hanglyph import HanGlyph
+from glyphcrm.modeling.model import GlyphCRMModel
+from glyphcrm.training.whitened_projections import WhitenedProjections
+
+MAX_NORM = 1.0  # of a part's gradients
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How a model's weights are moved.
+
+    Attributes:
+        learning_rate: the peak, reached after the warm-up; then the rate falls linearly to 0.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: not on biases, norms, and projections with a rate of their own.
+        glyph_learning_rate: that of HanGlyph's weights; None: that of the rest.
+        projection_learning_rate: that of HanGlyph's projections in whitened coordinates, see `WhitenedProjections`;
+            None: they are trained as the rest of HanGlyph.
+    """
+
+    learning_rate: float
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    glyph_learning_rate: float | None = None
+    projection_learning_rate: float | None = None
+
+
+def hanglyph_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a model's HanGlyph, in order; none of a BERT's."""
+    return [p for module in model.modules() if isinstance(module, HanGlyph) for p in module.parameters()]
+
+
+def parts_of(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters of HanGlyph, if there is one, and all others."""
+    of_hanglyph = hanglyph_parameters(model)
+    apart = set(of_hanglyph)
+    return [part for part in (of_hanglyph, [p for p in model.parameters() if p not in apart]) if part]
+
+
+def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Return AdamW over a model's parameters, which are on their device; `set_rates` gives it the rates of a step.
+
+    Vectors (biases, weights of norms) have no weight decay.
+    """
+    of_hanglyph = set(hanglyph_parameters(model))
+    whitened = None
+    if of_hanglyph and settings.projection_learning_rate is not None:
+        base = model.base_model
+        assert isinstance(base, GlyphCRMModel)
+        whitened = WhitenedProjections(base.hanglyph, base.frequent_rows(), base.glyph_table.bitmaps)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (is_glyph, decays): [] for is_glyph in (False, True) for decays in (True, False)
+    }
+    for parameter in model.parameters():
+        if whitened is None or parameter not in whitened.weights:
+            groups[parameter in of_hanglyph, parameter.dim() > 1].append(parameter)
+    rate, glyph_rate = settings.learning_rate, settings.glyph_learning_rate
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": glyph_rate if is_glyph and glyph_rate is not None else rate,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            }
+            for (is_glyph, decays), parameters in groups.items()
+            if parameters
+        ]
+        + (whitened.groups(lr=settings.projection_learning_rate) if whitened else []),
+        betas=BETAS,
+        eps=EPSILON,
+        fused=True,
+    )
+    if whitened:
+        whitened.attach(optimizer)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+    return optimizer
+
+
+def share_of_peak(step: int, warmup_steps: int, steps: int) -> float:
+    """Return the factor of all learning rates in a step, counted from 0, of a schedule of `steps`.
+
+    It rises linearly from 0 in the warm-up, and falls linearly to 0 afterwards.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (steps - step) / max(1, steps - warmup_steps))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Set every group's learning rate to this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+
+
+def clip_by_part(parts: Sequence[Sequence[nn.Parameter]]) -> Tensor:
+    """Clip each part's gradients to norm `MAX_NORM`; return the norm, (), of all of them before.
+
+    HanGlyph's gradients grow to many times the encoder's. Clipped as one, they would scale the encoder's down from step
+    to step, and Adam, which remembers a thousand steps, would hardly move it any more.
+    """
+    norms = [nn.utils.clip_grad_norm_(part, MAX_NORM) for part in parts]
+    return torch.linalg.vector_norm(torch.stack(norms))
