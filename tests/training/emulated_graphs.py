@@ -1,0 +1,159 @@
+"""CUDA graphs on a CPU: what PyTorch's operators do, recorded operator by operator, and done again in the same memory.
+
+As on a GPU: recording changes nothing; numbers of Python stay what they were; a replay reads and writes the addresses
+of the recording; reading a number from the device is an error; the memory that a recording had freed belongs to the
+other recordings of its pool, here to NaN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Readings of values by the host, which a capture forbids.
+READINGS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten._unique2.default)
+EMPTY = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided")
+
+
+def storage(tensor: Tensor) -> int:
+    """Return what identifies the memory of a tensor as long as it lives."""
+    return tensor.untyped_storage()._cdata
+
+
+def poison(tensor: Tensor) -> None:
+    """Fill all of a tensor's memory with bits that are NaN, or -1."""
+    torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).fill_(255)
+
+
+class Operation:
+    """One call of an operator."""
+
+    def __init__(self, operator: Any, args: Any, kwargs: Any, results: list[Tensor]) -> None:
+        # Aliases: who else holds the memory can then be counted.
+        self.operator, self.results = operator, [result.detach() for result in results]
+        self.args, self.kwargs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))
+        arguments = operator._schema.arguments
+        given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
+        self.written = [
+            tensor
+            for argument, value in given
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for tensor in tree_leaves(value)
+            if isinstance(tensor, Tensor)
+        ]
+        read = {storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        self.made = [result for result in self.results if storage(result) not in read]
+
+    def again(self) -> None:
+        if self.operator._schema.name in EMPTY:
+            for result in self.results:
+                poison(result)
+        elif self.written:
+            self.operator(*self.args, **self.kwargs)
+        elif self.made:  # else it is a view
+            results = [x for x in tree_leaves(self.operator(*self.args, **self.kwargs)) if isinstance(x, Tensor)]
+            for place, result in zip(self.results, results, strict=True):
+                place.copy_(result)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all aliases that this holds."""
+        return [x for x in tree_leaves((self.args, self.kwargs, self.results)) if isinstance(x, Tensor)]
+
+
+class Tape(TorchDispatchMode):
+    """Takes down operations, and undoes what they have written to memory from before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self.made: dict[int, Tensor] = {}  # by their memory
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in READINGS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        result = func(*args, **kwargs) if not self._writes(func) else None
+        if result is None:
+            probe = Operation(func, args, kwargs, [])
+            for tensor in probe.written:
+                if storage(tensor) not in self.made and storage(tensor) not in self._before:
+                    whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+                    self._before[storage(tensor)] = (whole, whole.clone())
+            result = func(*args, **kwargs)
+        operation = Operation(func, args, kwargs, [x for x in tree_leaves(result) if isinstance(x, Tensor)])
+        for tensor in operation.made:
+            self.made[storage(tensor)] = tensor
+        self.operations.append(operation)
+        return result
+
+    @staticmethod
+    def _writes(func: Any) -> bool:
+        return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
+
+    def undo(self) -> None:
+        """Leave memory from before as it was, and in the rest nothing that has a meaning."""
+        for whole, content in self._before.values():
+            whole.copy_(content)
+        for tensor in self.made.values():
+            poison(tensor)
+
+
+class EmulatedGraphs:
+    """A `Recorder` for the CPU."""
+
+    def __init__(self) -> None:
+        self.pools: dict[int, list[Tape]] = {}
+        self.recorded = self.replayed = self.recovered = 0
+        self.fails_at: int | None = None  # the number of the recording that fails
+
+    def running(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def new_pool(self) -> int:
+        self.pools[len(self.pools)] = []
+        return len(self.pools) - 1
+
+    def record(self, work: Callable[[], None], pool: int) -> Callable[[], None]:
+        tape, state = Tape(), torch.get_rng_state()
+        try:
+            with tape:
+                work()
+            if self.recorded == self.fails_at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            tape.undo()
+            torch.set_rng_state(state)
+        self.recorded += 1
+        tapes = self.pools[pool]
+        tapes.append(tape)
+        freed = self._freed(tapes)
+
+        def replay() -> None:
+            self.replayed += 1
+            with torch.no_grad():
+                for operation in tape.operations:
+                    operation.again()
+            for tensor in freed:
+                poison(tensor)
+
+        return replay
+
+    def recover(self) -> None:
+        self.recovered += 1
+
+    @staticmethod
+    def _freed(tapes: list[Tape]) -> list[Tensor]:
+        """Return what recordings of a pool have made and nobody holds but they."""
+        aliases = [tensor for tape in tapes for operation in tape.operations for tensor in operation.tensors()]
+        held = Counter(storage(tensor) for tensor in {id(alias): alias for alias in aliases}.values())
+        made = {key: tensor for tape in tapes for key, tensor in tape.made.items()}
+        uses = {key: torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1 for key, tensor in made.items()}
+        return [tensor for key, tensor in made.items() if uses[key] <= held[key]]

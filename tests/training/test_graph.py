@@ -1,0 +1,264 @@
+"""A step of recordings is the step that is run: on a CPU over emulated graphs, on a GPU over CUDA's."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glyphcrm.configuration import preset
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs
+from glyphcrm.pretraining.ablations import free_glyphs
+from glyphcrm.training import graphed_gradients
+from glyphcrm.training.graph import Graphs, in_place_of, no_graph_because
+from glyphcrm.training.graphed_gradients import Batch, GraphedGradients
+from tests.training.emulated_graphs import EmulatedGraphs
+
+Steps = list[list[Batch]]
+# Length, distinct characters and predictions of a micro-batch.
+SHORT, LONG = (6, 8, 3), (9, 16, 5)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host looks into no indices; and a few characters make a size of their own."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("glyphcrm_kernels.") and hasattr(module, "check_index"):
+            monkeypatch.setattr(module, "check_index", lambda *_: None)
+    monkeypatch.setattr(graphed_gradients, "CHARACTERS", 8)
+
+
+def micro_batch(size: tuple[int, int, int], few: bool, generator: torch.Generator) -> Batch:
+    """Two sequences in tensors of a size, of less than 8 or of more characters."""
+    length, distinct, predictions = size
+    rows = torch.randperm(38, generator=generator)[: 5 if few else distinct - 1] + 1
+    ids = rows[torch.randint(0, len(rows), (2, length), generator=generator)]
+    glyph_ids, glyph_index = ids.unique(return_inverse=True)
+    where = torch.randperm(2 * length, generator=generator)[:predictions].sort().values
+    labels = torch.full((2 * length,), -100)
+    labels[where[1:]] = ids.flatten()[where[1:]]  # the first one is filling
+    return {
+        "glyph_ids": torch.cat([glyph_ids, glyph_ids.new_zeros(distinct - len(glyph_ids))]),
+        "glyph_index": glyph_index,
+        "labels": labels.view(2, length),
+        "prediction_index": where,
+        "next_sentence_label": torch.randint(0, 2, (2,), generator=generator),
+    }
+
+
+def steps_of(sizes: list[list[tuple[int, int, int]]], few: bool = False, seed: int = 0) -> Steps:
+    generator = torch.Generator().manual_seed(seed)
+    return [[micro_batch(size, few, generator) for size in step] for step in sizes]
+
+
+MIXED = [[SHORT, LONG], [LONG, SHORT, SHORT], [SHORT], [LONG, LONG, SHORT], [SHORT, LONG]]
+
+
+def small_model(atlas: GlyphAtlas, dropout: float = 0.0, convolves: bool = False) -> GlyphCRMForPreTraining:
+    """A model whose glyph vectors are parameters, unless it `convolves` pictures, which takes a second a step here."""
+    torch.manual_seed(0)
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = preset("nano", vocab_size=40, kernel_backend="reference", attn_implementation="eager", **dropouts)
+    model = GlyphCRMForPreTraining.from_atlas(config, atlas).train()
+    if not convolves:
+        free_glyphs(model)
+    return model
+
+
+class Trained:
+    """Plain gradient descent over steps, run or recorded."""
+
+    def __init__(
+        self, model: GlyphCRMForPreTraining, recorder: Any = None, most: int = 24, autocast: Any = None
+    ) -> None:
+        self.model, self.recorder, self.messages = model, recorder, list[str]()
+        self.autocast: Callable[[], Any] = autocast or contextlib.nullcontext
+        self.device = next(model.parameters()).device
+        self.losses: list[float] = []
+        self.drop = False  # the gradients, instead of setting them to 0
+        if recorder is not None:
+            graphs = Graphs(recorder, in_place_of(model), self.messages.append, most)
+            self.graphed = GraphedGradients(self.accumulate, model.glyphcrm, self.autocast, self.device, graphs)
+
+    def accumulate(self, batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
+        with self.autocast():
+            outputs = self.model(**inputs)
+            labels = (batch["labels"].flatten()[batch["prediction_index"]] != -100).sum()
+            loss: Tensor = outputs.mlm_loss * labels / totals[0] + outputs.nsp_loss * 2 / totals[1]
+        loss.backward()
+        return loss.detach()
+
+    def gradients(self, micro_batches: list[Batch]) -> Tensor:
+        counts = [[int((batch["labels"] != -100).sum()), 2] for batch in micro_batches]
+        totals = torch.tensor(counts).sum(0).to(self.device, torch.float64)
+        if self.recorder is not None:
+            return self.graphed(micro_batches, totals)
+        batches = [{name: value.to(self.device) for name, value in batch.items()} for batch in micro_batches]
+        with self.autocast():
+            glyphs = SharedGlyphs(self.model.glyphcrm, batches)
+        shares = [self.accumulate(batch, glyphs.arguments(batch), totals) for batch in batches]
+        glyphs.backward()
+        return torch.stack(shares).sum()
+
+    def __call__(self, steps: Steps) -> Trained:
+        for micro_batches in steps:
+            self.losses.append(float(self.gradients(micro_batches)))
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    if parameter.grad is not None:
+                        parameter -= 0.05 * parameter.grad
+            self.model.zero_grad(set_to_none=self.drop)
+        return self
+
+    def distance(self, other: Trained) -> float:
+        """Return the largest difference of a loss or a weight."""
+        losses = torch.tensor(self.losses) - torch.tensor(other.losses)
+        pairs = zip(self.model.parameters(), other.model.parameters(), strict=True)
+        return max(losses.abs().max().item(), *((a - b).detach().abs().max().item() for a, b in pairs))
+
+
+def test_a_recorded_step_is_the_one_that_is_run(atlas: GlyphAtlas) -> None:
+    """Losses and weights of five steps in float64, whose micro-batches have two sizes in any order."""
+    steps = steps_of(MIXED)
+    expected = Trained(small_model(atlas, convolves=True).double())(steps)
+    recorder = EmulatedGraphs()
+    found = Trained(small_model(atlas, convolves=True).double(), recorder)(steps)
+    assert found.distance(expected) <= 1e-12
+    assert recorder.replayed >= 10 and not found.messages
+    sizes = recorder.recorded
+    Trained.__call__(found, steps_of(MIXED[1:], seed=1))
+    assert recorder.recorded <= sizes + 2  # at most another number of characters
+
+
+def test_dropout_draws_anew_and_as_the_step_that_is_run(atlas: GlyphAtlas) -> None:
+    """Also where a run continues whose recordings are made later than those of the one that was not interrupted."""
+    steps = steps_of([[SHORT, LONG]] + [[SHORT, LONG], [LONG, SHORT, SHORT]] * 2)
+    steps[3] = steps[1]  # the same step twice, both replayed
+    runs = {}
+    for name, recorder in (("run", None), ("recorded", EmulatedGraphs()), ("continued", EmulatedGraphs())):
+        model = small_model(atlas, dropout=0.3).double()
+        torch.manual_seed(1)
+        runs[name] = Trained(model, recorder)
+        if name == "continued":
+            runs[name](steps[:3])
+            before = runs[name]
+            runs[name] = Trained(model, EmulatedGraphs())
+            runs[name].losses = before.losses
+            runs[name](steps[3:])
+        else:
+            runs[name](steps)
+    assert runs["recorded"].distance(runs["run"]) <= 1e-12
+    assert runs["continued"].distance(runs["run"]) <= 1e-12
+    again = Trained(small_model(atlas, dropout=0.3).double(), EmulatedGraphs())
+    losses = [float(again.gradients(steps[1])) for _ in range(4)]
+    assert len(set(losses)) == 4
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[Trained], None]]:
+    """What makes a recorded step wrong, by name."""
+
+    def a_number_of_this_step(trained: Trained) -> None:
+        accumulate = trained.graphed._accumulate
+
+        def scaled(batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
+            return accumulate(batch, inputs, totals * totals[0].numpy().item() / totals[0])
+
+        monkeypatch.setattr(trained.graphed, "_accumulate", scaled)
+
+    def old_inputs(trained: Trained) -> None:
+        fill = graphed_gradients._MicroBatch.fill
+        monkeypatch.setattr(
+            graphed_gradients._MicroBatch,
+            "fill",
+            lambda self, batch: None if self.recording.replays else fill(self, batch),
+        )
+
+    def one_pool(trained: Trained) -> None:
+        class Same(dict[int, Any]):
+            def setdefault(self, key: int, default: Any = None) -> Any:
+                return super().setdefault(0, default)
+
+        trained.graphed._graphs._pools = Same()
+
+    def gradients_left(trained: Trained) -> None:
+        monkeypatch.setattr(torch, "_foreach_zero_", lambda tensors: None)
+
+    return {f.__name__: f for f in (a_number_of_this_step, old_inputs, one_pool, gradients_left)}
+
+
+@pytest.mark.parametrize("fault", ["a_number_of_this_step", "old_inputs", "one_pool", "gradients_left"])
+def test_the_comparison_sees_what_would_be_wrong_on_a_gpu(
+    atlas: GlyphAtlas, faults: dict[str, Callable[[Trained], None]], fault: str
+) -> None:
+    steps = steps_of(MIXED)
+    expected = Trained(small_model(atlas).double())(steps)
+    found = Trained(small_model(atlas).double(), EmulatedGraphs())
+    faults[fault](found)
+    assert not found(steps).distance(expected) <= 1e-6  # also NaN
+
+
+def test_gradients_that_move_are_refused(atlas: GlyphAtlas) -> None:
+    trained = Trained(small_model(atlas), EmulatedGraphs())(steps_of(MIXED[:3]))
+    trained.drop = True
+    with pytest.raises(RuntimeError, match="has moved"):
+        trained(steps_of(MIXED[:2]))
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_further_sizes_are_run(atlas: GlyphAtlas, most: int) -> None:
+    steps = steps_of(MIXED)
+    expected = Trained(small_model(atlas).double())(steps)
+    recorder = EmulatedGraphs()
+    found = Trained(small_model(atlas).double(), recorder, most)(steps)
+    assert found.distance(expected) <= 1e-12 and recorder.recorded <= 2 * most
+    assert found.messages == [f"steps have more than {most} sizes: the further ones run without a CUDA graph"]
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+def test_a_failed_recording_leaves_the_run_as_it_was(atlas: GlyphAtlas, fails_at: int) -> None:
+    """Out of memory in HanGlyph's forward or backward, or in a micro-batch after HanGlyph was replayed."""
+    steps = steps_of(MIXED)
+    expected = Trained(small_model(atlas, 0.2).double())
+    torch.manual_seed(1)
+    expected(steps)
+    recorder = EmulatedGraphs()
+    recorder.fails_at = fails_at
+    found = Trained(small_model(atlas, 0.2).double(), recorder)
+    torch.manual_seed(1)
+    found(steps)
+    assert found.distance(expected) <= 1e-12
+    assert found.messages == ["no CUDA graph could be made (CUDA out of memory); training goes on without"]
+    assert recorder.recovered == 1 and recorder.recorded == fails_at
+
+
+def test_what_cannot_be_recorded_is_run(atlas: GlyphAtlas) -> None:
+    """Here a loss that the host reads."""
+    steps = steps_of(MIXED)
+    expected = Trained(small_model(atlas).double())(steps)
+    found = Trained(small_model(atlas).double(), EmulatedGraphs())
+    accumulate = found.graphed._accumulate
+    read: list[float] = []
+
+    def reading(batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
+        loss = accumulate(batch, inputs, totals)
+        read.append(loss.item())
+        return loss
+
+    found.graphed._accumulate = reading
+    assert found(steps).distance(expected) <= 1e-12
+    assert len(found.messages) == 1 and "not permitted when stream is capturing" in found.messages[0]
+
+
+def test_where_there_are_no_graphs() -> None:
+    assert "NVIDIA" in no_graph_because(torch.device("cpu"), recomputes=False)
+    if torch.cuda.is_available() and not torch.version.hip:
+        assert "checkpointing" in no_graph_because(torch.device("cuda"), recomputes=True)
+        assert no_graph_because(torch.device("cuda"), recomputes=False) == ""
