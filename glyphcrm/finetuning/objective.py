@@ -82,7 +82,8 @@ class FinetuningObjective:
 
     def kept(self, steps: Sequence[int], history: Sequence[Entry]) -> set[int]:
         """Keep the newest one and the best."""
-        return {steps[-1], best_step(history, self._metric)} if dev_scores(history, self._metric) else {steps[-1]}
+        best = {best_step(history, self._metric)} if dev_scores(history, self._metric) else set()
+        return {steps[-1]} | best
 
     def status(self, history: Sequence[Entry]) -> str:
         """Return the last loss and the last dev scores."""

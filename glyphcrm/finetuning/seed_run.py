@@ -33,7 +33,7 @@ from glyphcrm.training.objective import Plan
 from glyphcrm.training.optimizer import OptimizerSettings
 from glyphcrm.training.options import check_length
 from glyphcrm.training.progress import TENSORBOARD_DIRECTORY, Display, TensorBoardFile
-from glyphcrm.training.run_checkpoint import Progress, read_weights
+from glyphcrm.training.run_checkpoint import Progress, path_of, read_weights
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
 
 LOGS = 50  # of the training loss, in a run
@@ -98,7 +98,7 @@ class SeedRun:
         )
         progress = self._train(model, objective, order.steps)
         best = best_step(progress.history, self.metric)
-        read_weights(self.directory / f"checkpoint-{best}", model)
+        read_weights(path_of(self.directory, best), model)
         predictions = assemble(test, objective.choose(model, test, "test"), splits.test, kind, splits.labels)
         result = self._result(progress, best, predictions, model.num_parameters(), self._notes(test, max_length))
         if self.machine.is_first:

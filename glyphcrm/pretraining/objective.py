@@ -86,9 +86,9 @@ class PretrainingObjective:
         """Never before the schedule is."""
         return False
 
-    def kept(self, steps: Sequence[int], history: Sequence[Entry]) -> Sequence[int]:
+    def kept(self, steps: Sequence[int], history: Sequence[Entry]) -> set[int]:
         """Keep the newest ones."""
-        return steps[-self._keep_checkpoints :]
+        return set(steps[-self._keep_checkpoints :])
 
     def status(self, history: Sequence[Entry]) -> str:
         """Return MLM loss and accuracy, NSP accuracy, tokens per second, distinct characters of the last log."""

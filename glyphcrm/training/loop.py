@@ -33,7 +33,7 @@ from glyphcrm.training.objective import Objective, Plan
 from glyphcrm.training.optimizer import clip_by_part, make_optimizer, parts_of, set_rates, share_of_peak
 from glyphcrm.training.orderly_stop import OrderlyStop
 from glyphcrm.training.progress import Display, Entry, MetricsFile, TensorBoardFile
-from glyphcrm.training.run_checkpoint import Progress, TrainingState
+from glyphcrm.training.run_checkpoint import Progress, TrainingState, generator_states, restore_generators
 from glyphcrm.training.run_directory import checkpoints, step_of
 from glyphcrm.training.step_loader import Batch, StepShares, micro_batches_of_steps
 
@@ -126,11 +126,9 @@ class Training:
         """
         plan, machine, model = self.plan, self.machine, self.model
         set_seed(plan.seed + machine.rank)
-        state = None
         if checkpoint is not None:
             self.progress, self.saved = run_checkpoint.read_progress(checkpoint), checkpoint
             run_checkpoint.read_weights(checkpoint, model)
-            state = run_checkpoint.read_state(checkpoint)
         model.to(machine.device)  # type: ignore[arg-type]
         if self.is_over:
             return self.progress
@@ -142,14 +140,15 @@ class Training:
         stop = OrderlyStop(hears=machine.world == 1)
         try:
             with stop:
-                self._begin(state is None)
+                self._begin()
+                if checkpoint is None and 0 in plan.validations:
+                    self._validate()
                 steps = self._steps()
-                if state is not None:
-                    self._continue(state)
+                if checkpoint is not None:
+                    self._continue(checkpoint)
                 while not (self.is_over or stop.asked):
-                    set_rates(
-                        self.optimizer, share_of_peak(self.progress.step, plan.optimizer.warmup_steps, plan.steps)
-                    )
+                    share = share_of_peak(self.progress.step, plan.optimizer.warmup_steps, plan.steps)
+                    set_rates(self.optimizer, share)
                     loss, norm = step(next(steps))
                     self._after_step(loss, norm)
                 if self.saved is None or step_of(self.saved) != self.progress.step:
@@ -169,29 +168,27 @@ class Training:
         """Whether there is no further step."""
         return self.progress.step >= self.plan.end or self.objective.is_over(self.progress.history)
 
-    def _begin(self, is_new: bool) -> None:
+    def _begin(self) -> None:
         for record in self.records:
             record.begin(self.progress.history)
         self.display.open(self.progress.step, self.plan.steps)
-        self._since = time.perf_counter()
-        if is_new and 0 in self.plan.validations:
-            self._validate()
         self.model.train()
+        self._since = time.perf_counter()
 
     def _steps(self) -> Iterator[list[Batch]]:
         plan = self.plan
         shares = StepShares(self.progress.step, plan.steps, plan.batch_size, plan.micro_batch_size, self.machine)
         return micro_batches_of_steps(self.objective.samples, shares, self.objective.micro_batches, plan.workers)
 
-    def _continue(self, state: TrainingState) -> None:
-        """Go on with what is not in the weights."""
-        machine = self.machine
+    def _continue(self, checkpoint: Path) -> None:
+        """Go on with what is not in the weights, random numbers last: making the data loader takes one."""
+        machine, state = self.machine, run_checkpoint.read_state(checkpoint)
         self.optimizer.load_state_dict(state.optimizer)
         if machine.is_first:
             self.losses.copy_(state.sums[:1])
             self.objective.sums.copy_(state.sums[1:])
         if len(state.generators) == machine.world:
-            run_checkpoint.restore_generators(state.generators[machine.rank], machine.device)
+            restore_generators(state.generators[machine.rank], machine.device)
         else:  # another number of processes continues: random numbers that the run has not seen
             set_seed(self.plan.seed + self.progress.step * machine.world + machine.rank)
 
@@ -203,10 +200,9 @@ class Training:
         self.display.advance()
         logs, validates, saves = (progress.step in steps for steps in (plan.logs, plan.validations, plan.saves))
         if logs or validates or saves or self.machine.device.type == "cpu":
-            for name, value in zip(
-                ("loss", "gradient norm"), torch.stack([self.losses[0], norm]).tolist(), strict=True
-            ):
-                self._check_finite(name, value)
+            loss_so_far, last_norm = torch.stack([self.losses[0], norm]).tolist()
+            self._check_finite("loss", loss_so_far)
+            self._check_finite("gradient norm", last_norm)
         if logs:
             self._log(norm)
         if validates:
@@ -221,9 +217,8 @@ class Training:
         self.losses.zero_()
         self.objective.sums.zero_()
         self._tick()
-        before: Entry = next(
-            (entry for entry in reversed(progress.history) if "loss" in entry), {"seconds": 0, "step": 0}
-        )
+        logs = (entry for entry in reversed(progress.history) if "loss" in entry)
+        before: Entry = next(logs, {"seconds": 0, "step": 0})
         entry = {
             "loss": loss / (progress.step - before["step"]),
             "grad_norm": float(norm),
@@ -245,17 +240,17 @@ class Training:
         """Write a checkpoint, and remove those that are not kept."""
         with self._clock_stopped():
             names, parameters = zip(*self.model.named_parameters(), strict=True)
-            sums = torch.stack([parameter.detach().sum() for parameter in parameters]).tolist()
-            for name, value in zip(names, sums, strict=True):
+            weights = torch.stack([parameter.detach().sum() for parameter in parameters]).tolist()
+            for name, value in zip(names, weights, strict=True):
                 self._check_finite(f"sum of {name}", value)
-            all_sums, generators = self._all_sums(), run_checkpoint.generators(self.machine.device)
-            state = TrainingState(self.optimizer.state_dict(), all_sums.cpu(), self.machine.gather(generators))
+            sums, generators = self._all_sums().cpu(), self.machine.gather(generator_states(self.machine.device))
             if self.machine.is_first:
-                self.saved = run_checkpoint.save(self.run_dir, self.model, state, self.progress)
+                state = TrainingState(self.optimizer.state_dict(), sums, generators)
+                run_checkpoint.save(self.run_dir, self.model, state, self.progress)
                 saved = {step_of(path): path for path in checkpoints(self.run_dir)}
-                kept = self.objective.kept(list(saved), self.progress.history)
-                for step in saved.keys() - set(kept):
+                for step in saved.keys() - self.objective.kept(list(saved), self.progress.history):
                     shutil.rmtree(saved[step])
+            self.saved = run_checkpoint.path_of(self.run_dir, self.progress.step)
             self.machine.wait()
 
     def _record(self, entry: Entry) -> None:

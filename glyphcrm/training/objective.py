@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class Objective(Protocol):
         """Whether validations have shown that no further step is worth while."""
         ...
 
-    def kept(self, steps: Sequence[int], history: Sequence[Entry]) -> Collection[int]:
+    def kept(self, steps: Sequence[int], history: Sequence[Entry]) -> set[int]:
         """Return the steps, of those that have checkpoints, oldest first, whose checkpoints are kept."""
         ...
 

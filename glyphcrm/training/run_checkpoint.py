@@ -51,7 +51,7 @@ class TrainingState:
     Attributes:
         optimizer: its state.
         sums: (k,) float64, over all processes, of what was measured since the last log.
-        generators: of each process, the states of PyTorch's generators, see `generators`.
+        generators: of each process, the states of PyTorch's generators, see `generator_states`.
     """
 
     optimizer: dict[str, Any]
@@ -59,7 +59,7 @@ class TrainingState:
     generators: list[dict[str, Tensor]]
 
 
-def generators(device: torch.device) -> dict[str, Tensor]:
+def generator_states(device: torch.device) -> dict[str, Tensor]:
     """Return the states of PyTorch's generators of the CPU and the device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
@@ -68,19 +68,24 @@ def generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    """Go on with random numbers where `generators` was called."""
+    """Go on with random numbers where `generator_states` was called."""
     torch.set_rng_state(states["cpu"])
-    if device.type in states:
+    if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
-def save(run_dir: Path, model: PreTrainedModel, state: TrainingState, progress: Progress) -> Path:
+def path_of(run_dir: Path, step: int) -> Path:
+    """Return where the checkpoint after a step is."""
+    return run_dir / f"checkpoint-{step}"
+
+
+def save(run_dir: Path, model: PreTrainedModel, state: TrainingState, progress: Progress) -> None:
     """Write a checkpoint; only the first process of a run calls this.
 
     Raises:
         UserError: it cannot be written; nothing of it is left, and those before it are.
     """
-    directory = run_dir / f"checkpoint-{progress.step}"
+    directory = path_of(run_dir, progress.step)
     try:
         model.save_pretrained(directory)
         torch.save(vars(state), directory / STATE_FILE)
@@ -96,7 +101,6 @@ def save(run_dir: Path, model: PreTrainedModel, state: TrainingState, progress: 
             f"{directory} could not be written ({error}); {kept}; "
             "make room there, or make it writable, then repeat the command to continue"
         ) from error
-    return directory
 
 
 def read_progress(directory: Path) -> Progress:
