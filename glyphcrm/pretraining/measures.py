@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.modeling import GlyphCRMForPreTrainingOutput
 
 _FIELDS = ("mlm_loss", "labels", "mlm_right", "nsp_loss", "pairs", "nsp_right", "tokens", "distinct", "batches")
@@ -21,20 +22,27 @@ class Measures:
 
     @torch.no_grad()
     def add(self, batch: dict[str, Tensor], outputs: GlyphCRMForPreTrainingOutput) -> None:
-        """Add a batch of `PretrainingCollator` and what the model said of it."""
-        labels, pairs = batch["labels"].flatten()[batch["prediction_index"]], batch["next_sentence_label"]
+        """Add a batch of `PretrainingCollator`, or a packed one, and what the model said of it."""
+        labels, pairs = batch["labels"], batch["next_sentence_label"]
+        if labels.dim() > 1:
+            labels = labels.flatten()[batch["prediction_index"]]
         logits, nsp_logits = outputs.prediction_logits, outputs.seq_relationship_logits
         assert outputs.mlm_loss is not None and outputs.nsp_loss is not None
         assert logits is not None and nsp_logits is not None
+        label_count, pair_count = ((values != IGNORED_LABEL).sum() for values in (labels, pairs))
+        if "attention_mask" in batch:
+            tokens = batch["attention_mask"].sum()
+        else:  # where the padding behind the last pair starts
+            tokens = batch["cu_seq_lens_q"].index_select(0, pair_count.view(1)).squeeze(0)
         values = (
-            outputs.mlm_loss.double() * len(labels),
-            len(labels),
+            outputs.mlm_loss.double() * label_count,
+            label_count,
             (logits.argmax(-1) == labels).sum(),
-            outputs.nsp_loss.double() * len(pairs),
-            len(pairs),
+            outputs.nsp_loss.double() * pair_count,
+            pair_count,
             (nsp_logits.argmax(-1) == pairs).sum(),
-            batch["attention_mask"].sum(),
-            len(batch["glyph_ids"]),
+            tokens,
+            (batch["glyph_ids"].diff() > 0).sum() + 1,  # they rise, and may be filled up
             1,
         )
         # `new_full`: to copy a number to a GPU would wait for it.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 Work = Callable[[], None]
-MOST = 24  # sizes with recordings; each takes some seconds to make, and memory for its nodes
+MOST = 48  # sizes with recordings; each takes about a second to make, and memory for its kernels' arguments
 
 
 class Recorder(Protocol):

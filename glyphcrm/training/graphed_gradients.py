@@ -98,9 +98,9 @@ class GraphedGradients:
         return share, table
 
     def _run_micro_batch(self, batch: Batch, table: _Table | None) -> None:
+        batch = _with_room(batch)
         capacity = 0 if table is None else len(table.ids)
-        names = sorted(batch)
-        key = ("micro-batch", capacity, *((name, _kind(batch[name])) for name in names))
+        key = ("micro-batch", capacity, *((name, _kind(batch[name])) for name in sorted(batch)))
         micro_batch = self._graphs.of_size(key, lambda: _MicroBatch(self, batch, table))
         micro_batch.fill(batch)
         self._graphs.run(micro_batch.recording)
@@ -198,6 +198,12 @@ def _share_size(characters: int) -> int:
     """Return how many characters each process reads, of so many."""
     multiple = max(8, CHARACTERS // ranks.world())
     return math.ceil(characters / (ranks.world() * multiple)) * multiple
+
+
+def _with_room(batch: Batch) -> Batch:
+    """Return a batch with so many distinct ids as it has tokens, so that their number makes no size of its own."""
+    ids, tokens = batch["glyph_ids"], batch["glyph_index"].numel()
+    return batch if len(ids) >= tokens else {**batch, "glyph_ids": ranks.filled_up(ids, tokens)}
 
 
 def _kind(value: Any) -> Any:

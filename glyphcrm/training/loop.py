@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -28,6 +28,8 @@ from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 from glyphcrm.training import run_checkpoint
+from glyphcrm.training.graph import CudaRecorder, Graphs, Recorder, in_place_of
+from glyphcrm.training.graphed_gradients import GraphedGradients
 from glyphcrm.training.machine import GradientSum, Machine
 from glyphcrm.training.objective import Objective, Plan
 from glyphcrm.training.optimizer import clip_by_part, make_optimizer, parts_of, set_rates, share_of_peak
@@ -43,21 +45,35 @@ class TrainingDiverged(UserError):
 
 
 class Step:
-    """One optimiser step, launched operation by operation; nothing in it waits for the device.
+    """One optimiser step; nothing in it waits for the device.
 
-    A step is `totals`, `share_glyphs`, for each micro-batch `accumulate`, the backward of the glyphs, and `update`.
+    A step is `totals`, `share_glyphs`, for each micro-batch `accumulate`, the backward of the glyphs, and `update`:
+    launched operation by operation or, all but the first and the last, as `graphed`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, objective: Objective, optimizer: torch.optim.Optimizer, machine: Machine
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        machine: Machine,
+        graphs: Graphs | None = None,
     ) -> None:
         self.model, self.objective, self.optimizer, self.machine = model, objective, optimizer, machine
         self.parts = parts_of(model)
         self.sum_gradients = GradientSum(list(model.parameters()), machine)
+        self.graphed: GraphedGradients | None = None
+        if graphs is not None:
+            base = model.base_model if isinstance(model, GlyphCRMPreTrainedModel) else None
+            self.graphed = GraphedGradients(
+                self.accumulate, cast(GlyphCRMModel | None, base), machine.autocast, machine.device, graphs
+            )
 
     def __call__(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Move the weights by one step; return this process's share of its loss, and the gradients' norm, both ()."""
         totals = self.totals(micro_batches)
+        if self.graphed is not None:
+            return self.graphed(micro_batches, totals), self.update()
         batches = [self.machine.on_device(batch) for batch in micro_batches]
         glyphs = self.share_glyphs(batches)
         loss = torch.zeros((), device=self.machine.device)
@@ -88,16 +104,21 @@ class Step:
         return loss.detach()
 
     def update(self) -> Tensor:
-        """Let the gradients of all processes move the weights, and drop them; return their norm before clipping."""
+        """Let the gradients of all processes move the weights, and drop them; return their norm before clipping.
+
+        Where graphs add to them they stay, as zeros.
+        """
         self.sum_gradients()
         norm = clip_by_part(self.parts)
         self.optimizer.step()
-        self.model.zero_grad()
+        self.model.zero_grad(set_to_none=self.graphed is None)
         return norm
 
 
 class Training:
     """A run: a model on its way through a plan."""
+
+    recorder: Callable[[torch.device], Recorder] = CudaRecorder
 
     def __init__(
         self,
@@ -136,7 +157,7 @@ class Training:
         if plan.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = make_optimizer(model, plan.optimizer)
-        step = Step(model, self.objective, self.optimizer, machine)
+        step = Step(model, self.objective, self.optimizer, machine, self._graphs())
         stop = OrderlyStop(hears=machine.world == 1)
         try:
             with stop:
@@ -174,6 +195,14 @@ class Training:
         self.display.open(self.progress.step, self.plan.steps)
         self.model.train()
         self._since = time.perf_counter()
+
+    def _graphs(self) -> Graphs | None:
+        if not self.plan.cuda_graph:
+            return None
+        return Graphs(self.recorder(self.machine.device), in_place_of(self.model), self._say)
+
+    def _say(self, line: str) -> None:
+        self.display.tell(self.objective.status(self.progress.history), line)
 
     def _steps(self) -> Iterator[list[Batch]]:
         plan = self.plan

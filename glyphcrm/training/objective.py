@@ -84,6 +84,8 @@ class Plan:
         seed: of dropout.
         workers: data loading processes of each process.
         gradient_checkpointing: compute activations anew in the backward pass.
+        cuda_graph: record the steps; micro-batches have few shapes then, and the objective's loss is as
+            `GraphedGradients` wants it.
     """
 
     steps: int
@@ -97,3 +99,4 @@ class Plan:
     seed: int = 0
     workers: int = 0
     gradient_checkpointing: bool = False
+    cuda_graph: bool = False

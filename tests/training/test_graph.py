@@ -20,7 +20,7 @@ from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 from glyphcrm.pretraining.ablations import free_glyphs
 from glyphcrm.training import graphed_gradients
-from glyphcrm.training.graph import Graphs, in_place_of, no_graph_because
+from glyphcrm.training.graph import CudaRecorder, Graphs, Work, in_place_of, no_graph_because
 from glyphcrm.training.graphed_gradients import Batch, GraphedGradients
 from tests.training.emulated_graphs import EmulatedGraphs
 
@@ -197,11 +197,11 @@ def test_a_recorded_step_is_the_one_that_is_run(place: Place, atlas: GlyphAtlas,
 @everywhere
 def test_every_size_is_recorded_once(place: Place, atlas: GlyphAtlas) -> None:
     """And no memory is needed any more."""
-    recorder = place.recorder()
-    trained = place.trained(small_model(atlas), recorder)(steps_of(MIXED))(steps_of(MIXED))(steps_of(MIXED[:1]))
+    recorder, steps = place.recorder(), steps_of(MIXED)
+    trained = place.trained(small_model(atlas), recorder)(steps)(steps)(steps)
     recorded, replayed = recorder.recorded, recorder.replayed
     memory = torch.cuda.memory_allocated() if place.device == "cuda" else 0
-    trained(steps_of(MIXED[1:]))(steps_of(MIXED[:1]))
+    trained(steps)
     assert recorder.recorded == recorded
     assert memory == (torch.cuda.memory_allocated() if place.device == "cuda" else 0)
     assert recorder.replayed == replayed + sum(len(step) + 2 for step in MIXED)  # nothing is run any more
