@@ -43,15 +43,18 @@ def distinct_glyphs(input_ids: Ids) -> tuple[Ids, Ids]:
 def padded_inputs(input_ids: Sequence[Ids], token_type_ids: Sequence[Ids], length: int, pad_id: int) -> dict[str, Ids]:
     """Return what a model reads of B token sequences, padded to L = `length` tokens; all int64.
 
-    `input_ids`, `token_type_ids` and `attention_mask` (1 for tokens, 0 for padding) are (B, L). `glyph_ids` (U,) are
-    the distinct input ids, sorted, padding included; `glyph_index` (B, L): input_ids == glyph_ids[glyph_index].
+    `input_ids`, `token_type_ids` and `attention_mask` (1 for tokens, 0 for padding) are (B, L). `token_index` (T,):
+    where the flattened mask is 1; its length tells the host how many these are when the mask is on a GPU. `glyph_ids`
+    (U,) are the distinct input ids, sorted, padding included; `glyph_index` (B, L): where each id stands in them.
     """
     ids = pad(input_ids, length, pad_id)
     glyph_ids, glyph_index = distinct_glyphs(ids)
+    is_token = np.arange(length) < np.array([[len(row)] for row in input_ids])
     return {
         "input_ids": ids,
         "token_type_ids": pad(token_type_ids, length, 0),
-        "attention_mask": (np.arange(length) < np.array([[len(row)] for row in input_ids])).astype(np.int64),
+        "attention_mask": is_token.astype(np.int64),
+        "token_index": np.flatnonzero(is_token),
         "glyph_ids": glyph_ids,
         "glyph_index": glyph_index,
     }

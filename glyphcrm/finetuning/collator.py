@@ -26,7 +26,7 @@ class FinetuningCollator:
     glyphs: bool  # whether it reads distinct glyphs (a GlyphCRM), or `input_ids` alone
 
     def __call__(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors for B features: those of `padded_inputs`, with the glyphs if the model reads them, and
+        """Return int64 tensors for B features: those of `padded_inputs` that the model reads, and
 
         * `labels`: (B,) for texts, (B, L) for sentences to tag, -100 where none is.
         """
@@ -36,5 +36,5 @@ class FinetuningCollator:
         batch = padded_inputs(ids, types, length, self.pad_id)
         batch["labels"] = pad(labels, length, IGNORED_LABEL) if labels[0].ndim else np.array(labels)
         if not self.glyphs:
-            del batch["glyph_ids"], batch["glyph_index"]
+            del batch["glyph_ids"], batch["glyph_index"], batch["token_index"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -9,9 +9,11 @@ import torch
 from glyphcrm_kernels import dropout_attention
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.backend import kernel_backend
+from glyphcrm.modeling.packed_attention import Sequences, attend_in_sequences
 
 
 def eager_attention(
@@ -26,7 +28,9 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention in plain PyTorch, in the form of transformers' attention interface."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     probabilities = nn.functional.softmax(scores, dim=-1)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
@@ -43,29 +47,24 @@ def sdpa_attention(
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int = 0,
+    max_length_k: int = 0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Fused attention, in the form of transformers' attention interface: `dropout_attention` where it applies.
 
     `query` is ``(B, heads, Q, head size)``, `key` and `value` ``(B, heads, T, head size)``, the result
-    ``(B, Q, heads, head size)``. Of a packed row (B = 1), `cu_seq_lens_q` and `cu_seq_lens_k` ``(S + 1,)`` say where
-    each sequence starts among queries and keys, with Q and T at their ends; `attention_mask` is then not used.
+    ``(B, Q, heads, head size)``. With `cu_seq_lens_q` it is a packed row (B = 1), see `Sequences`; `attention_mask` is
+    then not used.
     """
-    is_packed = cu_seq_lens_q is not None
-    is_plain = 0 < dropout < 1 and attention_mask is None and not kwargs.get("is_causal")
-    if not (is_packed or is_plain):
-        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    asked, read = (None if ends is None else ends.diff().tolist() for ends in (cu_seq_lens_q, cu_seq_lens_k))
-    context = dropout_attention(
-        *(query, key, value),
-        scaling=scaling,
-        p=dropout,
-        query_lengths=asked,
-        key_lengths=read,
-        backend=kernel_backend(module.config, "dropout_attention"),
-    )
-    return context, None
+    backend = kernel_backend(module.config, "dropout_attention")
+    if cu_seq_lens_q is not None and cu_seq_lens_k is not None:
+        sequences = Sequences(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+        return attend_in_sequences(query, key, value, sequences, scaling, dropout, backend), None
+    if 0 < dropout < 1 and attention_mask is None and not kwargs.get("is_causal"):
+        return dropout_attention(query, key, value, scaling=scaling, p=dropout, backend=backend), None
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
 # By `attn_implementation`; what is not here is transformers'.
@@ -73,6 +72,16 @@ ATTENTIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "eager": eager_attention,
     "sdpa": sdpa_attention,
 }
+
+
+def implementation(config: GlyphCRMConfig, kwargs: dict[str, Any]) -> str:
+    """Return the name of the attention to be used: the eager one where the fused ones lack the probabilities asked for.
+
+    `kwargs` are those of the model's forward.
+    """
+    name = config._attn_implementation
+    is_fused = name in ("sdpa", "flex_attention") or is_flash_attention_requested(config)
+    return "eager" if is_fused and kwargs.get("output_attentions") else name
 
 
 class SelfAttention(nn.Module):
@@ -102,7 +111,7 @@ class SelfAttention(nn.Module):
         query = self._heads(self.query(queries))
         key, value = self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
         dropout = self.p if self.training else 0.0
-        name = self.config._attn_implementation
+        name = implementation(self.config, kwargs)
         attend = ATTENTIONS.get(name) or ALL_ATTENTION_FUNCTIONS[name]
         context, probabilities = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs

@@ -71,6 +71,7 @@ class BertBaseline(BertForPreTraining):
         next_sentence_label: Tensor,
         glyph_ids: Tensor | None = None,
         glyph_index: Tensor | None = None,
+        token_index: Tensor | None = None,
     ) -> GlyphCRMForPreTrainingOutput:
         """Return losses and logits of a batch of `PretrainingCollator`; what is GlyphCRM's alone is not used."""
         ids = predictable(input_ids, self.config)

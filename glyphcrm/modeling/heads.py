@@ -36,6 +36,13 @@ def log_frequencies(counts: Tensor) -> Tensor:
     return torch.log(smoothed / smoothed.sum())
 
 
+def mean_over_pairs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits ``(B, 2)`` over the labels ``(B,)`` that are not -100; 0 without any."""
+    labels = labels.view(-1)
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    return total / (labels != IGNORED_LABEL).sum().clamp_min(1)
+
+
 class MaskedLMHead(nn.Module):
     """Dense, GELU, LayerNorm, then an untied linear layer to the vocabulary."""
 
@@ -135,17 +142,20 @@ class _MaskedLM(GlyphCRMHead):
 
         With `prediction_index`, or in training, logits are computed at the labelled positions alone and
         have shape ``(M, vocab_size)``; else ``(B, L, vocab_size)``. `prediction_index` ``(M,)`` int64, the flat
-        positions of the labels, comes from the collator; without it a GPU has to be waited for.
+        positions of the labels, comes from the collator; without it a GPU has to be waited for. The labels may then be
+        those at these positions alone, ``(M,)``.
         A label outside the vocabulary counts as [UNK]. `num_items_in_batch` replaces the number of labels in the mean:
         transformers' `Trainer` counts them over all the batches of an optimiser step.
         """
         if labels is None:
             return self.mlm(states), None
+        are_chosen = prediction_index is not None and labels.dim() == 1
         labels = labels.flatten()
         if prediction_index is None and self.training:
             prediction_index = (labels != IGNORED_LABEL).nonzero().squeeze(1)
         if prediction_index is not None:
-            labels, states = labels[prediction_index], states.flatten(0, 1)[prediction_index]
+            labels = labels if are_chosen else labels[prediction_index]
+            states = states.flatten(0, 1)[prediction_index]
         logits, labels = self.mlm(states), predictable(labels, self.config)
         flat = logits.view(-1, self.config.vocab_size).float()
         total = F.cross_entropy(flat, labels, ignore_index=IGNORED_LABEL, reduction="sum")
@@ -176,7 +186,7 @@ class GlyphCRMForPreTrainingOutput(ModelOutput):
     mlm_loss: Tensor | None = None  # mean over the masked positions
     nsp_loss: Tensor | None = None  # mean over the pairs
     prediction_logits: Tensor | None = None  # (B, L, vocab_size), or (M, vocab_size), see `logits_and_loss`
-    seq_relationship_logits: Tensor | None = None  # (B, 2)
+    seq_relationship_logits: Tensor | None = None  # (B, 2), or (S, 2) of a packed row of S sequences
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -206,16 +216,16 @@ class GlyphCRMForPreTraining(_MaskedLM):
         """As `GlyphCRMModel.forward`, with int64 labels.
 
         Those of characters are `labels` ``(B, L)``, -100 where none is, at flat positions `prediction_index` ``(M,)``
-        (see `logits_and_loss`); `next_sentence_label` ``(B,)`` is 0 when B follows A, 1 when it does not.
+        (see `logits_and_loss`); `next_sentence_label` ``(B,)`` is 0 when B follows A, 1 when it does not, -100 for a
+        pair that does not count. A packed row of S sequences has `next_sentence_label` ``(S,)``.
         """
         outputs = self.glyphcrm(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
         )
         logits, mlm_loss = self.logits_and_loss(outputs.last_hidden_state, labels, prediction_index=prediction_index)
-        nsp_logits = self.nsp(first_states(outputs.last_hidden_state, attention_mask))
-        nsp_loss = None
-        if next_sentence_label is not None:
-            nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_label.view(-1))
+        first = first_states(outputs.last_hidden_state, attention_mask, kwargs.get("cu_seq_lens_q"))
+        nsp_logits = self.nsp(first)
+        nsp_loss = None if next_sentence_label is None else mean_over_pairs(nsp_logits, next_sentence_label)
         losses = [loss for loss in (mlm_loss, nsp_loss) if loss is not None]
         loss = torch.stack(losses).sum() if losses else None
         recorded = (outputs.hidden_states, outputs.attentions)
@@ -241,7 +251,7 @@ class GlyphCRMForNextSentencePrediction(GlyphCRMHead):
     def logits_and_loss(self, states: Tensor, labels: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As in the base class; the loss is the mean over the pairs."""
         logits = self.nsp(states)
-        return logits, None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
+        return logits, None if labels is None else mean_over_pairs(logits, labels)
 
 
 class _Classification(GlyphCRMHead):

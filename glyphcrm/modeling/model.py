@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +12,24 @@ from typing import Any, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
-from glyphcrm.modeling.encoder import EncoderBlock, SelfAttention
+from glyphcrm.modeling.attention import SelfAttention, implementation
+from glyphcrm.modeling.encoder import EncoderBlock
 from glyphcrm.modeling.glyph_vectors.cache import GlyphCache
 from glyphcrm.modeling.glyph_vectors.file import VECTORS_FILE
 from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_std, position_map
-from glyphcrm.modeling.packing import find_packing, first_states, only_first
+from glyphcrm.modeling.packed_attention import Sequences, is_traced, sequence_numbers
+from glyphcrm.modeling.packing import find_packing, first_states, only_first, row_of_sequences
 from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
 
 # Glyphs over which features are whitened; the most frequent characters stand first in an atlas.
@@ -59,6 +64,9 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
             assert module.bias is not None
             # He initialisation keeps the signal's scale through the ReLUs; BERT's 0.02 would lose it.
             init.normal_(module.weight, mean=0.0, std=he_std(module))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):  # transformers knows them by their names, and AddNorm by none
+            init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, HanGlyph):
             init.copy_(module.positions, position_map(module.config.position_map))
@@ -102,6 +110,15 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         self.config.glyph_fonts = list(atlas.fonts)
         self.config.tokens_sha256 = tokens_digest(atlas.tokens)
         self.config.bitmaps_sha256 = bitmaps_digest(atlas.bitmaps)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # What transformers' public methods come down to. Reentrant checkpointing, which a user may ask for, gives no
+        # gradients to what reads no tensor with gradients, as HanGlyph.
+        name = "gradient_checkpointing_func"
+        if enable:
+            function = kwargs.get(name) or (args[0] if args else checkpoint)
+            args, kwargs = args[1:], kwargs | {name: functools.partial(function, use_reentrant=False)}
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def clear_glyph_cache(self) -> None:
         """Forget the vectors of characters met at inference; needed after weights were written to through ``.data``."""
@@ -155,6 +172,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
         self.glyph_cache = GlyphCache()
+        self.is_drawn = False  # once a picture with ink has been seen
         self.post_init()
 
     def frequent_rows(self) -> Tensor:
@@ -194,6 +212,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         glyph_index: Tensor | None = None,
         first_token_only: bool = False,
         glyph_vectors: GlyphVectors | None = None,
+        token_index: Tensor | None = None,
         **kwargs: Any,
     ) -> GlyphCRMModelOutput:
         """Return the last hidden states ``(B, L, d)``.
@@ -211,37 +230,51 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         `config.glyph_cache` is False. Padding costs no work where `find_packing` finds that it can be left out; its
         states are then 0, else they are arbitrary.
 
-        Args:
-            attention_mask: ``(B, L)``, 1 for tokens and 0 for padding; default all 1.
-            token_type_ids: ``(B, L)``, 0 or 1; default 0.
-            position_ids: ``(B, L)``; default 0, 1, 2, ...
-            first_token_only: `first_states` ``(B, d)`` are wanted. The last block then computes no others and the last
-                hidden states are ``(B, 1, d)``; but all of them if states are recorded or the caller packed the batch.
+        A caller may pack the batch: one row ``(1, T)`` of any length that holds S sequences one after the other, with
+        `cu_seq_lens_q`, and the arguments that transformers puts beside it, if at hand (see `row_of_sequences`). Each
+        sequence then attends to itself alone, and states are those of the row.
 
-        Raises `ValueError`: none or several of the four forms, an empty batch, nothing but padding, more than
-        `config.max_position_embeddings` tokens, or an id that is no atlas row. (What only the values can tell is
-        checked on the CPU, and where the distinct `input_ids` are found.)
+        Args:
+            attention_mask: ``(B, L)``, 1 for tokens and 0 for padding; default all 1. A packed row takes none.
+            token_type_ids: ``(B, L)``, 0 or 1; default 0.
+            position_ids: ``(B, L)``; default 0, 1, 2, ..., in each sequence.
+            first_token_only: `first_states` ``(B, d)``, or ``(S, d)``, are wanted. The last block then computes no
+                others and the last hidden states are ``(B, 1, d)``; but all of them if states are recorded or the
+                caller packed the batch.
+            token_index: ``(T,)`` int64, rising: where the flattened `attention_mask` is 1, at least once in each row.
+                From the collator: a GPU can then leave the padding out without being waited for.
+
+        Raises `ValueError`: none or several of the four forms, an empty batch, nothing but padding, a sequence of more
+        than `config.max_position_embeddings` tokens, a position beyond, or an id that is no atlas row. (What only the
+        values can tell is checked on the CPU, and where the distinct `input_ids` are found.)
         """
         characters = (input_ids, glyph_ids, glyph_index, glyph_vectors)
-        self._check_batch(characters, inputs_embeds, attention_mask)
+        is_packed = kwargs.get("cu_seq_lens_q") is not None
+        shape = self._check_batch(characters, inputs_embeds, attention_mask, position_ids, is_packed)
+        row = self._packed_row(shape, attention_mask, kwargs)
         glyphs, tokens = self._glyphs(*characters) if inputs_embeds is None else (None, inputs_embeds)
 
         # Recorded states have all positions; and a caller may have packed the batch.
-        is_whole = "cu_seq_lens_q" in kwargs or any(
+        is_whole = row is not None or any(
             kwargs.get(name, getattr(self.config, name, False))
             for name in ("output_hidden_states", "output_attentions")
         )
-        packing = None if is_whole else find_packing(attention_mask, tokens, self.config)
+        packing = None
+        if not is_whole:
+            is_waited_for = glyphs is not None and glyph_index is None  # to find the distinct characters
+            packing = find_packing(attention_mask, tokens, self.config, token_index, is_waited_for, self._query_dtype())
         if packing is not None:
             position_ids = packing.positions() if position_ids is None else packing.pack(position_ids)
             token_type_ids, tokens = packing.pack(token_type_ids), cast(Tensor, packing.pack(tokens))
+            kwargs |= packing.attention_arguments(packing)
+        elif row is not None:
+            kwargs |= row._asdict()
+            if position_ids is None:
+                places = torch.arange(shape[1], device=tokens.device)
+                position_ids = (places - row.cu_seq_lens_q[sequence_numbers(row.cu_seq_lens_q, shape[1])]).unsqueeze(0)
 
         states = self._embed(tokens, glyphs, token_type_ids, position_ids)
-        mask = None
-        if packing is not None:
-            kwargs |= packing.attention_arguments(packing)
-        else:
-            mask = create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=attention_mask)
+        mask = None if packing is not None else self._mask(states, attention_mask, row, kwargs)
         skips = [] if glyphs is None else [(glyphs.skip1, tokens), (glyphs.skip2, tokens)]
         none = [(None, None)] * (len(self.blocks) - len(skips))
         *others, (last, last_skip) = zip(self.blocks, [*skips, *none][: len(self.blocks)], strict=True)
@@ -257,8 +290,50 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             states = packing.unpack(states)
         if not first_token_only:
             return GlyphCRMModelOutput(states)
-        first = first_states(states, attention_mask) if positions is None else states[:, 0]
+        starts = None if row is None else row.cu_seq_lens_q
+        first = first_states(states, attention_mask, starts) if positions is None else states[:, 0]
         return GlyphCRMModelOutput(states, first_states=first)
+
+    def _query_dtype(self) -> torch.dtype:
+        device = self.device.type
+        is_cast = device == "cuda" and torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if is_cast else self.dtype
+
+    def _packed_row(
+        self, shape: tuple[int, int], attention_mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> Sequences | None:
+        """Take the arguments of a row that the caller has packed out of `kwargs`, and return its sequences."""
+        given = {name: kwargs.pop(name) for name in Sequences._fields if kwargs.get(name) is not None}
+        if "cu_seq_lens_q" not in given:
+            if given:
+                raise ValueError(f"{', '.join(given)}: of a packed row, give cu_seq_lens_q as well")
+            return None
+        if attention_mask is not None:
+            raise ValueError("a packed row takes no attention_mask; let cu_seq_lens_q say where its sequences start")
+        return row_of_sequences(shape, self.config.max_position_embeddings, **given)
+
+    def _mask(
+        self, states: Tensor, attention_mask: Tensor | None, row: Sequences | None, kwargs: dict[str, Any]
+    ) -> Any:
+        """Return what the attention implementation takes as its mask; None where `row` tells it all."""
+        config = self.config
+        name = implementation(config, kwargs)
+        if name != config._attn_implementation:
+            config = copy.copy(config)
+            config._attn_implementation_internal = name
+        if row is None:
+            if attention_mask is not None and name == "sdpa" and states.device.type != "cpu":
+                # transformers asks the device whether the mask masks anything, and the host waits for the answer.
+                mask = attention_mask.to(states.device)
+                return mask[:, None, None] != 0 if mask.dim() == 2 else mask
+            return create_bidirectional_mask(config=config, inputs_embeds=states, attention_mask=attention_mask)
+        if name == "sdpa" or is_flash_attention_requested(config):
+            return None
+        numbers = sequence_numbers(row.cu_seq_lens_q, states.shape[1]).unsqueeze(0)
+        inside = packed_sequence_mask_function(numbers)
+        return create_bidirectional_mask(
+            config=config, inputs_embeds=states, attention_mask=None, and_mask_function=inside
+        )
 
     def _glyphs(
         self,
@@ -271,7 +346,8 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         if glyph_vectors is not None:
             return glyph_vectors, cast(Tensor, glyph_index)
         bitmaps = self.glyph_table.bitmaps
-        if self.config.glyph_cache and not self.training and not torch.is_grad_enabled() and not _compiling():
+        self._check_drawn(bitmaps)
+        if self.config.glyph_cache and not self.training and not torch.is_grad_enabled() and not is_traced():
             rows = cast(Tensor, input_ids if glyph_ids is None else glyph_ids)
             self._check_ids(rows, on_any_device=glyph_ids is None and not self.glyph_cache.is_complete())
             kept = self.glyph_cache.vectors(self.hanglyph, bitmaps, rows)
@@ -294,7 +370,15 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         # Autocast would leave float32 here, and every add-norm and linear layer after it would move twice the bytes.
         return self.dropout(self.embedding_norm(embeds + position + segment).to(embeds.dtype))
 
-    def _check_batch(self, characters: Characters, inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> None:
+    def _check_batch(
+        self,
+        characters: Characters,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        is_packed: bool,
+    ) -> tuple[int, int]:
+        """Return B and L."""
         input_ids, glyph_ids, glyph_index, glyph_vectors = characters
         if (glyph_index is None) != (glyph_ids is None and glyph_vectors is None):
             raise ValueError("glyph_ids (or glyph_vectors) and glyph_index go together: give both")
@@ -307,18 +391,34 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         shape = cast(Tensor, inputs_embeds).shape[:-1] if tokens is None else tokens.shape
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"the batch has shape {tuple(shape)}; it must be (batch, length), neither of them 0")
-        if shape[1] > self.config.max_position_embeddings:
+        most = self.config.max_position_embeddings
+        if shape[1] > most and not is_packed:
             raise ValueError(
-                f"a sequence of {shape[1]} tokens is longer than the model's "
-                f"{self.config.max_position_embeddings}; truncate it (tokenizer(..., truncation=True))"
+                f"a sequence of {shape[1]} tokens is longer than the model's {most}; truncate it "
+                "(tokenizer(..., truncation=True)), or give cu_seq_lens_q if these are several in a packed row"
             )
-        if attention_mask is None or attention_mask.device.type != "cpu" or _compiling():
-            return
-        if not attention_mask.any():
+        if position_ids is not None and position_ids.device.type == "cpu" and not is_traced():
+            low, high = position_ids.aminmax()
+            if low < 0 or high >= most:
+                raise ValueError(f"position_ids go from {low} to {high}; the model has positions 0 to {most - 1}")
+        is_readable = attention_mask is not None and attention_mask.device.type == "cpu" and not is_traced()
+        if is_readable and not cast(Tensor, attention_mask).any():
             raise ValueError("attention_mask is all 0: the batch holds nothing but padding")
+        return shape[0], shape[1]
+
+    def _check_drawn(self, bitmaps: Tensor) -> None:
+        """Raise `UserError` if all pictures are blank; a GPU is waited for once, before the first use."""
+        if self.is_drawn or is_traced() or bitmaps.is_meta:
+            return
+        if not bitmaps.any():
+            raise UserError(
+                "all pictures of the model are blank, since it was made from a configuration alone: give it an atlas "
+                "with set_atlas(), or make it with from_atlas() or from_pretrained()"
+            )
+        self.is_drawn = True
 
     def _check_ids(self, glyph_ids: Tensor, on_any_device: bool) -> None:
-        if _compiling() or not (on_any_device or glyph_ids.device.type == "cpu"):
+        if is_traced() or not (on_any_device or glyph_ids.device.type == "cpu"):
             return
         low, high = glyph_ids.aminmax()
         if low == high == self.config.pad_token_id:
@@ -329,8 +429,3 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
                 f"token id {bad} is no row of the model's atlas (0 to {len(self.glyph_table.bitmaps) - 1}); "
                 "use the tokenizer that was saved with this model"
             )
-
-
-def _compiling() -> bool:
-    # Looking at values would break the graph.
-    return torch.compiler.is_compiling()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils.generic import is_flash_attention_requested
 
+from glyphcrm.modeling.packed_attention import Sequences, is_traced, packed_way
+
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the T tokens of a padded batch stand; S of its sequences have any."""
+    """Where the T tokens of a padded batch stand, and the S sequences of the row that they make."""
 
     shape: tuple[int, int]  # B and L of the padded batch
     places: Tensor  # (T,) int64, rising: each token's place in the flattened batch
     boundaries: Tensor  # (S + 1,) int32: where in the packed row each sequence starts, and T
-    longest: int  # tokens of the longest sequence
+    longest: int  # no sequence has more tokens
 
     def pack(self, padded: Tensor | None) -> Tensor | None:
         """Return the tokens' part ``(1, T, ...)`` of what is or broadcasts to ``(B, L, ...)``; None of None."""
@@ -45,41 +48,110 @@ class Packing:
 
     def attention_arguments(self, queries: Packing) -> dict[str, Any]:
         """Return what transformers' attention functions take for rows without padding, self being that of the keys."""
-        return {
-            "cu_seq_lens_q": queries.boundaries,
-            "cu_seq_lens_k": self.boundaries,
-            "max_length_q": queries.longest,
-            "max_length_k": self.longest,
-        }
+        return Sequences(queries.boundaries, self.boundaries, queries.longest, self.longest)._asdict()
 
 
-def find_packing(attention_mask: Tensor | None, tokens: Tensor, config: PreTrainedConfig) -> Packing | None:
+def find_packing(
+    attention_mask: Tensor | None,
+    tokens: Tensor,
+    config: PreTrainedConfig,
+    token_index: Tensor | None = None,
+    may_wait: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Packing | None:
     """Return how to pack a batch, or None where it is read as it is.
 
-    It is packed where some but not all of its places are padding, and lengths can be had. On a CPU they are at hand. On
-    a GPU the host has to wait for them, which FlashAttention with padding does in every block, and so once instead,
-    but `sdpa` never does. Eager and flex attention take no lengths, and a graph that is compiled, exported or traced
-    must not depend on them.
+    It is packed where attention inside sequences is fused and the host knows how many tokens there are: from
+    `token_index`, or else by a look at the mask, for which a GPU is waited for. FlashAttention with padding does that
+    in every block, and so once instead. Without any padding, a batch on a CPU is read as it is. Eager and flex
+    attention take no lengths; a graph that is compiled, exported or traced must not depend on them, but may on the
+    shape of `token_index`.
 
     Args:
         attention_mask: ``(B, L)``, 0 for padding; a mask of any other shape is not looked into.
         tokens: ``(B, L, ...)``, anything with the shape and on the device of the batch.
+        token_index: ``(T,)`` int64, rising: where the flattened mask is not 0, at least once in each row.
+        may_wait: whether it matters little if a GPU is waited for, since it is anyway.
+        dtype: of queries and keys.
     """
     if attention_mask is None or attention_mask.shape != tokens.shape[:2]:
         return None
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    is_flash = is_flash_attention_requested(config)
+    if not is_flash and (config._attn_implementation != "sdpa" or not _is_fused(tokens.device, dtype, config)):
         return None
-    host_knows = config._attn_implementation == "sdpa" and tokens.device.type == "cpu"
-    if not host_knows and not is_flash_attention_requested(config):
-        return None
+    at_hand = is_at_hand(tokens.device)
+    if at_hand or token_index is None:
+        token_index = None  # the mask is as good
+        is_known = at_hand or is_flash or (may_wait and not _is_captured(tokens.device))
+        if is_traced() or not is_known:
+            return None
     real = attention_mask.to(tokens.device) != 0
-    places = real.flatten().nonzero().squeeze(1)
-    if len(places) in (0, real.numel()):
+    places = real.flatten().nonzero().squeeze(1) if token_index is None else token_index.to(tokens.device)
+    if len(places) == 0 or (at_hand and len(places) == real.numel()):
         return None
     lengths = real.sum(1, dtype=torch.int32)
-    lengths = lengths[lengths > 0]
+    longest = real.shape[1]
+    if token_index is None:
+        lengths = lengths[lengths > 0]
+        longest = int(lengths.max())
     boundaries = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    return Packing((real.shape[0], real.shape[1]), places, boundaries, int(lengths.max()))
+    return Packing((real.shape[0], real.shape[1]), places, boundaries, longest)
+
+
+def is_at_hand(device: torch.device) -> bool:
+    """Return whether the host can read values on `device` without waiting for it."""
+    return device.type == "cpu"
+
+
+def _is_fused(device: torch.device, dtype: torch.dtype, config: PreTrainedConfig) -> bool:
+    head_size = config.hidden_size // config.num_attention_heads
+    return packed_way(device, dtype, head_size) != "masked"
+
+
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def row_of_sequences(
+    shape: tuple[int, int],
+    most_positions: int,
+    cu_seq_lens_q: Tensor,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+) -> Sequences:
+    """Return the sequences of a row that a caller has packed, ``(1, T)``, from transformers' arguments.
+
+    `cu_seq_lens_k` are those of the queries, and no sequence may be longer than `most_positions`, which is also the
+    default of the largest length. Raises `ValueError` for what does not fit; values are checked on the CPU alone.
+    """
+    if shape[0] != 1:
+        raise ValueError(f"cu_seq_lens_q divides a packed row, but the batch has shape {shape}; it must be (1, length)")
+    if cu_seq_lens_q.dim() != 1 or len(cu_seq_lens_q) < 2 or cu_seq_lens_q.is_floating_point():
+        found = f"{tuple(cu_seq_lens_q.shape)} {cu_seq_lens_q.dtype}"
+        raise ValueError(f"cu_seq_lens_q is {found}; it must be (sequences + 1,) integers")
+    for name, length in (("max_length_q", max_length_q), ("max_length_k", max_length_k)):
+        if length is not None and not 0 < length <= most_positions:
+            raise ValueError(f"{name}={length} must be from 1 to the model's {most_positions} positions")
+    longest = max(max_length_q or 0, max_length_k or 0) or min(shape[1], most_positions)
+    if is_at_hand(cu_seq_lens_q.device) and not is_traced():
+        _check_boundaries(cu_seq_lens_q, cu_seq_lens_k, shape[1], longest, most_positions)
+    boundaries = cu_seq_lens_q.int().contiguous()
+    return Sequences(boundaries, boundaries, longest, longest)
+
+
+def _check_boundaries(boundaries: Tensor, of_keys: Tensor | None, length: int, longest: int, most: int) -> None:
+    found = boundaries.tolist()
+    lengths = [end - start for start, end in itertools.pairwise(found)]
+    if found[0] != 0 or found[-1] != length or min(lengths) < 0:
+        raise ValueError(
+            f"cu_seq_lens_q goes from {found[0]} to {found[-1]}; it must rise from 0 to the row's {length} tokens"
+        )
+    if of_keys is not None and of_keys.tolist() != found:
+        raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q; give the same, or cu_seq_lens_q alone")
+    if max(lengths) > longest:
+        remedy = "truncate it" if longest == most else "give the largest length as max_length_q"
+        raise ValueError(f"a sequence of the packed row has {max(lengths)} tokens, more than {longest}; {remedy}")
 
 
 def first_positions(attention_mask: Tensor | None, rows: Tensor) -> Tensor:
@@ -110,6 +182,13 @@ def only_first(
     return first_positions(attention_mask, states), mask, None, {}
 
 
-def first_states(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return of states ``(B, L, d)`` those of [CLS], ``(B, d)``: of the first tokens, wherever the padding stands."""
+def first_states(hidden_states: Tensor, attention_mask: Tensor | None, cu_seq_lens: Tensor | None = None) -> Tensor:
+    """Return of states ``(B, L, d)`` those of [CLS], ``(B, d)``: of the first tokens, wherever the padding stands.
+
+    Of a packed row ``(1, T, d)`` these are ``(S, d)``, where `cu_seq_lens` ``(S + 1,)`` says that sequences start; an
+    empty sequence at the end has the state of the last token.
+    """
+    if cu_seq_lens is not None:
+        starts = cu_seq_lens[:-1].long().clamp(max=hidden_states.shape[1] - 1)
+        return hidden_states[0].index_select(0, starts)
     return hidden_states.take_along_dim(first_positions(attention_mask, hidden_states).unsqueeze(2), 1)[:, 0]
