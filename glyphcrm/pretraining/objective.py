@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from glyphcrm.data.collator import PretrainingCollator
 from glyphcrm.data.masking import IGNORED_LABEL
+from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import PretrainingStream
 from glyphcrm.pretraining.measures import Measures
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.progress import Entry
-from glyphcrm.training.step_loader import Batch, PaddedMicroBatches
+from glyphcrm.training.step_loader import Batch, MakeMicroBatches, PaddedMicroBatches
 
 VALIDATED = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy")
 
@@ -25,6 +26,7 @@ class PretrainingObjective:
 
     * The MLM loss is the mean over all labels of an optimiser step, over all its micro-batches and processes; the NSP
       loss likewise over its pairs. How a step is cut up does not change it.
+    * With `packed`, the micro-batches of training are its rows; else they are padded.
     * Logs carry MLM and NSP loss and accuracy, real tokens per second, and distinct characters per micro-batch.
     """
 
@@ -36,9 +38,11 @@ class PretrainingObjective:
         micro_batch_size: int,
         machine: Machine,
         keep_checkpoints: int,
+        packed: PackedCollator | None = None,
     ) -> None:
         collator = PretrainingCollator(pad_id)
-        self.samples, self.micro_batches = samples, PaddedMicroBatches(collator, micro_batch_size)
+        self.samples = samples
+        self.micro_batches: MakeMicroBatches = packed or PaddedMicroBatches(collator, micro_batch_size)
         self._machine, self._keep_checkpoints = machine, keep_checkpoints
         self._measures = Measures(machine.device)
         # Every process reads some of the batches, and each sample is read once.

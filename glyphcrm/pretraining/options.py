@@ -17,8 +17,11 @@ ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the arc
 # They change no weights, or what they name has a fingerprint of its own.
 IRRELEVANT = (
     *("output_dir", "data", "exclude_characters", "data_dir", "stop_after"),
-    *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory"),
+    *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph"),
 )
+
+
+CUDA_GRAPH = ("auto", "off")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ class PretrainOptions(CommandLineOptions):
     )
     batch_size: int | None = option(None, "sequences a step, over all processes")
     micro_batch_size: int | None = option(None, "sequences a process computes at once; the rest is accumulated")
+    token_budget: int | None = option(
+        None,
+        "tokens that a GPU computes at once, of as many sequences as they hold, without padding. Default: those of "
+        "--micro-batch-size sequences of --max-length",
+    )
     max_length: int | None = option(None, "tokens a sequence, at most")
     learning_rate: float | None = option(None, "peak, reached after the warm-up")
     glyph_learning_rate: float | None = option(None, "the same for HanGlyph's parameters")
@@ -128,6 +136,9 @@ class PretrainOptions(CommandLineOptions):
     workers: int = option(1, "data loading processes of each training process")
     seed: int = option(0, "of weights, data order, masking and dropout")
     gradient_checkpointing: bool = option(False, "less memory, a third more time")
+    cuda_graph: str = option(
+        "auto", "auto: an NVIDIA GPU replays recorded steps, and never waits for the host; off: none", CUDA_GRAPH
+    )
     attention: str = option("sdpa", "attention implementation", ATTENTIONS)
     reuse_memory: bool = option(
         True, "on a CPU: keep freed memory for the next step. Faster, but needs more at the peak"
@@ -167,6 +178,11 @@ class PretrainOptions(CommandLineOptions):
                 (1e-9, 0.99): ("held_out",),
             },
         )
+        if self.token_budget is not None and self.token_budget < recipe.max_length:
+            raise UserError(
+                f"--token-budget is {self.token_budget}; a sequence may have {recipe.max_length} tokens: give as many "
+                "or more, or a smaller --max-length"
+            )
         if recipe.save_every % recipe.log_every:
             raise UserError(
                 f"--save-every {recipe.save_every} is not a multiple of --log-every {recipe.log_every}; "

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, set_seed
 
 from glyphcrm.checkpoint import load_checkpoint, save_checkpoint, save_with_tokens
 from glyphcrm.configuration import preset
+from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.backend import check_kernel_backend
@@ -22,6 +23,7 @@ from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.pretraining.options import FREE, PLAIN, UNTIED, PretrainOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training.freed_memory import keep_freed_memory
+from glyphcrm.training.graph import no_graph_because
 from glyphcrm.training.loop import Training
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.objective import Plan
@@ -82,7 +84,11 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
         resume = last_checkpoint(options.run_dir)
     if machine.is_first:
         announce(options, corpus, model, resume)
-    plan = plan_of(options)
+    packed = packed_collator(options, machine, corpus, model)
+    reason = no_graph_because(machine.device, options.gradient_checkpointing)
+    plan = plan_of(options, cuda_graph=packed is not None and options.cuda_graph == "auto" and not reason)
+    if packed is not None and options.cuda_graph == "auto" and reason and machine.is_first:
+        print(f"steps run without a CUDA graph: {reason}")
     has_no_model = plan.end < plan.steps or options.ablation is not None
     if resume is not None and step_of(resume) >= plan.end and has_no_model:
         return False
@@ -95,6 +101,7 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
         plan.micro_batch_size,
         machine,
         options.keep_checkpoints,
+        packed,
     )
     display = Display("pre-training", shown=machine.is_first)
     records = (
@@ -107,7 +114,19 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
     return not has_no_model
 
 
-def plan_of(options: PretrainOptions) -> Plan:
+def packed_collator(
+    options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, model: PretrainingModel
+) -> PackedCollator | None:
+    """Return what makes micro-batches without padding where a GPU reads them; None for a CPU, and for a BERT."""
+    if machine.device.type != "cuda" or not isinstance(model, GlyphCRMForPreTraining):
+        return None
+    recipe = options.recipe
+    budget = options.token_budget or recipe.micro_batch_size * recipe.max_length
+    pad_id = corpus.tokenizer.pad_token_id
+    return PackedCollator(pad_id, budget, recipe.max_length, mask_probability=options.mask_probability)
+
+
+def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
     """Translate the options."""
     recipe = options.recipe
     steps = recipe.steps
@@ -129,6 +148,7 @@ def plan_of(options: PretrainOptions) -> Plan:
         seed=options.seed,
         workers=options.workers,
         gradient_checkpointing=options.gradient_checkpointing,
+        cuda_graph=cuda_graph,
     )
 
 

@@ -1,0 +1,109 @@
+"""Pre-training as on a GPU: packed rows of fixed shapes, and recorded steps, here over emulated graphs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glyphcrm.data.packed_collator import PackedCollator
+from glyphcrm.modeling import backend, packed_attention, packing
+from glyphcrm.modeling import model as model_module
+from glyphcrm.pretraining import run as run_module
+from glyphcrm.training import graphed_gradients
+from glyphcrm.training.loop import Training
+from glyphcrm.training.progress import read_metrics
+from glyphcrm.training.run_directory import is_complete
+from tests.pretraining.runs import command, main
+from tests.training.emulated_graphs import EmulatedGraphs
+
+PADDED, PACKED, RECORDED = "padded", "packed", "recorded"
+# A row holds two of the longest sequences, and a step makes one to three rows.
+COURSE = ("--steps", "10", "--batch-size", "8", "--micro-batch-size", "8", "--max-length", "32", "--workers", "0")
+MORE = (*COURSE, "--log-every", "1", "--save-every", "5", "--eval-every", "10", "--dropout", "0")
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraphs]:
+    """Pack and record on the CPU, whose values the host must not read; return the recorders of the runs."""
+    recorders: list[EmulatedGraphs] = []
+
+    def recorder(device: torch.device) -> EmulatedGraphs:
+        recorders.append(EmulatedGraphs())
+        return recorders[-1]
+
+    def packed(options, machine, corpus, model):  # type: ignore[no-untyped-def]
+        return PackedCollator(corpus.tokenizer.pad_token_id, options.token_budget or 64, options.recipe.max_length)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("glyphcrm_kernels.") and hasattr(module, "check_index"):
+            monkeypatch.setattr(module, "check_index", lambda *_: None)
+    monkeypatch.setattr(backend, "OVERRIDE", "reference")
+    monkeypatch.setattr(graphed_gradients, "CHARACTERS", 8)
+    monkeypatch.setattr(packed_attention, "packed_way", lambda *_: "masked")
+    monkeypatch.setattr(packing, "is_at_hand", lambda _: False)
+    monkeypatch.setattr(model_module, "is_traced", lambda: True)
+    monkeypatch.setattr(run_module, "packed_collator", packed)
+    monkeypatch.setattr(run_module, "no_graph_because", lambda *_: "")
+    monkeypatch.setattr(Training, "recorder", staticmethod(recorder))
+    return recorders
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_recorded_steps_are_the_packed_ones_and_these_the_padded_ones(
+    text_file: Path, tmp_path: Path, as_on_a_gpu: list[EmulatedGraphs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After ten steps; also when the run was stopped after five, and its recordings are made at other steps."""
+    for name, more in ((RECORDED, ()), (PACKED, ("--cuda-graph", "off"))):
+        assert main(command(text_file, tmp_path / name, *MORE, *more)) == 0
+    (recorder,) = as_on_a_gpu
+    assert recorder.replayed > 20 and not recorder.recovered
+    for more in (("--stop-after", "5"), ()):
+        assert main(command(text_file, tmp_path / "continued", *MORE, *more)) == 0
+    monkeypatch.undo()
+    assert main(command(text_file, tmp_path / PADDED, *MORE)) == 0
+    expected = weights(tmp_path / PADDED)
+    for name in (RECORDED, PACKED, "continued"):
+        found = weights(tmp_path / name)
+        # Adam makes much of the rounding of small gradients.
+        assert max(float((found[key] - value).abs().max()) for key, value in expected.items()) < 2e-3, name
+        assert same_logs(tmp_path / name, tmp_path / PADDED)
+
+
+def test_a_loss_that_diverges_in_a_recorded_step_keeps_the_last_checkpoint(
+    text_file: Path, tmp_path: Path, as_on_a_gpu: list[EmulatedGraphs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = (*MORE, "--save-every", "1", "--learning-rate", "1e20", "--warmup-steps", "3")
+    assert main(command(text_file, tmp_path / "run", *more)) == 2
+    assert as_on_a_gpu[0].replayed > 0 and "is kept" in capsys.readouterr().err
+    checkpoint = max((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert is_complete(checkpoint)
+    assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("budget", ["31", "0", "-5"])
+def test_a_budget_below_the_longest_sequence_is_refused(
+    text_file: Path, tmp_path: Path, budget: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(command(text_file, run, "--max-length", "32", "--token-budget", budget)) == 2
+    error = capsys.readouterr().err
+    assert f"--token-budget is {budget}" in error and "32" in error and error.count("\n") == 1
+    assert not run.exists()
+
+
+def same_logs(run: Path, other: Path) -> bool:
+    """Whether two runs have measured the same things, but for rounding and time."""
+    timed = ("seconds", "tokens_per_second", "distinct_characters")
+    pairs = zip(read_metrics(run / "metrics.jsonl"), read_metrics(other / "metrics.jsonl"), strict=True)
+    return all(
+        entry.keys() == expected.keys()
+        and all(entry[name] == pytest.approx(expected[name], abs=2e-3) for name in entry if name not in timed)
+        for entry, expected in pairs
+    )
