@@ -134,7 +134,9 @@ class Training:
             return self.progress
         machine.share(model)
         if plan.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5 renames it on its way.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         self.optimizer = make_optimizer(model, plan.optimizer)
         step = Step(model, self.objective, self.optimizer, machine)
         stop = OrderlyStop(hears=machine.world == 1)
