@@ -162,7 +162,7 @@ class Training:
         finally:
             self.display.close()
         if stop.asked:
-            raise KeyboardInterrupt(f"stopped; {self._newest}, and the same command continues")
+            raise KeyboardInterrupt(f"stopped; {self._newest}; the same command continues")
         return self.progress
 
     @property

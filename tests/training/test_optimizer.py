@@ -1,4 +1,4 @@
-"""HanGlyph and the rest of a model: clipped apart, each at its own rate; for the rest what transformers' Trainer does."""
+"""HanGlyph and the rest of a model: clipped apart, each at its own rate; schedule and decay as in transformers."""
 
 from __future__ import annotations
 

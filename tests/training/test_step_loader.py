@@ -34,7 +34,7 @@ def test_the_shares_of_a_step_are_the_step(first: int, steps: int, micro: int, a
         assert all(len(share) == micro * accumulated for share in of_step)
         # In pieces of a micro-batch they go round.
         pieces = [share[i : i + micro] for i in range(0, micro * accumulated, micro) for share in of_step]
-        assert sum(pieces, []) == list(range(number * size, (number + 1) * size))
+        assert [position for piece in pieces for position in piece] == list(range(number * size, (number + 1) * size))
     assert all(len(share) == steps for share in shares)
 
 
