@@ -10,13 +10,18 @@ import ctypes
 import functools
 import importlib.machinery
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from glyphcrm_kernels._shared.memo import remembered
+
 LANES = (16, 8, 4)  # floats in a vector of AVX-512, AVX2, and SSE2 or NEON
 NAME = "_cpu"
+BAD_INDEX = 1  # what a function returns that met an index out of range
+NUMBERS = {bool: ctypes.c_int, int: ctypes.c_int, float: ctypes.c_float}  # other arguments are addresses
 NOT_BUILT = "the C functions were not built; install this package where there is a C compiler"
 
 
@@ -33,6 +38,11 @@ def load() -> ctypes.CDLL | None:
 @torch.compiler.assume_constant_result
 def lanes(*channels: int) -> int:
     """Return the longest vectors that this processor has and that divide all numbers of channels, or 0."""
+    return _lanes(*channels)
+
+
+@remembered
+def _lanes(*channels: int) -> int:
     library = load()
     if library is None:
         return 0
@@ -52,6 +62,7 @@ def cpu_obstacle(*tensors: Tensor | None, channels: tuple[int, ...] = ()) -> str
     return f"channels of {', '.join(map(str, channels))}; the C functions take multiples of 4" if lanes() else NOT_BUILT
 
 
+@remembered
 def constant(name: str) -> int:
     """Return what ``glyphcrm_NAME``, which takes no arguments, returns."""
     library = load()
@@ -59,24 +70,38 @@ def constant(name: str) -> int:
     return int(getattr(library, f"glyphcrm_{name}")())
 
 
+class BadIndexError(Exception):
+    """A C function met an index that is out of range; the caller knows whose it is."""
+
+
 def call(name: str, *arguments: float | Tensor | None) -> None:
     """Call ``glyphcrm_NAME`` with numbers as they are and the addresses of tensors, which must be contiguous.
 
     Raises:
         MemoryError: the function could not get the memory that it needs in between.
+        BadIndexError: it read an index that is out of range; what it should have written is undefined then.
     """
-    library = load()
-    assert library is not None
-    if getattr(library, f"glyphcrm_{name}")(*map(_argument, arguments)):
+    kinds = tuple(map(type, arguments))
+    failed = _function(name, kinds)(*[_argument(a) for a in arguments])
+    if failed == BAD_INDEX:
+        raise BadIndexError
+    if failed:
         raise MemoryError(f"{name}: no memory for the buffers; take a smaller batch")
 
 
-def _argument(value: float | Tensor | None) -> ctypes.c_int | ctypes.c_float | ctypes.c_void_p | None:
+@remembered
+def _function(name: str, kinds: tuple[type, ...]) -> Any:
+    """Return the function for arguments of these types."""
+    library = load()
+    assert library is not None
+    types: list[Any] = [NUMBERS.get(kind, ctypes.c_void_p) for kind in kinds]
+    return ctypes.CFUNCTYPE(ctypes.c_int, *types)((f"glyphcrm_{name}", library))
+
+
+def _argument(value: float | Tensor | None) -> float | None:
     if isinstance(value, Tensor):
         assert value.is_contiguous()
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    if value is not None and not -(2**31) <= value < 2**31:
+        return value.data_ptr()
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
         raise OverflowError(f"{value} does not fit the C functions' 32 bits; take a smaller batch")
-    return None if value is None else ctypes.c_int(int(value))
+    return value

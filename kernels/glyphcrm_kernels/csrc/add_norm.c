@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "results.h"
+
 #define KERNELS "add_norm_kernels.h"
 #include "each_instruction_set.h"
 
@@ -38,49 +40,60 @@ static const Bits16 *draw(struct row *row, int lanes, const uint64_t *seed, int6
     return seed ? (const Bits16 *)row->words : NULL;
 }
 
+/* Whether a token has a row of skip that is not there. */
+static int is_outside(const int64_t *index, int token, int rows)
+{
+    return index && (index[token] < 0 || index[token] >= rows);
+}
+
 static const float *skip_of(const float *skip, const int64_t *index, int token, int d)
 {
     return skip ? skip + index[token] * d : NULL;
 }
 
 /* x, residual and y ``(tokens, d)``, weight and bias ``(d,)``, mean and rstd ``(tokens,)``; skip ``(rows, d)`` and index
- * ``(tokens,)``, or both NULL; seed ``(1,)``, or NULL without dropout. Returns 0, or -1 where memory is short. */
+ * ``(tokens,)``, or both NULL; seed ``(1,)``, or NULL without dropout. Returns 0, BAD_INDEX where a token's index is not
+ * in [0, rows), or NO_MEMORY. */
 int glyphcrm_add_norm_forward(
-    int lanes, int threads, int tokens, int d, int drop_below, float eps, const float *x, const float *residual,
-    const float *weight, const float *bias, const float *skip, const int64_t *index, const uint64_t *seed, float *y,
-    float *mean, float *rstd)
+    int lanes, int threads, int tokens, int d, int rows, int drop_below, const float *x, const float *skip,
+    const int64_t *index, const float *residual, const float *weight, const float *bias, const uint64_t *seed,
+    float eps, float *y, float *mean, float *rstd)
 {
     const float scale = (float)DROPS / (DROPS - drop_below);
     const int chunk = glyphcrm_add_norm_chunk(), chunks = (tokens + chunk - 1) / chunk;
-    int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+    int failed = 0, outside = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed, outside)
     for (int i = 0; i < chunks; i++) {
         struct row row;
         const int bad = new_row(&row, d) != 0;
         failed |= bad;
         for (int token = i * chunk; !bad && token < tokens && token < (i + 1) * chunk; token++) {
             const size_t at = (size_t)token * d;
+            if (is_outside(index, token, rows)) {
+                outside = 1;
+                continue;
+            }
             FOR_LANES(lanes, sum_row)(x + at, residual + at, skip_of(skip, index, token, d),
                                       draw(&row, lanes, seed, token), drop_below, scale, d, row.z);
             FOR_LANES(lanes, normalize_row)(row.z, weight, bias, eps, d, y + at, mean + token, rstd + token);
         }
         free_row(&row);
     }
-    return failed ? -1 : 0;
+    return failed ? NO_MEMORY : outside ? BAD_INDEX : 0;
 }
 
 /* The gradients, from that of y: dz ``(tokens, d)``, which is at once that of residual and of the gathered rows of skip,
  * dx ``(tokens, d)`` with dropout, else NULL; partial ``(2, chunks, d)``, what each chunk adds to those of weight and
  * bias. Returns as above. */
 int glyphcrm_add_norm_backward(
-    int lanes, int threads, int tokens, int d, int drop_below, const float *dy, const float *x, const float *residual,
-    const float *weight, const float *mean, const float *rstd, const float *skip, const int64_t *index,
-    const uint64_t *seed, float *dz, float *dx, float *partial)
+    int lanes, int threads, int tokens, int d, int rows, int drop_below, const float *x, const float *skip,
+    const int64_t *index, const float *residual, const float *weight, const float *mean, const float *rstd,
+    const float *dy, const uint64_t *seed, float *dz, float *dx, float *partial)
 {
     const float scale = (float)DROPS / (DROPS - drop_below);
     const int chunk = glyphcrm_add_norm_chunk(), chunks = (tokens + chunk - 1) / chunk;
-    int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+    int failed = 0, outside = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed, outside)
     for (int i = 0; i < chunks; i++) {
         struct row row;
         const int bad = new_row(&row, d) != 0;
@@ -90,6 +103,10 @@ int glyphcrm_add_norm_backward(
         memset(dbias, 0, d * sizeof(float));
         for (int token = i * chunk; !bad && token < tokens && token < (i + 1) * chunk; token++) {
             const size_t at = (size_t)token * d;
+            if (is_outside(index, token, rows)) {
+                outside = 1;
+                continue;
+            }
             const Bits16 *bits = draw(&row, lanes, seed, token);
             FOR_LANES(lanes, sum_row)(x + at, residual + at, skip_of(skip, index, token, d), bits, drop_below, scale, d,
                                       row.z);
@@ -100,5 +117,5 @@ int glyphcrm_add_norm_backward(
         }
         free_row(&row);
     }
-    return failed ? -1 : 0;
+    return failed ? NO_MEMORY : outside ? BAD_INDEX : 0;
 }
