@@ -8,7 +8,7 @@ from torch import Tensor
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return an uninitialised contiguous tensor on the device of `like`, in its dtype unless one is given."""
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+    return like.new_empty(shape) if dtype is None else like.new_empty(shape, dtype=dtype)
 
 
 def empty_nhwc(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,6 @@ def cpu_obstacle(*tensors: Tensor | None, channels: tuple[int, ...] = ()) -> str
     return f"channels of {', '.join(map(str, channels))}; the C functions take multiples of 4" if lanes() else NOT_BUILT
 
 
-@remembered
-def constant(name: str) -> int:
-    """Return what ``glyphcrm_NAME``, which takes no arguments, returns."""
-    library = load()
-    assert library is not None
-    return int(getattr(library, f"glyphcrm_{name}")())
-
-
 class BadIndexError(Exception):
     """A C function met an index that is out of range; the caller knows whose it is."""
 
@@ -81,8 +74,15 @@ def call(name: str, *arguments: float | Tensor | None) -> None:
         MemoryError: the function could not get the memory that it needs in between.
         BadIndexError: it read an index that is out of range; what it should have written is undefined then.
     """
-    kinds = tuple(map(type, arguments))
-    failed = _function(name, kinds)(*[_argument(a) for a in arguments])
+    function, tensors, integers = _function(name, tuple(map(type, arguments)))
+    values: list[Any] = list(arguments)
+    for i in integers:
+        if not -(2**31) <= values[i] < 2**31:
+            raise OverflowError(f"{values[i]} does not fit the C functions' 32 bits; take a smaller batch")
+    for i in tensors:
+        assert values[i].is_contiguous()
+        values[i] = values[i].data_ptr()
+    failed = function(*values)
     if failed == BAD_INDEX:
         raise BadIndexError
     if failed:
@@ -90,18 +90,11 @@ def call(name: str, *arguments: float | Tensor | None) -> None:
 
 
 @remembered
-def _function(name: str, kinds: tuple[type, ...]) -> Any:
-    """Return the function for arguments of these types."""
+def _function(name: str, kinds: tuple[type, ...]) -> tuple[Callable[..., int], list[int], list[int]]:
+    """Return the function for arguments of these types, and which of them are tensors and whole numbers."""
     library = load()
     assert library is not None
     types: list[Any] = [NUMBERS.get(kind, ctypes.c_void_p) for kind in kinds]
-    return ctypes.CFUNCTYPE(ctypes.c_int, *types)((f"glyphcrm_{name}", library))
-
-
-def _argument(value: float | Tensor | None) -> float | None:
-    if isinstance(value, Tensor):
-        assert value.is_contiguous()
-        return value.data_ptr()
-    if isinstance(value, int) and not -(2**31) <= value < 2**31:
-        raise OverflowError(f"{value} does not fit the C functions' 32 bits; take a smaller batch")
-    return value
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *types)((f"glyphcrm_{name}", library))
+    tensors = [i for i, kind in enumerate(kinds) if issubclass(kind, Tensor)]
+    return function, tensors, [i for i, kind in enumerate(kinds) if issubclass(kind, int)]

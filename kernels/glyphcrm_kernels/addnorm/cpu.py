@@ -31,7 +31,8 @@ def run(x: Tensor, *inputs: Any) -> Tensor:
     """Return y; arguments as in `add_norm_reference`."""
     *others, index, p, eps = inputs
     index, seed = None if index is None else index.long(), new_seed(x.device) if p else None
-    return _add_norm_cpu(x, *others, index, seed, drop_below(p), eps)[0]
+    y: Tensor = _add_norm_cpu(x, *others, index, seed, drop_below(p), eps)
+    return y
 
 
 def _call(
@@ -48,7 +49,7 @@ def _call(
         raise index_error("add_norm", "index", index, rows) from None
 
 
-@operator("glyphcrm::add_norm_cpu")
+@operator("glyphcrm::add_norm_cpu", results=1)
 def _add_norm_cpu(
     x: Tensor,
     residual: Tensor,
@@ -93,13 +94,12 @@ def _add_norm_cpu_backward(
     drop: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dz, dx (empty where dz serves), and dweight and dbias as ``(2, d)``."""
-    d, chunk = x.shape[-1], cpu_library.constant("add_norm_chunk")
     dz = buffers.empty(*x.shape, like=x)
     dx = None if seed is None else buffers.empty(*x.shape, like=x)
-    partial = buffers.empty(2, -(-mean.numel() // chunk), d, like=x)
+    dparameters = buffers.empty(2, x.shape[-1], like=x)
     inputs = (t.contiguous() for t in (residual, weight, mean, rstd, dy))
-    _call("add_norm_backward", drop, x, skip, index, *inputs, seed, dz, dx, partial)
-    return dz, x.new_empty(0) if dx is None else dx, partial.sum(1)
+    _call("add_norm_backward", drop, x, skip, index, *inputs, seed, dz, dx, dparameters)
+    return dz, x.new_empty(0) if dx is None else dx, dparameters
 
 
 @_add_norm_cpu_backward.register_fake
@@ -116,7 +116,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     ctx.set_materialize_grads(False)  # or zeros would be made as the gradients of mean and rstd
 
 
-def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:  # nothing that is differentiated depends on y
         return (None,) * 9
     saved = ctx.saved_tensors  # once: checkpointing makes them when they are asked for

@@ -54,7 +54,7 @@ def run(x: Tensor, *inputs: Any) -> Tensor:
     residual, weight, bias, skip, index, p, eps = inputs
     if skip is not None:
         check_index("add_norm", "index", index, skip.shape[0])
-    y: Tensor = _add_norm(x, residual, weight, bias, skip, index, new_seed(x.device) if p else None, p, eps)[0]
+    y: Tensor = _add_norm(x, residual, weight, bias, skip, index, new_seed(x.device) if p else None, p, eps)
     return y
 
 
@@ -65,7 +65,7 @@ def _forward_plan(target: Target, tokens: int, d: int, rows: int, drop: int, eps
     return Plan(kernels._add_norm_fwd_kernel, (-(-tokens // tile),), (tokens, rows, drop), constants, warps)
 
 
-@operator("glyphcrm::add_norm")
+@operator("glyphcrm::add_norm", results=1)
 def _add_norm(
     x: Tensor,
     residual: Tensor,
@@ -181,7 +181,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     ctx.set_materialize_grads(False)  # or zeros would be made as the gradients of mean and rstd
 
 
-def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:  # nothing that is differentiated depends on y
         return (None,) * 9
     x, residual, weight, mean, rstd, skip, index, seed = ctx.saved_tensors

@@ -43,7 +43,9 @@ def drawback(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float
 
 def run(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float, *lengths: list[int] | None) -> Tensor:
     """Return the context; arguments as in `dropout_attention`."""
-    return _attention_cpu(query, key, value, new_seed(query.device), drop_below(p), scaling, *lengths)[0]
+    seed = new_seed(query.device)
+    context: Tensor = _attention_cpu(query, key, value, seed, drop_below(p), scaling, *lengths)
+    return context
 
 
 class _Scores(NamedTuple):
@@ -121,7 +123,7 @@ def _call(name: str, scores: _Scores, drop: int, *arguments: float | Tensor) -> 
     cpu_library.call(name, cpu_library.lanes(), torch.get_num_threads(), *sizes, *arguments)
 
 
-@operator("glyphcrm::attention_cpu")
+@operator("glyphcrm::attention_cpu", results=1)
 def _attention_cpu(
     query: Tensor,
     key: Tensor,
@@ -218,7 +220,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # or zeros would be made as the probabilities' gradient
 
 
-def _backward(ctx: Any, dcontext: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dcontext: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dcontext is None:  # nothing that is differentiated depends on the context
         return (None,) * 8
     gradients = _attention_cpu_backward(dcontext, *ctx.saved_tensors, *ctx.settings)

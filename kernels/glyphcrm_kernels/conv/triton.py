@@ -80,7 +80,8 @@ def run(
     on_hopper: bool = False,
 ) -> Tensor:
     """Return y; arguments as in `glyph_conv`, and whether the kernels for Hopper do what they can, backward too."""
-    return _glyph_conv(x, weight, bias, residual, relu, pool, padding, on_hopper)[0]
+    y: Tensor = _glyph_conv(x, weight, bias, residual, relu, pool, padding, on_hopper)
+    return y
 
 
 def _convolve(
@@ -126,7 +127,7 @@ def _accumulator(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-@operator("glyphcrm::glyph_conv")
+@operator("glyphcrm::glyph_conv", results=1)
 def _glyph_conv(
     x: Tensor,
     weight: Tensor,
@@ -276,7 +277,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # or zeros would be made as the winner's gradient
 
 
-def _backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dout is None:  # nothing that is differentiated depends on the output
         return (None,) * 8
     x, weight, out, winner = ctx.saved_tensors

@@ -157,7 +157,7 @@ def test_the_operators_keep_the_rules_of_pytorch(lengths: Lengths | None) -> Non
     settings_ = (drop_below(0.4), 0.3, *(lengths or (None, None)))
     seed = torch.tensor([5])
     torch.library.opcheck(_attention_cpu.custom, (*inputs, seed, *settings_))
-    context, kept = _attention_cpu(*inputs, seed, *settings_)
+    context, kept = _attention_cpu.custom(*inputs, seed, *settings_)
     assert context.shape == cotangent.shape
     plain = [t.detach() for t in inputs]
     torch.library.opcheck(_attention_cpu_backward.custom, (cotangent, *plain, seed, kept.detach(), *settings_))

@@ -242,7 +242,7 @@ def test_opcheck() -> None:
     (x, weight, bias, residual), cotangent = convolution(4, torch.float32, channels=4, outputs=8, height=6, width=6)
     arguments = (x, weight, bias, residual, True, True, 0, False)
     torch.library.opcheck(op._glyph_conv.custom, arguments)
-    out, winner = (t.detach() for t in op._glyph_conv(*arguments))
+    out, winner = (t.detach() for t in op._glyph_conv.custom(*arguments))
     dout, g = torch.randn_like(out), torch.randn_like(cotangent)
     torch.library.opcheck(op._epilogue_backward.custom, (dout, out, winner, True, True, torch.float32))
     torch.library.opcheck(op._data_gradient.custom, (g, weight.detach(), 0, False))
