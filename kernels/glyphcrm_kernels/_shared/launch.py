@@ -90,7 +90,8 @@ class Plan:
         self.kernel, self.grid, self.numbers, self.constants = kernel, grid, numbers, constants
         self.num_warps, self.num_stages = num_warps, num_stages
         self._is_empty = 0 in grid
-        self._behind = (*numbers, *constants.values())  # what a compiled kernel takes behind the tensors
+        # What a compiled kernel takes behind the tensors, in the order of its parameters.
+        self._behind = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
         self._compiled: dict[Any, Callable[..., None]] = {}
 
     def launch(self, *tensors: Tensor | None) -> Launch:

@@ -190,8 +190,12 @@ def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...
     if skip is not None and ctx.needs_input_grad[4]:
         dskip = _segment_sum(dz, index, skip.shape[0], skip.dtype)
     dx = dx if _needs_own_dx(x, dz, seed) else dz
-    dparameters = dweight.to(weight.dtype), dbias.to(ctx.bias_dtype)
-    return dx, dz.to(residual.dtype), *dparameters, dskip, None, None, None, None
+    gradients = _cast(dz, residual.dtype), _cast(dweight, weight.dtype), _cast(dbias, ctx.bias_dtype)
+    return dx, *gradients, dskip, None, None, None, None
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 _add_norm.register_autograd(_backward, setup_context=_keep)

@@ -135,7 +135,9 @@ def test_what_is_kept_may_come_back_in_another_memory_order() -> None:
         return gradients(outputs, leaves, [output.detach().cos() for output in outputs])
 
     expected = run()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: torch.empty(t.size(), dtype=t.dtype).copy_(t), lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: torch.empty(t.size(), dtype=t.dtype, device=t.device).copy_(t), lambda t: t
+    ):
         found = run()
     assert all(map(torch.equal, found, expected))
 
