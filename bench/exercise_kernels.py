@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from unittest import mock
 
 import torch
-from glyphcrm_kernels._shared.launch import Launch
+from glyphcrm_kernels._shared.launch import Launch, intercepted
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from glyphcrm_kernels.registry import OPS
 
@@ -64,14 +63,13 @@ def main() -> None:
         sys.exit("error: there is no GPU; set TRITON_INTERPRET=1 to run the kernels in Triton's interpreter")
     torch.manual_seed(0)
     launched: set[str] = set()
-    start = Launch.run
 
     def record(launch: Launch) -> None:
         launched.add(getattr(launch.kernel, "__name__", None) or launch.kernel.fn.__name__)
-        start(launch)
+        launch.start()
 
     every = [case for c1, c2 in CHANNELS for case in all_cases(replace(SIZES, c1=c1, c2=c2), DEVICE)]
-    with mock.patch.object(Launch, "run", record):
+    with intercepted(record):
         for dtype in DTYPES:
             for case in (case for case in every if "triton" in OPS[case.op].implementations):
                 for p in (0.0, DROPOUT) if case.drops else (0.0,):

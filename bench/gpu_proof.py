@@ -209,7 +209,7 @@ def missing_gpu() -> str:
     if not torch.cuda.is_available():
         return f"there is no GPU that torch {torch.__version__} can use (driver: {_from_driver('driver_version')})"
     from glyphcrm_kernels._shared.gpus import obstacle_on
-    from glyphcrm_kernels._shared.launch import target_of
+    from glyphcrm_kernels._shared.targets import target_of
 
     obstacle = obstacle_on(target_of(torch.device("cuda", 0)))
     return obstacle and f"the kernels {obstacle}"

@@ -79,12 +79,12 @@ def _flash_add_norm(inputs: Inputs, p: float) -> Outputs:
 
 
 def glyph_stem(device: str) -> dict[str, Way]:
-    return _of_pictures(device, _stem, OPS["glyph_stem"].reference)
+    return _of_pictures(device, drawn_stem, OPS["glyph_stem"].reference)
 
 
 def glyph_stem_conv(device: str) -> dict[str, Way]:
     def run(memory_format: torch.memory_format, inputs: Inputs, p: float) -> Outputs:
-        activation, shortcut = _stem(memory_format, inputs, p)
+        activation, shortcut = drawn_stem(memory_format, inputs, p)
         return F.relu(F.conv2d(activation, inputs["conv_weight"], inputs["conv_bias"])), shortcut
 
     return _of_pictures(device, run, OPS["glyph_stem_conv"].reference)
@@ -101,7 +101,7 @@ def _of_pictures(
     }
 
 
-def _stem(memory_format: torch.memory_format, inputs: Inputs, p: float) -> Outputs:
+def drawn_stem(memory_format: torch.memory_format, inputs: Inputs, p: float) -> Outputs:
     """The paper's definition as it stands: pictures of three channels, then a convolution."""
     weight, rows = inputs["weight"], inputs["rows"]
     ink = unpack_bits(inputs["bitmaps"][rows], weight.dtype)

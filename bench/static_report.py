@@ -29,8 +29,10 @@ from unittest import mock
 import torch
 import triton
 from glyphcrm_kernels._shared.gpus import HOPPER, gluon_obstacle
-from glyphcrm_kernels._shared.launch import Launch, Target, record
+from glyphcrm_kernels._shared.launch import Launch
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+from glyphcrm_kernels._shared.recording import record
+from glyphcrm_kernels._shared.targets import Target
 from glyphcrm_kernels.registry import OPS
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -32,6 +33,16 @@ fonts.SYSTEM_FONT_DIRECTORIES = ()
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> Iterator[None]:
+    """What a test takes away from the kernels, no answer of before hides, and none of its own outlives it."""
+    from glyphcrm_kernels._shared import memo
+
+    memo.forget()
+    yield
+    memo.forget()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import os
 
 import torch
 from glyphcrm_kernels import BACKENDS, choice
-from glyphcrm_kernels.registry import OPS
+from glyphcrm_kernels.registry import OPS, lacks_device
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
@@ -24,12 +24,16 @@ if OVERRIDE and OVERRIDE not in BACKENDS:
 STAND_INS = {"hopper": "triton", "triton": "reference"}
 
 
-def kernel_backend(config: GlyphCRMConfig, op: str = "glyph_conv") -> str:
+def kernel_backend(config: GlyphCRMConfig, op: str = "glyph_conv", device: torch.device | None = None) -> str:
     """Return one of `BACKENDS` for an operation: the environment's choice, else the configuration's, or its stand-in.
 
-    `glyph_conv` has an implementation of every name.
+    Both are wishes for devices that can have them: for tensors on a `device` that none of the chosen kernels run on,
+    "auto" is returned, so that a model for a GPU is built and loaded on a CPU. `glyph_conv` has an implementation of
+    every name.
     """
     backend = OVERRIDE or config.kernel_backend
+    if device is not None and lacks_device(backend, device):
+        return "auto"
     while backend != "auto" and backend not in OPS[op].implementations:
         backend = STAND_INS[backend]
     return backend

@@ -44,7 +44,7 @@ class EncoderBlock(GradientCheckpointingLayer):
             skip_index: ``(B, L)`` int64, each token's row in `skip`.
             positions: ``(B, Q)`` int64, the tokens whose output is wanted; the others are only attended to.
         """
-        backend = kernel_backend(self.config, "add_norm")
+        backend = kernel_backend(self.config, "add_norm", hidden_states.device)
         wanted = hidden_states
         if positions is not None:
             wanted = hidden_states.take_along_dim(positions.unsqueeze(2), 1)

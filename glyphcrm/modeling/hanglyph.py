@@ -79,7 +79,7 @@ class HanGlyph(GradientCheckpointingLayer):
 
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
-        backend = kernel_backend(self.config)
+        backend = kernel_backend(self.config, device=rows.device)
         stem, convolution = _weights(self.stem), _weights(self.block1[0])
         first, shortcut = glyph_stem_conv(rows, bitmaps, *stem, self.positions, *convolution, backend=backend)
         block1 = _rest_of_block(first, shortcut, self.block1, backend)

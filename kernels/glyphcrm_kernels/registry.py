@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from glyphcrm_kernels._shared import gpus
 from glyphcrm_kernels._shared.dispatch import Choice, Op
 from glyphcrm_kernels.addnorm import api as addnorm
 from glyphcrm_kernels.attention import api as attention
@@ -12,6 +15,12 @@ from glyphcrm_kernels.stem import api as stem
 from glyphcrm_kernels.stemconv import api as stemconv
 
 OPS: dict[str, Op] = {op.name: op for op in (addnorm.OP, stem.OP, conv.OP, stemconv.OP, attention.OP)}
+
+
+def lacks_device(backend: str, device: torch.device) -> bool:
+    """Return whether the kernels of that name run on no device such as this one, whatever the arguments are."""
+    on_gpus_alone = backend == "hopper" or (backend == "triton" and not gpus.INTERPRETED)
+    return on_gpus_alone and device.type != "cuda"
 
 
 def choice(op: str, *args: Any, **kwargs: Any) -> Choice:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from glyphcrm_kernels._shared.launch import Launch, Target
+from glyphcrm_kernels._shared.launch import Launch
+from glyphcrm_kernels._shared.targets import Target
 
 from bench.static_report import examine
 

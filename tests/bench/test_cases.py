@@ -17,6 +17,8 @@ from bench import cases, exercise_kernels, test_kernels
 from bench.cases import SMOKE, Case, Draw
 from bench.peers import Way
 
+# Of an op that is not there: its function, its arguments, its check.
+PARTS = (lambda *_, backend: None), (lambda *given: given), (lambda *_: None)
 SMALLEST = {case.op: case for case in cases.all_cases(SMOKE)}
 
 
@@ -37,7 +39,13 @@ CONSUMERS: dict[str, Callable[[], object]] = {
 def test_an_op_without_cases_is_missed(consumer: str) -> None:
     if not HAS_TRITON and consumer != "benchmarks":
         pytest.skip("there is no Triton")
-    fake = Op("fake", lambda *_, backend: None, {"reference": Implementation(lambda *_: None)})
+    fake = Op(
+        "fake",
+        lambda *_, backend: None,
+        lambda *given: given,
+        lambda *_: None,
+        {"reference": Implementation(lambda *_: None)},
+    )
     with (
         patch.dict(OPS, fake=fake),
         pytest.raises(LookupError, match=r"no cases of fake; add .* to CASES in .*cases\.py"),
@@ -46,7 +54,14 @@ def test_an_op_without_cases_is_missed(consumer: str) -> None:
 
 
 def test_a_kernel_that_is_not_launched_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
-    fake = Op("fake", lambda *_, backend: None, {}, kernels=SimpleNamespace(_forgotten_kernel=None))  # type: ignore[arg-type]
+    fake = Op(
+        "fake",
+        lambda *_, backend: None,
+        lambda *given: given,
+        lambda *_: None,
+        {},
+        kernels=SimpleNamespace(_forgotten_kernel=None),
+    )  # type: ignore[arg-type]
     with (
         patch.dict(OPS, {"fake": fake}, clear=True),
         patch.dict(cases.CASES, fake=lambda sizes, device: []),

@@ -58,7 +58,7 @@ class GuardedBuffers:
         self._buffers: list[tuple[Tensor, int]] = []
 
     def empty(self, *shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Stand in for `launch.empty`: contiguous, filled with NaN (integers: all bits 1)."""
+        """Stand in for `buffers.empty`: contiguous, filled with NaN (integers: all bits 1)."""
         dtype = dtype or like.dtype
         return self._reserve(torch.Size(shape).numel(), dtype, like.device).view(shape)
 

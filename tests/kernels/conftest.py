@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import buffers as outputs
 
 from tests.kernels.checks import GuardedBuffers
 
@@ -14,7 +14,7 @@ from tests.kernels.checks import GuardedBuffers
 def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedBuffers]:
     """Guarded, NaN-filled outputs for all kernels; the test places its inputs in such buffers, too."""
     guarded = GuardedBuffers()
-    monkeypatch.setattr(launch, "empty", guarded.empty)
+    monkeypatch.setattr(outputs, "empty", guarded.empty)
     yield guarded
     guarded.assert_guards_unchanged()
 

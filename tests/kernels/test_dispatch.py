@@ -13,7 +13,7 @@ import pytest
 import torch
 from glyphcrm_kernels import BACKENDS, Choice, add_norm, choice, glyph_conv, glyph_stem
 from glyphcrm_kernels._shared import cpu_library, gpus
-from glyphcrm_kernels._shared.launch import Target
+from glyphcrm_kernels._shared.targets import Target
 from glyphcrm_kernels.registry import OPS
 from torch._subclasses.fake_tensor import FakeTensorMode
 

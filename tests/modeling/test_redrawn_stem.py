@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from glyphcrm_kernels import glyph_conv, glyph_stem
-from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared import buffers, cpu_library
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +30,7 @@ def characters(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> tuple[HanGly
 def large_buffers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A list that grows by a weak reference to each buffer of 48 x 48 pixels an image that the operators ask for."""
     seen: list[Any] = []
-    empty = launch.empty
+    empty = buffers.empty
 
     def watched(*shape: int, **options: Any) -> Tensor:
         made = empty(*shape, **options)
@@ -38,7 +38,7 @@ def large_buffers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             seen.append(weakref.ref(made.untyped_storage()))
         return made
 
-    monkeypatch.setattr(launch, "empty", watched)
+    monkeypatch.setattr(buffers, "empty", watched)
     return seen
 
 

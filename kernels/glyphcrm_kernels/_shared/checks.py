@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 # Set to 1 to check on GPUs, too, that indices are in range; it waits for the device at every op.
 CHECK_VARIABLE = "GLYPHCRM_CHECK_INDICES"
+INDEX_DTYPES = (torch.int64, torch.int32)
 
 
 def check_devices(op: str, tensors: Mapping[str, Tensor | None]) -> None:
@@ -25,20 +26,43 @@ def check_devices(op: str, tensors: Mapping[str, Tensor | None]) -> None:
             raise ValueError(f"{op}: {name} is on {tensor.device}, but {first} is on {device}; move them to one device")
 
 
-def check_index(op: str, name: str, index: Tensor, rows: int) -> None:
-    """Raise `ValueError` unless all of `index` lies in ``[0, rows)``.
-
-    Values on a GPU are looked at only if the environment variable GLYPHCRM_CHECK_INDICES is 1, as the
-    look waits for the device; while compiling, nothing is looked at.
-    """
-    if index.dtype not in (torch.int64, torch.int32):
+def check_index_dtype(op: str, name: str, index: Tensor) -> None:
+    """Raise `ValueError` unless `index` has a dtype of indices."""
+    if index.dtype not in INDEX_DTYPES:
         raise ValueError(f"{op}: {name} is {index.dtype}; it must be int64 or int32")
-    if torch.compiler.is_compiling() or is_fake(index) or not index.numel():
+
+
+def check_index(op: str, name: str, index: Tensor, rows: int) -> None:
+    """Raise `ValueError` unless all of `index` lies in ``[0, rows)``; operators whose body does not look call it.
+
+    On a CPU an index out of range is an error in every implementation, compiled or not: the C functions look as they
+    go, and a graph of the reference has an assertion (`RuntimeError` with the same text). On a GPU nothing is read out
+    of bounds either: the kernels give NaN for that token or picture, and its skip row and picture get no gradient.
+    There values are looked at, before the op, only if the environment variable GLYPHCRM_CHECK_INDICES is 1, as the look
+    waits for the device; not while compiling. The reference on a GPU is PyTorch's gather, which asserts on the device.
+    """
+    kind = index.device.type
+    if torch.compiler.is_compiling():
+        if kind == "cpu":
+            inside = ((index >= 0) & (index < rows)).all()
+            torch._assert_async(inside, f"{op}: {name} holds an index out of range; it must be in [0, rows)")
         return
-    if index.device.type == "cpu" or (index.device.type == "cuda" and os.environ.get(CHECK_VARIABLE) == "1"):
-        low, high = (int(value) for value in index.aminmax())
-        if low < 0 or high >= rows:
-            raise ValueError(f"{op}: {name} holds {low if low < 0 else high}; it must be in [0, {rows})")
+    if kind == "cpu" or (kind == "cuda" and os.environ.get(CHECK_VARIABLE) == "1"):
+        _look(op, name, index, rows)
+
+
+def _look(op: str, name: str, index: Tensor, rows: int) -> None:
+    if torch._C._len_torch_dispatch_stack() or is_fake(index) or not index.numel():
+        return
+    low, high = (int(value) for value in index.aminmax())
+    if low < 0 or high >= rows:
+        raise index_error(op, name, index, rows)
+
+
+def index_error(op: str, name: str, index: Tensor, rows: int) -> ValueError:
+    """Return what to raise for an index that is out of range."""
+    low, high = (int(value) for value in index.aminmax())
+    return ValueError(f"{op}: {name} holds {low if low < 0 else high}; it must be in [0, {rows})")
 
 
 # A constant under a compiler: Dynamo cannot trace the question before torch 2.13.

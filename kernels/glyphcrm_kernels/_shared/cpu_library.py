@@ -9,14 +9,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from glyphcrm_kernels._shared.memo import remembered
+
 LANES = (16, 8, 4)  # floats in a vector of AVX-512, AVX2, and SSE2 or NEON
 NAME = "_cpu"
+BAD_INDEX = 1  # what a function returns that met an index out of range
+NUMBERS = {bool: ctypes.c_int, int: ctypes.c_int, float: ctypes.c_float}  # other arguments are addresses
 NOT_BUILT = "the C functions were not built; install this package where there is a C compiler"
 
 
@@ -33,6 +39,11 @@ def load() -> ctypes.CDLL | None:
 @torch.compiler.assume_constant_result
 def lanes(*channels: int) -> int:
     """Return the longest vectors that this processor has and that divide all numbers of channels, or 0."""
+    return _lanes(*channels)
+
+
+@remembered
+def _lanes(*channels: int) -> int:
     library = load()
     if library is None:
         return 0
@@ -52,11 +63,8 @@ def cpu_obstacle(*tensors: Tensor | None, channels: tuple[int, ...] = ()) -> str
     return f"channels of {', '.join(map(str, channels))}; the C functions take multiples of 4" if lanes() else NOT_BUILT
 
 
-def constant(name: str) -> int:
-    """Return what ``glyphcrm_NAME``, which takes no arguments, returns."""
-    library = load()
-    assert library is not None
-    return int(getattr(library, f"glyphcrm_{name}")())
+class BadIndexError(Exception):
+    """A C function met an index that is out of range; the caller knows whose it is."""
 
 
 def call(name: str, *arguments: float | Tensor | None) -> None:
@@ -64,19 +72,29 @@ def call(name: str, *arguments: float | Tensor | None) -> None:
 
     Raises:
         MemoryError: the function could not get the memory that it needs in between.
+        BadIndexError: it read an index that is out of range; what it should have written is undefined then.
     """
-    library = load()
-    assert library is not None
-    if getattr(library, f"glyphcrm_{name}")(*map(_argument, arguments)):
+    function, tensors, integers = _function(name, tuple(map(type, arguments)))
+    values: list[Any] = list(arguments)
+    for i in integers:
+        if not -(2**31) <= values[i] < 2**31:
+            raise OverflowError(f"{values[i]} does not fit the C functions' 32 bits; take a smaller batch")
+    for i in tensors:
+        assert values[i].is_contiguous()
+        values[i] = values[i].data_ptr()
+    failed = function(*values)
+    if failed == BAD_INDEX:
+        raise BadIndexError
+    if failed:
         raise MemoryError(f"{name}: no memory for the buffers; take a smaller batch")
 
 
-def _argument(value: float | Tensor | None) -> ctypes.c_int | ctypes.c_float | ctypes.c_void_p | None:
-    if isinstance(value, Tensor):
-        assert value.is_contiguous()
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    if value is not None and not -(2**31) <= value < 2**31:
-        raise OverflowError(f"{value} does not fit the C functions' 32 bits; take a smaller batch")
-    return None if value is None else ctypes.c_int(int(value))
+@remembered
+def _function(name: str, kinds: tuple[type, ...]) -> tuple[Callable[..., int], list[int], list[int]]:
+    """Return the function for arguments of these types, and which of them are tensors and whole numbers."""
+    library = load()
+    assert library is not None
+    types: list[Any] = [NUMBERS.get(kind, ctypes.c_void_p) for kind in kinds]
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *types)((f"glyphcrm_{name}", library))
+    tensors = [i for i, kind in enumerate(kinds) if issubclass(kind, Tensor)]
+    return function, tensors, [i for i, kind in enumerate(kinds) if issubclass(kind, int)]

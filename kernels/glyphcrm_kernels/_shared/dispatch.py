@@ -2,15 +2,25 @@
 
 An op lists its implementations in order of preference. Each says what keeps it from running on given arguments; an
 empty text is nothing. ``backend="auto"`` takes the first that nothing keeps, a name insists on one.
+
+Checks and choice rest on shapes, dtypes, devices and settings, so an eager call remembers them.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from glyphcrm_kernels._shared.memo import MOST, answers
+from glyphcrm_kernels._shared.operators import Operator, is_eager
 
 BACKENDS = ("auto", "hopper", "triton", "cpu", "reference")
 
@@ -41,10 +51,6 @@ class Choice(NamedTuple):
     reason: str
 
 
-class _Question(str):
-    """A backend that is asked about, not run."""
-
-
 @dataclass(frozen=True, eq=False)
 class Op:
     """An operation and its implementations.
@@ -52,16 +58,22 @@ class Op:
     Attributes:
         name: of the op, and of its function.
         function: the public one, with a keyword `backend`.
+        arguments: from all arguments of the function but `backend`, in their order, to those of the implementations,
+            of which the first is a tensor.
+        check: raises `ValueError` unless the arguments of the implementations fit each other; it looks at no values.
         implementations: by name, in order of preference; "reference" is the last and takes everything.
-        operators: the custom operators that launch Triton kernels, by name.
+        operators: those that launch Triton kernels, by name.
         kernels: the module with those kernels, whose names end in "_kernel".
     """
 
     name: str
     function: Callable[..., Any]
+    arguments: Callable[..., tuple[Any, ...]]
+    check: Callable[..., None]
     implementations: Mapping[str, Implementation]
-    operators: Mapping[str, Any] = field(default_factory=dict)
+    operators: Mapping[str, Operator] = field(default_factory=dict)
     kernels: ModuleType | None = None
+    _chosen: dict[Any, str] = field(default_factory=answers, init=False, repr=False)
 
     @property
     def reference(self) -> Callable[..., Any]:
@@ -73,26 +85,47 @@ class Op:
         """The names of the Triton kernels."""
         return {name for name in vars(self.kernels or object) if name.endswith("_kernel")}
 
-    def choice(self, *args: Any, backend: str = "auto", **kwargs: Any) -> Choice:
+    def choice(self, *args: Any, **kwargs: Any) -> Choice:
         """Return what the function would run if it were called so; it raises what the function would."""
-        return self.function(*args, **kwargs, backend=_Question(backend))
+        call = inspect.signature(self.function).bind(*args, **kwargs)
+        call.apply_defaults()
+        backend = call.arguments.pop("backend")
+        arguments = self.arguments(*call.arguments.values())
+        self.check(*arguments)
+        return self._choose(backend, arguments)
 
     def run(self, backend: str, *arguments: Any) -> Any:
-        """Choose, and compute; the arguments are those of the implementations, which the function has checked.
+        """Check, choose, and compute; the arguments are those of the implementations.
 
         Raises:
-            ValueError: an unknown backend, or a named one that does not take the arguments.
+            ValueError: what `check` raises; an unknown backend, or a named one that does not take the arguments.
         """
-        name, reason = self._choose(backend, arguments)
-        return Choice(name, reason) if isinstance(backend, _Question) else self.implementations[name].run(*arguments)
+        if not is_eager(arguments):
+            self.check(*arguments)
+            return self.implementations[self._choose(backend, arguments).implementation].run(*arguments)
+        kind = arguments[0].device.type
+        call = (
+            backend,
+            torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+            forward_ad._current_level >= 0,
+            *[(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else _hashable(a) for a in arguments],
+        )
+        name = self._chosen.get(call)
+        if name is None:
+            self.check(*arguments)
+            name = self._choose(backend, arguments).implementation
+            if len(self._chosen) >= MOST:
+                self._chosen.clear()
+            self._chosen[call] = name
+        return self.implementations[name].run(*arguments)
 
-    def _choose(self, backend: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
+    def _choose(self, backend: str, arguments: tuple[Any, ...]) -> Choice:
         """Return an implementation's name and why not those before it."""
         passed = ""
         for name, implementation in self.implementations.items() if backend == "auto" else ():
-            reason = implementation.drawback(*arguments) or implementation.obstacle(*arguments)
+            reason = _not_exported(name) or implementation.drawback(*arguments) or implementation.obstacle(*arguments)
             if not reason:
-                return name, passed
+                return Choice(name, passed)
             passed += f"{'; ' if passed else ''}{name}: {reason}"
         if backend not in BACKENDS:
             raise ValueError(f"{self.name}: backend={backend!r} is none of {', '.join(BACKENDS)}")
@@ -102,4 +135,15 @@ class Op:
             obstacle = self.implementations[backend].obstacle(*arguments)
         if obstacle:
             raise ValueError(f"{self.name}: {obstacle}, or use backend='auto'")
-        return backend, ""
+        return Choice(backend, "")
+
+
+def _not_exported(implementation: str) -> str:
+    """Return why `torch.export` passes an implementation over, or an empty string."""
+    if implementation != "reference" and torch.compiler.is_exporting():
+        return "an exported program runs without this package"
+    return ""
+
+
+def _hashable(argument: Any) -> Any:
+    return tuple(argument) if isinstance(argument, list) else argument

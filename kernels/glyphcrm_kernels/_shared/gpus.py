@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import sysconfig
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from glyphcrm_kernels._shared.launch import Target, target_of
+from glyphcrm_kernels._shared.memo import remembered
 from glyphcrm_kernels._shared.optional_triton import HAS_TRITON, INTERPRETED, triton
+from glyphcrm_kernels._shared.targets import Target, target_of
 
 OLDEST_CUDA_ARCH = 80  # Ampere: the first with bf16 and asynchronous copies
 HIP_ARCHS = ("gfx90a", "gfx942", "gfx950")
@@ -66,7 +66,7 @@ def _hopper_obstacle(device_index: int | None) -> str:
     return gluon_obstacle() if HAS_TRITON else "Triton is not installed; install it"
 
 
-@functools.cache  # one warning
+@remembered  # one warning
 def gluon_obstacle() -> str:
     """Return why the Gluon of the installed Triton is none that the kernels are made for, or an empty string."""
     found = triton.__version__
@@ -92,7 +92,7 @@ def _device_obstacle(device_type: str, device_index: int | None) -> str:
     return _target_obstacle(target_of(torch.device(device_type, device_index or 0)))
 
 
-@functools.cache  # one look and at most one warning for each kind of GPU
+@remembered  # one look and at most one warning for each kind of GPU
 def _target_obstacle(target: Target) -> str:
     obstacle = obstacle_on(target)
     if obstacle:

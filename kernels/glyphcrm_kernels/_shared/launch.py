@@ -1,49 +1,32 @@
-"""What a kernel launch is made of: the target, the output buffers, the arguments.
+"""How a kernel is started: a `Launch` once, a `Plan` again and again. All launches go through the two.
 
-Operators start their kernels with `start`. Within `record` the same launches, built from tensors on the meta device,
-are kept instead: what compiles them ahead of time sees exactly what a GPU would be given.
+Triton finds out at every launch which compiled kernel fits the arguments, and that takes the host as long as all the
+rest. It looks at numbers (whether they are 1 or multiples of 16), and of tensors at dtype and alignment. A plan's
+numbers are its own, so it looks at the tensors alone and starts the kernel that the first such launch returned.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared.optional_triton import INTERPRETED, tl
+from glyphcrm_kernels._shared.optional_triton import HAS_TRITON, INTERPRETED, triton
 
-
-class Target(NamedTuple):
-    """What a kernel is compiled for: ("cuda", 90), ("hip", "gfx942"), or ("interpreter", 0)."""
-
-    backend: str
-    arch: int | str
-
-
-INTERPRETER = Target("interpreter", 0)
-
-
-def target_of(device: torch.device) -> Target:
-    """Return what Triton compiles for on `device`; within `record`, what was asked for there."""
-    if _recording is not None:
-        return _recording[0]
-    if INTERPRETED:
-        return INTERPRETER
-    if torch.version.hip:
-        return Target("hip", torch.cuda.get_device_properties(device).gcnArchName.split(":")[0])
-    major, minor = torch.cuda.get_device_capability(device)
-    return Target("cuda", 10 * major + minor)
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Return how many multiprocessors `device` has; where there is no GPU, an H100's 132 (meta) or 2 (CPU)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 132 if device.type == "meta" else 2
+# Of Triton: those whose compiled kernels take a launch's arguments in the order of the parameters, constants included.
+DIRECT_RELEASES = ("3.5", "3.6", "3.7", "3.8", "3.9")
+# On AMD, Triton looks at the sizes of tensors as well.
+DIRECT = (
+    HAS_TRITON
+    and not INTERPRETED
+    and not torch.version.hip
+    and ".".join(triton.__version__.split(".")[:2]) in DIRECT_RELEASES
+)
+ALIGNMENT = 16  # bytes; what Triton distinguishes addresses by
 
 
 @dataclass(frozen=True)
@@ -66,15 +49,19 @@ class Launch:
     num_stages: int = 3
 
     def run(self) -> None:
-        """Start the kernel on the device of its tensors, or keep it within `record`; an empty grid is no launch."""
+        """Start the kernel on the device of its tensors, or give it to `intercepted`; an empty grid is no launch."""
         if 0 in self.grid:
             return
-        if _recording is not None:
-            _recording[1].append(self)
-            return
-        device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel[self.grid](
+        if _interceptor is not None:
+            _interceptor(self)
+        else:
+            self.start()
+
+    def start(self) -> Any:
+        """Start the kernel on the device of its tensors, and return it compiled."""
+        tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
+        with _on(tensor.get_device()):
+            return self.kernel[self.grid](
                 **self.arguments,
                 **self.constants,
                 num_warps=self.num_warps,
@@ -83,61 +70,76 @@ class Launch:
             )
 
 
-_recording: tuple[Target, list[Launch]] | None = None
+class Plan:
+    """A launch without its tensors.
+
+    Args:
+        kernel, grid, constants, num_warps, num_stages: as in `Launch`.
+        numbers: the arguments between the tensors and the constants.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        numbers: tuple[int, ...],
+        constants: dict[str, Any],
+        num_warps: int = 4,
+        num_stages: int = 3,
+    ) -> None:
+        self.kernel, self.grid, self.numbers, self.constants = kernel, grid, numbers, constants
+        self.num_warps, self.num_stages = num_warps, num_stages
+        self._is_empty = 0 in grid
+        # What a compiled kernel takes behind the tensors, in the order of its parameters.
+        self._behind = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
+        self._compiled: dict[Any, Callable[..., None]] = {}
+
+    def launch(self, *tensors: Tensor | None) -> Launch:
+        """Return the launch with these tensors, which come in the order of the kernel's parameters."""
+        arguments = dict(zip(self.kernel.arg_names, (*tensors, *self.numbers), strict=False))
+        return Launch(self.kernel, self.grid, arguments, self.constants, self.num_warps, self.num_stages)
+
+    def start(self, first: Tensor, *others: Tensor | None) -> None:
+        """Run the launch with these tensors."""
+        if self._is_empty:
+            return
+        if _interceptor is not None or not DIRECT:
+            self.launch(first, *others).run()
+            return
+        device = first.get_device()
+        kinds = [(t.dtype, t.data_ptr() % ALIGNMENT == 0) if t is not None else None for t in others]
+        key = (device, first.dtype, first.data_ptr() % ALIGNMENT == 0, *kinds)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            self._compiled[key] = self._first(first, *others)
+            return
+        with _on(device):
+            compiled(first, *others, *self._behind)
+
+    def _first(self, *tensors: Tensor | None) -> Callable[..., None]:
+        """Run the launch, and return what starts the kernel that Triton took for it."""
+        width, height, depth = (*self.grid, 1, 1)[:3]
+        start: Callable[..., None] = self.launch(*tensors).start()[width, height, depth]
+        return start
 
 
-def start(
-    kernel: Any,
-    grid: tuple[int, ...],
-    arguments: tuple[Any, ...],
-    constants: dict[str, Any],
-    num_warps: int = 4,
-    num_stages: int = 3,
-) -> None:
-    """Run a `Launch`; `arguments` come in the order of the kernel's parameters, its constants behind them."""
-    named = dict(zip(kernel.arg_names, arguments, strict=False))
-    Launch(kernel, grid, named, constants, num_warps, num_stages).run()
+_NOWHERE: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def _on(device: int) -> contextlib.AbstractContextManager[None]:
+    """Make a GPU the current one; -1 is none."""
+    return _NOWHERE if device < 0 or device == torch.cuda.current_device() else torch.cuda.device(device)
+
+
+_interceptor: Callable[[Launch], object] | None = None
 
 
 @contextlib.contextmanager
-def record(target: Target) -> Iterator[list[Launch]]:
-    """Let operators believe that they run on `target`, and yield the list that takes their launches; none runs."""
-    global _recording
-    launches: list[Launch] = []
-    before = _recording
-    _recording = target, launches
+def intercepted(take: Callable[[Launch], object]) -> Iterator[None]:
+    """Give every launch to `take` instead of running it."""
+    global _interceptor
+    before, _interceptor = _interceptor, take
     try:
-        yield launches
+        yield
     finally:
-        _recording = before
-
-
-def launches_of(operator: Any, target: Target, *arguments: Any) -> list[Launch]:
-    """Return what a custom operator (see `Op.operators`) would launch on `target`, given tensors on the meta device."""
-    with record(target) as launches:
-        operator._init_fn(*arguments)  # its body, in whose place meta tensors would get the rule for shapes
-    return launches
-
-
-def dot_arguments(target: Target, dtype: torch.dtype) -> dict[str, Any]:
-    """Return how kernels multiply matrices whose elements are `dtype` in memory: two of their constants."""
-    operands = getattr(tl, str(dtype).removeprefix("torch."))
-    if target.backend == "interpreter" and dtype == torch.bfloat16:
-        operands = tl.float32  # the interpreter's bfloat16 dot is wrong
-    # Three TF32 products give float32 accuracy on NVIDIA's tensor cores; AMD's multiply float32 itself.
-    return {"DOT_DTYPE": operands, "INPUT_PRECISION": "tf32x3" if target.backend == "cuda" else "ieee"}
-
-
-def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an uninitialised contiguous tensor on the device of `like`, in its dtype unless one is given.
-
-    All outputs of all kernels come from here and from `empty_nhwc`, so that a test can poison them.
-    """
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-
-
-def empty_nhwc(
-    images: int, channels: int, height: int, width: int, *, like: Tensor, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Return an uninitialised ``(images, channels, height, width)`` in channels-last memory order."""
-    return empty(images, height, width, channels, like=like, dtype=dtype).permute(0, 3, 1, 2)
+        _interceptor = before

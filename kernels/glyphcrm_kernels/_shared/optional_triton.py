@@ -12,8 +12,8 @@ except ImportError:  # Triton has wheels for Linux only
     class _Missing:
         """Takes the place of `triton` and `triton.language` while a kernel file is imported."""
 
-        def jit(self, function: Any) -> Any:
-            return function
+        def jit(self, function: Any = None, **options: Any) -> Any:
+            return function or (lambda decorated: decorated)
 
         def __getattr__(self, name: str) -> Any:
             return _Missing()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glyphcrm_kernels._shared.checks import check_devices, check_index
+from glyphcrm_kernels._shared.checks import check_devices, check_index_dtype
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
 from glyphcrm_kernels._shared.gpus import on_no_gpu
 from glyphcrm_kernels.addnorm import cpu, triton, triton_kernels
@@ -53,13 +53,37 @@ def add_norm(
             out of range (on a GPU: see `check_index`), `p` outside [0, 1), `eps` below 0, an unknown backend, or a
             named one that does not take the arguments.
     """
+    return OP.run(backend, *_arguments(x, residual, weight, bias, skip, index, p, eps, training))
+
+
+def _arguments(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    skip: Tensor | None,
+    index: Tensor | None,
+    p: float,
+    eps: float,
+    training: bool,
+) -> tuple[Any, ...]:
+    """Return the arguments of the implementations: as in `add_norm_reference`."""
+    if not 0 <= p < 1:
+        raise ValueError(f"add_norm: p={p} must be in [0, 1)")
+    return x, residual, weight, bias, skip, index, float(p) if training else 0.0, float(eps)
+
+
+def _check(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    skip: Tensor | None,
+    index: Tensor | None,
+    p: float,
+    eps: float,
+) -> None:
     tensors = {"x": x, "residual": residual, "weight": weight, "bias": bias, "skip": skip, "index": index}
-    _check(tensors, p, eps)
-    return OP.run(backend, *tensors.values(), p if training else 0.0, eps)
-
-
-def _check(tensors: dict[str, Any], p: float, eps: float) -> None:
-    x, residual, _, _, skip, index = tensors.values()
     d = x.shape[-1] if x.dim() else 0
     for name, tensor in tensors.items():
         if tensor is not None and name != "index" and not tensor.is_floating_point():
@@ -68,19 +92,17 @@ def _check(tensors: dict[str, Any], p: float, eps: float) -> None:
         raise ValueError(f"add_norm: x has shape {tuple(x.shape)}; it must be (..., d) with d at least 1")
     if residual.shape != x.shape:
         raise ValueError(f"add_norm: residual has shape {tuple(residual.shape)}; x has {tuple(x.shape)}")
-    for name in ("weight", "bias"):
-        if tensors[name].shape != (d,):
-            raise ValueError(f"add_norm: {name} has shape {tuple(tensors[name].shape)}; it must be ({d},)")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector.shape != (d,):
+            raise ValueError(f"add_norm: {name} has shape {tuple(vector.shape)}; it must be ({d},)")
     if eps < 0:
         raise ValueError(f"add_norm: eps={eps} must be 0 or more")
-    if not 0 <= p < 1:
-        raise ValueError(f"add_norm: p={p} must be in [0, 1)")
     if skip is not None and index is not None:
         if skip.dim() != 2 or skip.shape[1] != d:
             raise ValueError(f"add_norm: skip has shape {tuple(skip.shape)}; it must be (rows, {d})")
         if index.shape != x.shape[:-1]:
             raise ValueError(f"add_norm: index has shape {tuple(index.shape)}; it must be {tuple(x.shape[:-1])}")
-        check_index("add_norm", "index", index, skip.shape[0])
+        check_index_dtype("add_norm", "index", index)
     elif skip is not None or index is not None:
         missing = "index" if index is None else "skip"
         raise ValueError(f"add_norm: {missing} is missing; skip and index go together, give both or neither")
@@ -90,6 +112,8 @@ def _check(tensors: dict[str, Any], p: float, eps: float) -> None:
 OP = Op(
     "add_norm",
     add_norm,
+    _arguments,
+    _check,
     {
         "triton": Implementation(triton.run, triton.obstacle, drawback=on_no_gpu),
         "cpu": Implementation(cpu.run, cpu.obstacle),

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import cpu_library, launch
-from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
+from glyphcrm_kernels._shared import buffers, cpu_library
+from glyphcrm_kernels._shared.checks import index_error
+from glyphcrm_kernels._shared.cpu_library import BadIndexError, cpu_obstacle
 from glyphcrm_kernels._shared.dropout import drop_below, new_seed
+from glyphcrm_kernels._shared.operators import operator
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 
@@ -29,16 +31,25 @@ def run(x: Tensor, *inputs: Any) -> Tensor:
     """Return y; arguments as in `add_norm_reference`."""
     *others, index, p, eps = inputs
     index, seed = None if index is None else index.long(), new_seed(x.device) if p else None
-    return _add_norm_cpu(x, *others, index, seed, drop_below(p), eps)[0]
+    y: Tensor = _add_norm_cpu(x, *others, index, seed, drop_below(p), eps)
+    return y
 
 
-def _call(name: str, x: Tensor, drop: int, *arguments: float | Tensor | None) -> None:
+def _call(
+    name: str, drop: int, x: Tensor, skip: Tensor | None, index: Tensor | None, *arguments: float | Tensor | None
+) -> None:
     d = x.shape[-1]
-    sizes = (cpu_library.lanes(d), torch.get_num_threads(), x.numel() // d, d, drop)
-    cpu_library.call(name, *sizes, *(a.contiguous() if isinstance(a, Tensor) else a for a in arguments))
+    rows = 0 if skip is None else skip.shape[0]
+    sizes = (cpu_library.lanes(d), torch.get_num_threads(), x.numel() // d, d, rows, drop)
+    skip, index = (t if t is None else t.contiguous() for t in (skip, index))
+    try:
+        cpu_library.call(name, *sizes, x.contiguous(), skip, index, *arguments)
+    except BadIndexError:
+        assert index is not None
+        raise index_error("add_norm", "index", index, rows) from None
 
 
-@torch.library.custom_op("glyphcrm::add_norm_cpu", mutates_args=())
+@operator("glyphcrm::add_norm_cpu", results=1)
 def _add_norm_cpu(
     x: Tensor,
     residual: Tensor,
@@ -57,9 +68,10 @@ def _add_norm_cpu(
         seed: ``(1,)`` int64, or None without dropout.
         drop: an element of x is dropped if its 16 random bits are below.
     """
-    y = launch.empty(*x.shape, like=x)
-    mean, rstd = (launch.empty(*x.shape[:-1], like=x) for _ in range(2))
-    _call("add_norm_forward", x, drop, eps, x, residual, weight, bias, skip, index, seed, y, mean, rstd)
+    y = buffers.empty(*x.shape, like=x)
+    mean, rstd = (buffers.empty(*x.shape[:-1], like=x) for _ in range(2))
+    inputs = (residual.contiguous(), weight.contiguous(), bias.contiguous(), seed, eps)
+    _call("add_norm_forward", drop, x, skip, index, *inputs, y, mean, rstd)
     return y, mean, rstd
 
 
@@ -68,7 +80,7 @@ def _(x: Tensor, *_: Any) -> Tensors:
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
 
 
-@torch.library.custom_op("glyphcrm::add_norm_cpu_backward", mutates_args=())
+@operator("glyphcrm::add_norm_cpu_backward")
 def _add_norm_cpu_backward(
     dy: Tensor,
     x: Tensor,
@@ -82,13 +94,12 @@ def _add_norm_cpu_backward(
     drop: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dz, dx (empty where dz serves), and dweight and dbias as ``(2, d)``."""
-    d, chunk = x.shape[-1], cpu_library.constant("add_norm_chunk")
-    dz = launch.empty(*x.shape, like=x)
-    dx = None if seed is None else launch.empty(*x.shape, like=x)
-    partial = launch.empty(2, -(-mean.numel() // chunk), d, like=x)
-    inputs = (dy, x, residual, weight, mean, rstd, skip, index, seed)
-    _call("add_norm_backward", x, drop, *inputs, dz, dx, partial)
-    return dz, x.new_empty(0) if dx is None else dx, partial.sum(1)
+    dz = buffers.empty(*x.shape, like=x)
+    dx = None if seed is None else buffers.empty(*x.shape, like=x)
+    dparameters = buffers.empty(2, x.shape[-1], like=x)
+    inputs = (t.contiguous() for t in (residual, weight, mean, rstd, dy))
+    _call("add_norm_backward", drop, x, skip, index, *inputs, seed, dz, dx, dparameters)
+    return dz, x.new_empty(0) if dx is None else dx, dparameters
 
 
 @_add_norm_cpu_backward.register_fake
@@ -105,7 +116,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     ctx.set_materialize_grads(False)  # or zeros would be made as the gradients of mean and rstd
 
 
-def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:  # nothing that is differentiated depends on y
         return (None,) * 9
     saved = ctx.saved_tensors  # once: checkpointing makes them when they are asked for

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphcrm_kernels._shared.checks import check_index
+
 
 def add_norm_reference(
     x: Tensor,
@@ -21,6 +23,7 @@ def add_norm_reference(
     dtype = torch.promote_types(x.dtype, residual.dtype)
     z = (F.dropout(x, p) if p else x) + residual
     if skip is not None and index is not None:
+        check_index("add_norm", "index", index, skip.shape[0])
         # The backward of an embedding is the segment sum that this gather needs, and deterministic.
         z = z + F.embedding(index, skip).to(dtype)
     # Cast by hand: autocast would make the normalisation float32 anyway, but leave its result so.

@@ -5,7 +5,7 @@ A thread takes 8 neighbouring columns at a time: 16 bytes in 16-bit types.
 
 from __future__ import annotations
 
-from glyphcrm_kernels._shared.launch import Target
+from glyphcrm_kernels._shared.targets import Target
 
 LARGEST_WIDTH = 4096  # a program holds whole rows in its registers; wider ones spill on sm_90
 ELEMENTS_A_PROGRAM = 2048  # whole rows, at least one

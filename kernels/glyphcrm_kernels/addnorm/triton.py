@@ -26,10 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import buffers, targets
+from glyphcrm_kernels._shared.checks import check_index
 from glyphcrm_kernels._shared.dropout import drop_below, new_seed
 from glyphcrm_kernels._shared.gpus import triton_obstacle
-from glyphcrm_kernels._shared.launch import multiprocessors, start, target_of
+from glyphcrm_kernels._shared.launch import Plan
+from glyphcrm_kernels._shared.memo import remembered
+from glyphcrm_kernels._shared.operators import operator
+from glyphcrm_kernels._shared.targets import Target, target_of
 from glyphcrm_kernels.addnorm import tiles
 from glyphcrm_kernels.addnorm import triton_kernels as kernels
 from glyphcrm_kernels.addnorm.reference import arithmetic
@@ -47,11 +51,21 @@ def obstacle(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, skip: Te
 
 def run(x: Tensor, *inputs: Any) -> Tensor:
     """Return y; arguments as in `add_norm_reference`."""
-    *others, p, eps = inputs
-    return _add_norm(x, *others, new_seed(x.device) if p else None, p, eps)[0]
+    residual, weight, bias, skip, index, p, eps = inputs
+    if skip is not None:
+        check_index("add_norm", "index", index, skip.shape[0])
+    y: Tensor = _add_norm(x, residual, weight, bias, skip, index, new_seed(x.device) if p else None, p, eps)
+    return y
 
 
-@torch.library.custom_op("glyphcrm::add_norm", mutates_args=())
+@remembered
+def _forward_plan(target: Target, tokens: int, d: int, rows: int, drop: int, eps: float) -> Plan:
+    tile, block, warps = tiles.tile(target, d)
+    constants = {"EPS": eps, "D": d, "ROWS": tile, "BLOCK": block}
+    return Plan(kernels._add_norm_fwd_kernel, (-(-tokens // tile),), (tokens, rows, drop), constants, warps)
+
+
+@operator("glyphcrm::add_norm", results=1)
 def _add_norm(
     x: Tensor,
     residual: Tensor,
@@ -65,18 +79,12 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, mean and rstd."""
     x, residual, weight, bias, skip, index = _contiguous(x, residual, weight, bias, skip, index)
-    d, dtype, target = x.shape[-1], torch.promote_types(x.dtype, residual.dtype), target_of(x.device)
-    y = launch.empty(*x.shape, like=x, dtype=dtype)
-    mean, rstd = (launch.empty(*x.shape[:-1], like=x, dtype=arithmetic(dtype)) for _ in range(2))
-    tokens = mean.numel()
-    rows, block, warps = tiles.tile(target, d)
-    start(
-        kernels._add_norm_fwd_kernel,
-        (-(-tokens // rows),),
-        (x, residual, weight, bias, skip, index, seed, y, mean, rstd, tokens, drop_below(p)),
-        {"EPS": eps, "D": d, "ROWS": rows, "BLOCK": block},
-        num_warps=warps,
-    )
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    y = buffers.empty(*x.shape, like=x, dtype=dtype)
+    mean, rstd = (buffers.empty(*x.shape[:-1], like=x, dtype=arithmetic(dtype)) for _ in range(2))
+    rows = 0 if skip is None else skip.shape[0]
+    plan = _forward_plan(target_of(x.device), mean.numel(), x.shape[-1], rows, drop_below(p), eps)
+    plan.start(x, residual, weight, bias, skip, index, seed, y, mean, rstd)
     return y, mean, rstd
 
 
@@ -87,7 +95,15 @@ def _(x: Tensor, residual: Tensor, *_: Any) -> Tensors:
     return x.new_empty(x.shape, dtype=dtype), mean, torch.empty_like(mean)
 
 
-@torch.library.custom_op("glyphcrm::add_norm_backward", mutates_args=())
+@remembered
+def _backward_plan(target: Target, multiprocessors: int, tokens: int, d: int, rows: int, drop: int) -> Plan:
+    tile, block, warps = tiles.tile(target, d)
+    programs = min(-(-tokens // tile), tiles.BACKWARD_PROGRAMS_A_MULTIPROCESSOR * multiprocessors)
+    constants = {"D": d, "ROWS": tile, "BLOCK": block}
+    return Plan(kernels._add_norm_bwd_kernel, (programs,), (tokens, rows, drop), constants, warps)
+
+
+@operator("glyphcrm::add_norm_backward")
 def _add_norm_backward(
     dy: Tensor,
     x: Tensor,
@@ -102,19 +118,13 @@ def _add_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dz, dx (empty where dz serves), and dweight and dbias as ``(2, d)`` in the dtype of the arithmetic."""
     dy, x, residual, weight, skip, index = _contiguous(dy, x, residual, weight, skip, index)
-    d, tokens, target = x.shape[-1], mean.numel(), target_of(x.device)
-    rows, block, warps = tiles.tile(target, d)
-    programs = min(-(-tokens // rows), tiles.BACKWARD_PROGRAMS_A_MULTIPROCESSOR * multiprocessors(x.device))
-    dz = launch.empty(*x.shape, like=dy)
-    dx = launch.empty(*x.shape, like=x) if _needs_own_dx(x, dz, seed) else None
-    partial = launch.empty(2, programs, d, like=mean)
-    start(
-        kernels._add_norm_bwd_kernel,
-        (programs,),
-        (dy, x, residual, weight, mean, rstd, skip, index, seed, dz, dx, partial, tokens, drop_below(p)),
-        {"D": d, "ROWS": rows, "BLOCK": block},
-        num_warps=warps,
-    )
+    d, rows = x.shape[-1], 0 if skip is None else skip.shape[0]
+    target, multiprocessors = target_of(x.device), targets.multiprocessors(x.device)
+    plan = _backward_plan(target, multiprocessors, mean.numel(), d, rows, drop_below(p))
+    dz = buffers.empty(*x.shape, like=dy)
+    dx = buffers.empty(*x.shape, like=x) if _needs_own_dx(x, dz, seed) else None
+    partial = buffers.empty(2, *plan.grid, d, like=mean)
+    plan.start(dy, x, residual, weight, mean, rstd, skip, index, seed, dz, dx, partial)
     return dz, x.new_empty(0) if dx is None else dx, partial.sum(1)
 
 
@@ -125,23 +135,27 @@ def _(dy: Tensor, x: Tensor, *others: Any) -> Tensors:
     return dy.new_empty(x.shape), dx, mean.new_empty(2, x.shape[-1])
 
 
-@torch.library.custom_op("glyphcrm::segment_sum", mutates_args=())
+@remembered
+def _segment_plan(target: Target, rows: int, d: int) -> Plan:
+    columns, parts = tiles.SEGMENT_COLUMNS, tiles.SEGMENT_PARTS
+    constants = {"D": d, "TOKENS": tiles.SEGMENT_TOKENS, "COLUMNS": columns, "PARTS": parts}
+    warps = tiles.warps(target, tiles.SEGMENT_THREADS)
+    return Plan(kernels._segment_sum_kernel, (rows, -(-d // columns)), (), constants, warps)
+
+
+@operator("glyphcrm::segment_sum")
 def _segment_sum(values: Tensor, index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """Return ``(rows, d)``: for each row the sum of the `values` ``(..., d)`` whose `index` it is, in their order."""
+    """Return ``(rows, d)``: for each row the sum of the `values` ``(..., d)`` whose `index` it is, in their order.
+
+    An index out of range is no row's.
+    """
     values, index = _contiguous(values, index)
-    d, target = values.shape[-1], target_of(values.device)
+    d = values.shape[-1]
     # Half the passes of a radix sort of 64-bit integers; stable, so that the order of the additions is fixed.
     segment, order = index.flatten().to(torch.int32).sort(stable=True)
     starts = torch.searchsorted(segment, torch.arange(rows + 1, dtype=torch.int32, device=index.device))
-    sums = launch.empty(rows, d, like=values, dtype=dtype)
-    columns, parts = tiles.SEGMENT_COLUMNS, tiles.SEGMENT_PARTS
-    start(
-        kernels._segment_sum_kernel,
-        (rows, -(-d // columns)),
-        (values, order, starts, sums),
-        {"D": d, "TOKENS": tiles.SEGMENT_TOKENS, "COLUMNS": columns, "PARTS": parts},
-        num_warps=tiles.warps(target, tiles.SEGMENT_THREADS),
-    )
+    sums = buffers.empty(rows, d, like=values, dtype=dtype)
+    _segment_plan(target_of(values.device), rows, d).start(values, order, starts, sums)
     return sums
 
 
@@ -167,7 +181,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     ctx.set_materialize_grads(False)  # or zeros would be made as the gradients of mean and rstd
 
 
-def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:  # nothing that is differentiated depends on y
         return (None,) * 9
     x, residual, weight, mean, rstd, skip, index, seed = ctx.saved_tensors
@@ -176,8 +190,12 @@ def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Te
     if skip is not None and ctx.needs_input_grad[4]:
         dskip = _segment_sum(dz, index, skip.shape[0], skip.dtype)
     dx = dx if _needs_own_dx(x, dz, seed) else dz
-    dparameters = dweight.to(weight.dtype), dbias.to(ctx.bias_dtype)
-    return dx, dz.to(residual.dtype), *dparameters, dskip, None, None, None, None
+    gradients = _cast(dz, residual.dtype), _cast(dweight, weight.dtype), _cast(dbias, ctx.bias_dtype)
+    return dx, *gradients, dskip, None, None, None, None
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 _add_norm.register_autograd(_backward, setup_context=_keep)

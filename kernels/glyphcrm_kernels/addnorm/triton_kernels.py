@@ -31,6 +31,7 @@ def _sum_rows(
     row,  # the tile's tokens, int64
     column,  # the tile's columns
     tokens,
+    rows,
     kept,  # (ROWS, BLOCK), used if DROPOUT
     scale,
     DROPOUT: tl.constexpr,
@@ -46,11 +47,14 @@ def _sum_rows(
     z += tl.load(residual + at, mask=inside, other=0.0).to(ACC)
     if skip is not None:
         skip_row = tl.load(index + row, mask=row < tokens, other=0).to(tl.int64)
-        z += tl.load(skip + skip_row[:, None] * D + column[None, :], mask=inside, other=0.0).to(ACC)
+        # An index out of range reads nothing, and makes its token NaN.
+        known = inside & ((skip_row >= 0) & (skip_row < rows))[:, None]
+        z += tl.load(skip + skip_row[:, None] * D + column[None, :], mask=known, other=float("nan")).to(ACC)
+        z = tl.where(inside, z, 0.0)
     return z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_norm_fwd_kernel(
     x,  # (tokens, D)
     residual,  # (tokens, D)
@@ -63,6 +67,7 @@ def _add_norm_fwd_kernel(
     mean,  # (tokens,)
     rstd,  # (tokens,)
     tokens,
+    rows,  # of skip, 0 without
     drop_below,  # of 65,536: an element is dropped if its 16 random bits are below
     EPS: tl.constexpr,
     D: tl.constexpr,
@@ -77,7 +82,7 @@ def _add_norm_fwd_kernel(
     if seed is not None:
         kept = _kept(seed, row, drop_below, D, ROWS, BLOCK)
     scale = tl.full([], 65536, ACC) / (65536 - drop_below)
-    z = _sum_rows(x, residual, skip, index, row, column, tokens, kept, scale, seed is not None, D, ACC)
+    z = _sum_rows(x, residual, skip, index, row, column, tokens, rows, kept, scale, seed is not None, D, ACC)
 
     average = tl.sum(z, 1) / D
     centred = tl.where(inside, z - average[:, None], 0.0)
@@ -90,7 +95,7 @@ def _add_norm_fwd_kernel(
     tl.store(rstd + row, inverse, mask=row < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_norm_bwd_kernel(
     dy,  # (tokens, D)
     x,  # (tokens, D)
@@ -105,6 +110,7 @@ def _add_norm_bwd_kernel(
     dx,  # (tokens, D), or None where it equals dz
     partial,  # (2, programs, D): each program's share of dweight and dbias
     tokens,
+    rows,  # of skip, 0 without
     drop_below,  # as in the forward
     D: tl.constexpr,
     ROWS: tl.constexpr,
@@ -124,7 +130,7 @@ def _add_norm_bwd_kernel(
         kept = inside
         if seed is not None:
             kept = _kept(seed, row, drop_below, D, ROWS, BLOCK)
-        z = _sum_rows(x, residual, skip, index, row, column, tokens, kept, scale, seed is not None, D, ACC)
+        z = _sum_rows(x, residual, skip, index, row, column, tokens, rows, kept, scale, seed is not None, D, ACC)
         average = tl.load(mean + row, mask=row < tokens, other=0.0)
         inverse = tl.load(rstd + row, mask=row < tokens, other=0.0)
         normalised = tl.where(inside, z - average[:, None], 0.0) * inverse[:, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from glyphcrm_kernels._shared.checks import check_devices
@@ -37,6 +39,31 @@ def dropout_attention(
         ValueError: `p` outside [0, 1), shapes, dtypes or devices that do not fit, lengths that are not those of the
             row, an unknown backend, or a named one that does not take the arguments.
     """
+    return OP.run(backend, *_arguments(query, key, value, scaling, p, query_lengths, key_lengths))
+
+
+def _arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    p: float,
+    query_lengths: list[int] | None,
+    key_lengths: list[int] | None,
+) -> tuple[Any, ...]:
+    """Return the arguments of the implementations."""
+    return query, key, value, float(scaling), float(p), query_lengths, key_lengths
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    p: float,
+    query_lengths: list[int] | None,
+    key_lengths: list[int] | None,
+) -> None:
     if not 0 <= p < 1:
         raise ValueError(f"dropout_attention: p={p} must be in [0, 1)")
     if query.dim() != 4:
@@ -56,12 +83,13 @@ def dropout_attention(
             total, shape = sum(lengths), tuple(tensor.shape)
             raise ValueError(f"dropout_attention: lengths of {total} in all do not divide a row of shape {shape}")
     check_devices("dropout_attention", {"query": query, "key": key, "value": value})
-    return OP.run(backend, query, key, value, scaling, p, query_lengths, key_lengths)
 
 
 OP = Op(
     "dropout_attention",
     dropout_attention,
+    _arguments,
+    _check,
     {
         "cpu": Implementation(cpu.run, cpu.obstacle, drawback=cpu.drawback),
         "reference": Implementation(dropout_attention_reference),

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared import buffers, cpu_library
 from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
 from glyphcrm_kernels._shared.dropout import drop_below, new_seed
+from glyphcrm_kernels._shared.operators import operator
 
 SCORES_AT_ONCE = 1 << 17  # of short rows of a batch several are worked on at once, up to so many scores
 
@@ -42,7 +43,9 @@ def drawback(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float
 
 def run(query: Tensor, key: Tensor, value: Tensor, scaling: float, p: float, *lengths: list[int] | None) -> Tensor:
     """Return the context; arguments as in `dropout_attention`."""
-    return _attention_cpu(query, key, value, new_seed(query.device), drop_below(p), scaling, *lengths)[0]
+    seed = new_seed(query.device)
+    context: Tensor = _attention_cpu(query, key, value, seed, drop_below(p), scaling, *lengths)
+    return context
 
 
 class _Scores(NamedTuple):
@@ -110,7 +113,7 @@ def _write(piece: Tensor, matrices: Tensor) -> None:
 
 def _scratch(pieces: list[_Scores], like: Tensor) -> list[Tensor]:
     """Return room for the scores of each piece, the same memory for all."""
-    room = launch.empty(max((math.prod(scores.shape) for scores in pieces), default=0), like=like)
+    room = buffers.empty(max((math.prod(scores.shape) for scores in pieces), default=0), like=like)
     return [room.narrow(0, 0, math.prod(scores.shape)).view(scores.shape) for scores in pieces]
 
 
@@ -120,7 +123,7 @@ def _call(name: str, scores: _Scores, drop: int, *arguments: float | Tensor) -> 
     cpu_library.call(name, cpu_library.lanes(), torch.get_num_threads(), *sizes, *arguments)
 
 
-@torch.library.custom_op("glyphcrm::attention_cpu", mutates_args=())
+@operator("glyphcrm::attention_cpu", results=1)
 def _attention_cpu(
     query: Tensor,
     key: Tensor,
@@ -140,8 +143,8 @@ def _attention_cpu(
     """
     pieces = _lay_out(query, key, query_lengths, key_lengths)
     rows, heads, queries, c = query.shape
-    probabilities = launch.empty(_count(query, key, query_lengths, key_lengths), like=query)
-    context = launch.empty(rows, queries, heads, c, like=query)
+    probabilities = buffers.empty(_count(query, key, query_lengths, key_lengths), like=query)
+    context = buffers.empty(rows, queries, heads, c, like=query)
     of_queries, of_keys = (query_lengths, _at_once(query, key)), (key_lengths, _at_once(query, key))
     parts = zip(
         pieces,
@@ -167,7 +170,7 @@ def _(query: Tensor, key: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return query.new_empty(rows, queries, heads, c), query.new_empty(_count(query, key, *others[-2:]))
 
 
-@torch.library.custom_op("glyphcrm::attention_cpu_backward", mutates_args=())
+@operator("glyphcrm::attention_cpu_backward")
 def _attention_cpu_backward(
     dcontext: Tensor,
     query: Tensor,
@@ -182,7 +185,9 @@ def _attention_cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, in memory as the projections gave these: ``(B, L, heads, c)``."""
     pieces = _lay_out(query, key, query_lengths, key_lengths)
-    dquery, dkey, dvalue = (launch.empty(*t.transpose(1, 2).shape, like=t).transpose(1, 2) for t in (query, key, value))
+    dquery, dkey, dvalue = (
+        buffers.empty(*t.transpose(1, 2).shape, like=t).transpose(1, 2) for t in (query, key, value)
+    )
     of_queries, of_keys = (query_lengths, _at_once(query, key)), (key_lengths, _at_once(query, key))
     parts = zip(
         pieces,
@@ -215,7 +220,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # or zeros would be made as the probabilities' gradient
 
 
-def _backward(ctx: Any, dcontext: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dcontext: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dcontext is None:  # nothing that is differentiated depends on the context
         return (None,) * 8
     gradients = _attention_cpu_backward(dcontext, *ctx.saved_tensors, *ctx.settings)

@@ -47,19 +47,31 @@ def glyph_conv(
         ValueError: shapes, dtypes or devices that do not fit, an unknown backend, or a named one that does not take
             the arguments.
     """
+    return OP.run(backend, *_arguments(x, weight, bias, residual, relu, pool, padding))
+
+
+def _arguments(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> tuple[Any, ...]:
+    """Return the arguments of the implementations: as in `glyph_conv_reference`, cast as autocast would."""
+    narrow = autocast_dtype(x)
+    if narrow is not None and x.is_floating_point():
+        x, weight = x.to(narrow), weight.to(narrow)
+        residual = residual if residual is None else residual.to(narrow)
+    return x, weight, bias, residual, relu, pool, padding
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+) -> None:
     _check_shapes(x, weight, bias, residual, pool, padding)
     for name, dtype in (("x", x.dtype), ("bias", bias.dtype)):
         if not dtype.is_floating_point:
             raise ValueError(f"glyph_conv: {name} is {dtype}; it must be floating point")
-    narrow = autocast_dtype(x)
-    if narrow is not None:
-        x, weight = x.to(narrow), weight.to(narrow)
-        residual = residual if residual is None else residual.to(narrow)
     for name, tensor in (("weight", weight), ("residual", residual)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"glyph_conv: {name} is {tensor.dtype}, but x is {x.dtype}; give them one dtype")
     check_devices("glyph_conv", {"x": x, "weight": weight, "bias": bias, "residual": residual})
-    return OP.run(backend, x, weight, bias, residual, relu, pool, padding)
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, pool: bool, padding: int) -> None:
@@ -93,6 +105,8 @@ def _hopper_drawback(
 OP = Op(
     "glyph_conv",
     glyph_conv,
+    _arguments,
+    _check,
     {
         "hopper": Implementation(
             functools.partial(triton.run, on_hopper=True), _hopper_obstacle, drawback=_hopper_drawback

@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared import buffers, cpu_library
 from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
+from glyphcrm_kernels._shared.operators import operator
 from glyphcrm_kernels.conv.reference import glyph_conv_reference
 
 SMALLEST_FILTER = 5  # from here on the transforms cost less than they save
@@ -84,12 +85,12 @@ def _block(images: int, n: int, channels: int) -> int:
     return min(images, LONGEST_BLOCK, max(1, BLOCK_BYTES // bytes_an_image))
 
 
-@torch.library.custom_op("glyphcrm::fourier_conv", mutates_args=())
+@operator("glyphcrm::fourier_conv")
 def fourier_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     """Return ``conv(x) + bias + residual``, with `relu` clamped at 0; where there is no `drawback`."""
     images, inputs, n, _ = x.shape
     outputs, _, size, _ = weight.shape
-    y = launch.empty(images, n - size + 1, n - size + 1, outputs, like=x)
+    y = buffers.empty(images, n - size + 1, n - size + 1, outputs, like=x)
     block = _block(images, n, max(inputs, outputs))
     filters = weight.permute(1, 2, 3, 0).contiguous()
     sizes = (cpu_library.lanes(inputs, outputs), torch.get_num_threads(), block, images, n, inputs, outputs, size)
@@ -103,7 +104,7 @@ def like_y(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], side, side, weight.shape[0]).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("glyphcrm::fourier_conv_backward", mutates_args=())
+@operator("glyphcrm::fourier_conv_backward")
 def fourier_conv_backward(
     dy: Tensor, gate: Tensor | None, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,9 +115,9 @@ def fourier_conv_backward(
     images, inputs, n, _ = x.shape
     outputs, _, size, _ = weight.shape
     block = _block(images, n, max(inputs, outputs))
-    dx = launch.empty(*((images, n, n, inputs) if need_x else (0,)), like=x)
-    dweight = launch.empty(*((inputs, size, size, outputs) if need_weight else (0,)), like=x)
-    dbias = launch.empty(outputs, like=x)
+    dx = buffers.empty(*((images, n, n, inputs) if need_x else (0,)), like=x)
+    dweight = buffers.empty(*((inputs, size, size, outputs) if need_weight else (0,)), like=x)
+    dbias = buffers.empty(outputs, like=x)
     sizes = (cpu_library.lanes(inputs, outputs), torch.get_num_threads(), block, images, n, inputs, outputs, size)
     read = (_nhwc(dy), _nhwc(gate), _nhwc(x), _nhwc(weight))
     written = (dx if need_x else None, dweight if need_weight else None, dbias)

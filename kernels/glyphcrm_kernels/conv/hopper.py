@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import buffers
 from glyphcrm_kernels._shared.launch import Launch
 from glyphcrm_kernels._shared.optional_triton import triton
 from glyphcrm_kernels.conv import hopper_tiles as tiles
@@ -110,7 +110,7 @@ def partial_sums(g: Tensor, x: Tensor, size: int, padding: int) -> Tensor | None
     if tile is None or padding:
         return None
     splits, (outputs, channels) = tiles.weight_gradient_splits(g), (g.shape[1], x.shape[1])
-    partial = launch.empty(splits, outputs, size, size * channels, like=g, dtype=torch.float32)
+    partial = buffers.empty(splits, outputs, size, size * channels, like=g, dtype=torch.float32)
     weight_gradient(tile, g, x, partial, padding).run()
     return partial
 

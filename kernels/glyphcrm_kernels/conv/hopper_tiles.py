@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import targets
 
 SIZE = 9
 CHANNELS = 64
@@ -103,4 +103,4 @@ def uncovered(shape: Sequence[int], dtype: torch.dtype, weight: Sequence[int], p
 
 def weight_gradient_splits(g: Tensor) -> int:
     """Return how many programs share a row of the filter, each with partial sums."""
-    return max(1, WEIGHT_PROGRAMS_PER_MULTIPROCESSOR * launch.multiprocessors(g.device) // SIZE)
+    return max(1, WEIGHT_PROGRAMS_PER_MULTIPROCESSOR * targets.multiprocessors(g.device) // SIZE)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from glyphcrm_kernels._shared import launch
-from glyphcrm_kernels._shared.launch import Target
 from glyphcrm_kernels._shared.optional_triton import triton
+from glyphcrm_kernels._shared.targets import Target
 
 CHANNELS = (4, 8, 16, 32, 64, 128)  # what the kernels take
 
@@ -80,15 +78,12 @@ def epilogue_block(target: Target, channels: int) -> int:
     return (2048 if target.backend == "hip" else 1024) // channels
 
 
-def epilogue_programs(target: Target, dout: Tensor) -> int:
-    """Return how many programs share `dout`, each with one partial sum of the bias gradient."""
-    channels = dout.shape[1]
-    blocks = triton.cdiv(dout.numel() // channels, epilogue_block(target, channels))
-    return min(blocks, 8 * launch.multiprocessors(dout.device))
+def epilogue_programs(target: Target, multiprocessors: int, pixels: int, channels: int) -> int:
+    """Return how many programs share so many pixels, each with one partial sum of the bias gradient."""
+    return min(triton.cdiv(pixels, epilogue_block(target, channels)), 8 * multiprocessors)
 
 
-def weight_gradient_splits(tile: Tile, g: Tensor, size: int, row: int) -> int:
-    """Return into how many parts the pixels of `g` are split, so that all multiprocessors have work."""
-    wanted = WEIGHT_PROGRAMS_PER_MULTIPROCESSOR * launch.multiprocessors(g.device)
-    steps = triton.cdiv(g.numel() // g.shape[1], tile.pixels)
-    return max(1, min(steps, wanted // (size * triton.cdiv(row, tile.reduction))))
+def weight_gradient_splits(tile: Tile, multiprocessors: int, pixels: int, size: int, row: int) -> int:
+    """Return into how many parts the pixels of a gradient are split, so that all multiprocessors have work."""
+    wanted = WEIGHT_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
+    return max(1, min(triton.cdiv(pixels, tile.pixels), wanted // (size * triton.cdiv(row, tile.reduction))))

@@ -33,10 +33,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import buffers, targets
 from glyphcrm_kernels._shared.gpus import triton_obstacle
-from glyphcrm_kernels._shared.launch import dot_arguments, start, target_of
+from glyphcrm_kernels._shared.launch import Plan
+from glyphcrm_kernels._shared.memo import remembered
+from glyphcrm_kernels._shared.operators import operator
 from glyphcrm_kernels._shared.optional_triton import tl, triton
+from glyphcrm_kernels._shared.targets import Target, dot_arguments, target_of
 from glyphcrm_kernels.conv import hopper, tiles
 from glyphcrm_kernels.conv import triton_kernels as kernels
 from glyphcrm_kernels.conv.reference import output_shape
@@ -77,7 +80,8 @@ def run(
     on_hopper: bool = False,
 ) -> Tensor:
     """Return y; arguments as in `glyph_conv`, and whether the kernels for Hopper do what they can, backward too."""
-    return _glyph_conv(x, weight, bias, residual, relu, pool, padding, on_hopper)[0]
+    y: Tensor = _glyph_conv(x, weight, bias, residual, relu, pool, padding, on_hopper)
+    return y
 
 
 def _convolve(
@@ -94,29 +98,36 @@ def _convolve(
     """Fill `out`; pool if `winner` is given. `weight` is ``(K, k, k, C)``, the others are NHWC."""
     if on_hopper and hopper.convolve(x, weight, bias, residual, out, winner, relu, padding):
         return
-    (images, channels, height, width), (outputs, size) = x.shape, weight.shape[:2]
+    (outputs, size), pool = weight.shape[:2], winner is not None
+    plan = _convolution_plan(target_of(x.device), x.shape, outputs, size, x.dtype, padding, relu, pool)
+    plan.start(x, weight, bias, residual, out, winner)
+
+
+@remembered
+def _convolution_plan(
+    target: Target, shape: torch.Size, outputs: int, size: int, dtype: torch.dtype, padding: int, relu: bool, pool: bool
+) -> Plan:
+    images, channels, height, width = shape
     pixels = images * (height + 2 * padding - size + 1) * (width + 2 * padding - size + 1)
-    target = target_of(x.device)
-    table = tiles.PADDED_TILES if padding else tiles.FORWARD_TILES
-    tile = tiles.tile(table, target, outputs, x.dtype, pixels)
+    tile = tiles.tile(tiles.PADDED_TILES if padding else tiles.FORWARD_TILES, target, outputs, dtype, pixels)
     block_n = max(outputs, 16)  # what tl.dot takes
-    start(
+    return Plan(
         kernels._glyph_conv_fwd_kernel,
         (triton.cdiv(pixels, tile.pixels), 1),
-        (x, weight, bias, residual, out, winner, pixels),
+        (pixels,),
         {"H": height, "W": width, "C": channels, "K": outputs, "SIZE": size, "PADDING": padding}
-        | {"RELU": relu, "POOL": winner is not None, "ACCUMULATOR": _accumulator(x)}
-        | {"BLOCK_M": tile.pixels, "BLOCK_N": block_n, "BLOCK_K": tile.reduction, **dot_arguments(target, x.dtype)},
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        | {"RELU": relu, "POOL": pool, "ACCUMULATOR": _accumulator(dtype)}
+        | {"BLOCK_M": tile.pixels, "BLOCK_N": block_n, "BLOCK_K": tile.reduction, **dot_arguments(target, dtype)},
+        tile.warps,
+        tile.stages,
     )
 
 
-def _accumulator(x: Tensor) -> Any:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
+def _accumulator(dtype: torch.dtype) -> Any:
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-@torch.library.custom_op("glyphcrm::glyph_conv", mutates_args=())
+@operator("glyphcrm::glyph_conv", results=1)
 def _glyph_conv(
     x: Tensor,
     weight: Tensor,
@@ -146,27 +157,37 @@ def _outputs(
     on_hopper: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = output_shape(x, weight, pool, padding)
-    winner = launch.empty_nhwc(*(shape if pool else (0, 1, 1, 1)), like=x, dtype=torch.uint8)
-    return launch.empty_nhwc(*shape, like=x), winner
+    winner = buffers.empty_nhwc(*(shape if pool else (0, 1, 1, 1)), like=x, dtype=torch.uint8)
+    return buffers.empty_nhwc(*shape, like=x), winner
 
 
-@torch.library.custom_op("glyphcrm::glyph_conv_epilogue_backward", mutates_args=())
+@remembered
+def _epilogue_plan(
+    target: Target, multiprocessors: int, shape: torch.Size, dtype: torch.dtype, relu: bool, pool: bool
+) -> Plan:
+    images, outputs, height, width = shape
+    step = 2 if pool else 1
+    return Plan(
+        kernels._glyph_conv_epilogue_bwd_kernel,
+        (tiles.epilogue_programs(target, multiprocessors, images * height * width, outputs),),
+        (images * height * width,),
+        {"OH": height * step, "OW": width * step, "K": outputs, "RELU": relu, "POOL": pool}
+        | {"ACCUMULATOR": _accumulator(dtype), "BLOCK_P": tiles.epilogue_block(target, outputs), "BLOCK_N": outputs},
+    )
+
+
+@operator("glyphcrm::glyph_conv_epilogue_backward")
 def _epilogue_backward(
     dout: Tensor, out: Tensor, winner: Tensor, relu: bool, pool: bool, bias_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient g of the convolution's own output, and of the bias."""
-    target, dout = target_of(dout.device), _nhwc(dout)
-    g = launch.empty_nhwc(*_unpooled_shape(dout, pool), like=dout)
-    outputs, height, width = g.shape[1:]
-    programs, wide = tiles.epilogue_programs(target, dout), torch.promote_types(dout.dtype, torch.float32)
-    partial = launch.empty(programs, outputs, like=dout, dtype=wide)
-    start(
-        kernels._glyph_conv_epilogue_bwd_kernel,
-        (programs,),
-        (dout, _nhwc(out) if relu else None, _nhwc(winner) if pool else None, g, partial, dout.numel() // outputs),
-        {"OH": height, "OW": width, "K": outputs, "RELU": relu, "POOL": pool, "ACCUMULATOR": _accumulator(g)}
-        | {"BLOCK_P": tiles.epilogue_block(target, outputs), "BLOCK_N": outputs},
-    )
+    dout, device = _nhwc(dout), dout.device
+    multiprocessors = targets.multiprocessors(device)
+    plan = _epilogue_plan(target_of(device), multiprocessors, dout.shape, dout.dtype, relu, pool)
+    g = buffers.empty_nhwc(*_unpooled_shape(dout, pool), like=dout)
+    wide = torch.promote_types(dout.dtype, torch.float32)
+    partial = buffers.empty(*plan.grid, dout.shape[1], like=dout, dtype=wide)
+    plan.start(dout, _nhwc(out) if relu else None, _nhwc(winner) if pool else None, g, partial)
     return g, partial.sum(0).to(bias_dtype)
 
 
@@ -174,11 +195,11 @@ def _epilogue_backward(
 def _(
     dout: Tensor, out: Tensor, winner: Tensor, relu: bool, pool: bool, bias_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    g = launch.empty_nhwc(*_unpooled_shape(dout, pool), like=dout)
+    g = buffers.empty_nhwc(*_unpooled_shape(dout, pool), like=dout)
     return g, dout.new_empty(dout.shape[1], dtype=bias_dtype)
 
 
-@torch.library.custom_op("glyphcrm::glyph_conv_data_gradient", mutates_args=())
+@operator("glyphcrm::glyph_conv_data_gradient")
 def _data_gradient(g: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
     """Return the gradient of x: the convolution of g with the filter rotated by 180°, in and out exchanged."""
     turned = weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
@@ -190,10 +211,10 @@ def _data_gradient(g: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> 
 @_data_gradient.register_fake
 def _like_x(g: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
     height, width = (side - 2 * padding + weight.shape[-1] - 1 for side in g.shape[2:])
-    return launch.empty_nhwc(g.shape[0], weight.shape[1], height, width, like=g)
+    return buffers.empty_nhwc(g.shape[0], weight.shape[1], height, width, like=g)
 
 
-@torch.library.custom_op("glyphcrm::glyph_conv_weight_gradient", mutates_args=())
+@operator("glyphcrm::glyph_conv_weight_gradient")
 def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, padding: int, on_hopper: bool) -> Tensor:
     """Return the gradient of the weight, in its dtype and memory order."""
     g, x, (outputs, channels, size, _) = _nhwc(g), _nhwc(x), weight.shape
@@ -206,23 +227,40 @@ def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, padding: int, on_hopp
 
 def _partial_sums(g: Tensor, x: Tensor, size: int, padding: int) -> Tensor:
     """Return the weight gradient's parts, ``(splits, K, k, k * C)`` in the accumulator's dtype."""
-    target, (_, channels, height, width), outputs = target_of(g.device), x.shape, g.shape[1]
-    pixels, row = g.numel() // outputs, size * channels
-    tile = tiles.tile(tiles.WEIGHT_TILES, target, outputs, x.dtype, pixels)
-    splits, wide = tiles.weight_gradient_splits(tile, g, size, row), torch.promote_types(g.dtype, torch.float32)
-    per_split = triton.cdiv(triton.cdiv(pixels, splits), tile.pixels) * tile.pixels
-    partial = launch.empty(splits, outputs, size, row, like=g, dtype=wide)
-    start(
+    target, multiprocessors, channels = target_of(g.device), targets.multiprocessors(g.device), x.shape[1]
+    plan, splits = _weight_plan(target, multiprocessors, g.shape, x.shape, x.dtype, size, padding)
+    wide = torch.promote_types(g.dtype, torch.float32)
+    partial = buffers.empty(splits, g.shape[1], size, size * channels, like=g, dtype=wide)
+    plan.start(g, x, partial)
+    return partial
+
+
+@remembered
+def _weight_plan(
+    target: Target,
+    multiprocessors: int,
+    of_g: torch.Size,
+    of_x: torch.Size,
+    dtype: torch.dtype,
+    size: int,
+    padding: int,
+) -> tuple[Plan, int]:
+    """Return the plan and the number of parts."""
+    (images, outputs, out_height, out_width), (_, channels, height, width) = of_g, of_x
+    pixels, row = images * out_height * out_width, size * channels
+    tile = tiles.tile(tiles.WEIGHT_TILES, target, outputs, dtype, pixels)
+    splits = tiles.weight_gradient_splits(tile, multiprocessors, pixels, size, row)
+    plan = Plan(
         kernels._glyph_conv_wgrad_kernel,
         (size * splits, triton.cdiv(row, tile.reduction)),
-        (g, x, partial, pixels, per_split),
+        (pixels, triton.cdiv(triton.cdiv(pixels, splits), tile.pixels) * tile.pixels),
         {"H": height, "W": width, "C": channels, "K": outputs, "SIZE": size, "PADDING": padding}
-        | {"ACCUMULATOR": _accumulator(x), "BLOCK_P": tile.pixels, "BLOCK_M": max(outputs, 16)}
-        | {"BLOCK_N": tile.reduction, **dot_arguments(target, x.dtype)},
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        | {"ACCUMULATOR": _accumulator(dtype), "BLOCK_P": tile.pixels, "BLOCK_M": max(outputs, 16)}
+        | {"BLOCK_N": tile.reduction, **dot_arguments(target, dtype)},
+        tile.warps,
+        tile.stages,
     )
-    return partial
+    return plan, splits
 
 
 @_weight_gradient.register_fake
@@ -236,9 +274,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(winner)
     ctx.save_for_backward(x, weight, out if ctx.relu else out.new_empty(0), winner)
     ctx.bias_dtype = bias.dtype
+    ctx.set_materialize_grads(False)  # or zeros would be made as the winner's gradient
 
 
-def _backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if dout is None:  # nothing that is differentiated depends on the output
+        return (None,) * 8
     x, weight, out, winner = ctx.saved_tensors
     need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
     g, dbias = _epilogue_backward(dout, out, winner, ctx.relu, ctx.pool, ctx.bias_dtype)

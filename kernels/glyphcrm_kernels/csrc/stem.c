@@ -11,6 +11,8 @@
 #define SIDE 48
 #define PATTERNS 512
 
+#include "results.h"
+
 #define KERNELS "stem_kernels.h"
 #include "each_instruction_set.h"
 
@@ -37,12 +39,24 @@ static void find_patterns(const uint8_t *image, int row, uint16_t *patterns)
         }
 }
 
-/* bitmaps ``(N, 288)``, rows ``(images,)`` of it, table ``(512, channels)``, constant ``(48, 48, channels)``;
- * activation ``(images, 48, 48, channels)``, pooled ``(images, 24, 24, channels)``. Returns 0. */
+/* Whether one of the wanted pictures is not in the atlas: 8 bytes an image, where drawing it moves 2,304 channels. */
+static int has_outside(const int64_t *rows, int images, int atlas_rows)
+{
+    int found = 0;
+    for (int i = 0; i < images; i++)
+        found |= rows[i] < 0 || rows[i] >= atlas_rows;
+    return found;
+}
+
+/* bitmaps ``(atlas_rows, 288)``, rows ``(images,)`` of it, table ``(512, channels)``, constant ``(48, 48, channels)``;
+ * activation ``(images, 48, 48, channels)``, pooled ``(images, 24, 24, channels)``. Returns 0, or
+ * BAD_INDEX where a row is not in [0, atlas_rows). */
 int glyphcrm_stem_forward(
-    int lanes, int threads, int images, int channels, const int64_t *rows, const uint8_t *bitmaps, const float *table,
+    int lanes, int threads, int images, int channels, int atlas_rows, const int64_t *rows, const uint8_t *bitmaps, const float *table,
     const float *constant, float *activation, float *pooled)
 {
+    if (has_outside(rows, images, atlas_rows))
+        return BAD_INDEX;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int i = 0; i < images; i++)
         for (int row = 0; row < SIDE; row += 2) {
@@ -58,12 +72,14 @@ int glyphcrm_stem_forward(
 
 /* The gradients of table and constant from those of activation and pooled, which are made again on the way. dtable
  * ``(24, 512, channels)`` holds those of each pair of rows, so that their sum does not depend on the number of threads.
- * Returns 0. */
+ * Returns as above. */
 int glyphcrm_stem_backward(
-    int lanes, int threads, int images, int channels, const int64_t *rows, const uint8_t *bitmaps,
+    int lanes, int threads, int images, int channels, int atlas_rows, const int64_t *rows, const uint8_t *bitmaps,
     const float *table, const float *constant, const float *dactivation, const float *dpooled, float *dtable,
     float *dconstant)
 {
+    if (has_outside(rows, images, atlas_rows))
+        return BAD_INDEX;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int pair = 0; pair < SIDE / 2; pair++) {
         const size_t at = (size_t)pair * 2 * SIDE * channels;

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared.checks import check_devices, check_index
+from glyphcrm_kernels._shared.checks import check_devices, check_index_dtype
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
 from glyphcrm_kernels._shared.gpus import on_no_gpu
 from glyphcrm_kernels.stem import cpu, triton, triton_kernels
@@ -34,7 +36,6 @@ def glyph_stem(
         ValueError: an argument has the wrong shape, dtype or device; a row is not in the atlas (on a GPU: see
             `check_index`); an unknown backend, or a named one that does not take the arguments.
     """
-    check_stem("glyph_stem", rows, bitmaps, weight, bias, position_map)
     return OP.run(backend, rows, bitmaps, weight, bias, position_map)
 
 
@@ -60,14 +61,20 @@ def check_stem(name: str, rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: T
             f"{name}: position_map is {tuple(position_map.shape)} {position_map.dtype}; "
             f"it must be (2, {IMAGE_SIZE}, {IMAGE_SIZE}), floating point"
         )
-    check_index(name, "rows", rows, bitmaps.shape[0])
+    check_index_dtype(name, "rows", rows)
     tensors = {"rows": rows, "bitmaps": bitmaps, "weight": weight, "bias": bias, "position_map": position_map}
     check_devices(name, tensors)
+
+
+def _arguments(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors
 
 
 OP = Op(
     "glyph_stem",
     glyph_stem,
+    _arguments,
+    functools.partial(check_stem, "glyph_stem"),
     {
         "triton": Implementation(triton.run, triton.obstacle, drawback=on_no_gpu),
         "cpu": Implementation(cpu.run, cpu.obstacle),

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import cpu_library, launch
-from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
+from glyphcrm_kernels._shared import buffers, cpu_library
+from glyphcrm_kernels._shared.checks import index_error
+from glyphcrm_kernels._shared.cpu_library import BadIndexError, cpu_obstacle
+from glyphcrm_kernels._shared.memo import remembered
+from glyphcrm_kernels._shared.operators import operator
 from glyphcrm_kernels.stem.reference import IMAGE_SIZE, POOLED_SIZE, TAPS, result_dtype, taps_and_constant
 
 PATTERNS = 1 << TAPS
@@ -34,22 +37,24 @@ def run(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_ma
     return glyph_stem_cpu(rows, bitmaps, *taps_and_constant(weight, bias, position_map))
 
 
-def _patterns(like: Tensor) -> Tensor:
-    """Return ``(512, 9)``, 1 where the pattern has ink under the tap."""
-    shifts = torch.arange(TAPS - 1, -1, -1, device=like.device)
-    return (torch.arange(PATTERNS, device=like.device).unsqueeze(1) >> shifts & 1).to(like.dtype)
+@remembered
+def _patterns() -> Tensor:
+    """Return ``(512, 9)`` float32, 1 where the pattern has ink under the tap."""
+    shifts = torch.arange(TAPS - 1, -1, -1, device="cpu")
+    return (torch.arange(PATTERNS, device="cpu").unsqueeze(1) >> shifts & 1).to(torch.float32)
 
 
 def _call(name: str, rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, *others: Tensor) -> None:
-    channels = constant.shape[2]
-    sizes = (cpu_library.lanes(channels), torch.get_num_threads(), len(rows), channels)
-    table = _patterns(constant) @ ink_weight
-    cpu_library.call(
-        name, *sizes, rows.long().contiguous(), bitmaps.contiguous(), table, constant.contiguous(), *others
-    )
+    channels, atlas_rows = constant.shape[2], bitmaps.shape[0]
+    sizes = (cpu_library.lanes(channels), torch.get_num_threads(), rows.shape[0], channels, atlas_rows)
+    table, wanted = _patterns() @ ink_weight, rows.long().contiguous()
+    try:
+        cpu_library.call(name, *sizes, wanted, bitmaps.contiguous(), table, constant.contiguous(), *others)
+    except BadIndexError:
+        raise index_error("glyph_stem", "rows", rows, atlas_rows) from None
 
 
-@torch.library.custom_op("glyphcrm::glyph_stem_cpu", mutates_args=())
+@operator("glyphcrm::glyph_stem_cpu")
 def glyph_stem_cpu(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
     """Return the activation ``(U, C, 48, 48)`` and its pooled shortcut ``(U, C, 24, 24)``, both channels-last.
 
@@ -66,21 +71,21 @@ def glyph_stem_cpu(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: 
 @glyph_stem_cpu.register_fake
 def outputs(rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
     images, channels = rows.shape[0], constant.shape[2]
-    activation = launch.empty_nhwc(images, channels, IMAGE_SIZE, IMAGE_SIZE, like=constant)
-    return activation, launch.empty_nhwc(images, channels, POOLED_SIZE, POOLED_SIZE, like=constant)
+    activation = buffers.empty_nhwc(images, channels, IMAGE_SIZE, IMAGE_SIZE, like=constant)
+    return activation, buffers.empty_nhwc(images, channels, POOLED_SIZE, POOLED_SIZE, like=constant)
 
 
-@torch.library.custom_op("glyphcrm::glyph_stem_cpu_backward", mutates_args=())
+@operator("glyphcrm::glyph_stem_cpu_backward")
 def glyph_stem_cpu_backward(
     rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, dactivation: Tensor, dpooled: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `ink_weight` and `constant`."""
     channels = dactivation.shape[1]
-    dtable = launch.empty(POOLED_SIZE, PATTERNS, channels, like=constant)
-    dconstant = launch.empty(IMAGE_SIZE, IMAGE_SIZE, channels, like=constant)
+    dtable = buffers.empty(POOLED_SIZE, PATTERNS, channels, like=constant)
+    dconstant = buffers.empty(IMAGE_SIZE, IMAGE_SIZE, channels, like=constant)
     gradients = (t.permute(0, 2, 3, 1).contiguous() for t in (dactivation, dpooled))
     _call("stem_backward", rows, bitmaps, ink_weight, constant, *gradients, dtable, dconstant)
-    return _patterns(dtable).T @ dtable.sum(0), dconstant
+    return _patterns().T @ dtable.sum(0), dconstant
 
 
 @glyph_stem_cpu_backward.register_fake

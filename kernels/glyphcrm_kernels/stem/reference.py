@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphcrm_kernels._shared.checks import autocast_dtype, has_autocast
+from glyphcrm_kernels._shared.checks import autocast_dtype, check_index, has_autocast
 
 IMAGE_SIZE = 48
 PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
@@ -20,6 +20,7 @@ def glyph_stem_reference(
     rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in `glyph_stem`."""
+    check_index("glyph_stem", "rows", rows, bitmaps.shape[0])
     dtype = result_dtype(weight)
     constant = _constant_map(weight, bias, position_map).permute(2, 0, 1).to(dtype)
     ink = F.conv2d(unpack_bits(bitmaps[rows], dtype), weight[:, :1].to(dtype), padding=1)
@@ -29,9 +30,14 @@ def glyph_stem_reference(
 
 def unpack_bits(bitmaps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Unpack ``(N, 288)`` uint8 (most significant bit first, row by row) to ``(N, 1, 48, 48)`` of 0 and 1."""
-    shifts = torch.arange(7, -1, -1, device=bitmaps.device, dtype=torch.uint8)
-    bits = (bitmaps.unsqueeze(-1) >> shifts) & 1
-    return bits.view(-1, 1, IMAGE_SIZE, IMAGE_SIZE).to(dtype)
+    bits = F.embedding(bitmaps.to(torch.int32), _bytes(bitmaps.device, dtype))
+    return bits.view(-1, 1, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def _bytes(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return ``(256, 8)``, the bits of every byte, by operations that every exporter takes; shifts of bytes are not."""
+    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], device=device)
+    return (torch.arange(256, device=device).unsqueeze(1) // places % 2).to(dtype)
 
 
 def result_dtype(weight: Tensor) -> torch.dtype:

@@ -8,10 +8,8 @@ thread for each pixel of the window. More windows spill registers in the backwar
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from glyphcrm_kernels._shared import launch
-from glyphcrm_kernels._shared.launch import Target
+from glyphcrm_kernels._shared.targets import Target
 from glyphcrm_kernels.stem.reference import POOLED_SIZE
 
 CHANNELS = (4, 16, 32, 64)  # what the kernels were compiled and tested for; 4 is for tests
@@ -31,10 +29,11 @@ def tile(target: Target, channels: int, dtype: torch.dtype) -> tuple[int, int]:
     return min(64, threads * 16 // channels) // dtype.itemsize, threads // warp
 
 
-def backward_partials(target: Target, activation: Tensor) -> tuple[int, int]:
+def backward_partials(
+    target: Target, multiprocessors: int, images: int, channels: int, dtype: torch.dtype
+) -> tuple[int, int]:
     """Return how many partial sums the backward kernel leaves: (splits of the images, tiles of an image)."""
-    images, channels = activation.shape[:2]
-    windows, warps = tile(target, channels, activation.dtype)
+    windows, warps = tile(target, channels, dtype)
     tiles = POOLED_SIZE * POOLED_SIZE // windows
-    programs = THREADS_PER_MULTIPROCESSOR // (32 * warps) * launch.multiprocessors(activation.device)
+    programs = THREADS_PER_MULTIPROCESSOR // (32 * warps) * multiprocessors
     return max(1, min(programs // tiles, images)), tiles

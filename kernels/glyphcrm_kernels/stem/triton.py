@@ -23,10 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import buffers, targets
+from glyphcrm_kernels._shared.checks import check_index
 from glyphcrm_kernels._shared.gpus import triton_obstacle
-from glyphcrm_kernels._shared.launch import dot_arguments, start, target_of
+from glyphcrm_kernels._shared.launch import Plan
+from glyphcrm_kernels._shared.memo import remembered
+from glyphcrm_kernels._shared.operators import operator
 from glyphcrm_kernels._shared.optional_triton import triton
+from glyphcrm_kernels._shared.targets import Target, dot_arguments, target_of
 from glyphcrm_kernels.stem import tiles
 from glyphcrm_kernels.stem import triton_kernels as kernels
 from glyphcrm_kernels.stem.reference import IMAGE_SIZE, POOLED_SIZE, TAPS, result_dtype, taps_and_constant
@@ -44,25 +48,35 @@ def obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, positi
 
 def run(rows: Tensor, bitmaps: Tensor, weight: Tensor, bias: Tensor, position_map: Tensor) -> tuple[Tensor, Tensor]:
     """Return activation and shortcut; arguments as in `glyph_stem`."""
+    check_index("glyph_stem", "rows", rows, bitmaps.shape[0])
     taps, constant = taps_and_constant(weight, bias, position_map)
-    return _glyph_stem(rows.contiguous(), bitmaps.contiguous(), taps, constant, result_dtype(weight))
+    found: tuple[Tensor, Tensor] = _glyph_stem(
+        rows.contiguous(), bitmaps.contiguous(), taps, constant, result_dtype(weight)
+    )
+    return found
 
 
-@torch.library.custom_op("glyphcrm::glyph_stem", mutates_args=())
+@remembered
+def _forward_plan(target: Target, images: int, atlas_rows: int, channels: int, dtype: torch.dtype) -> Plan:
+    windows, warps = tiles.tile(target, channels, dtype)
+    per_program = tiles.IMAGES_PER_PROGRAM
+    return Plan(
+        kernels._glyph_stem_fwd_kernel,
+        (POOLED_SIZE * POOLED_SIZE // windows, triton.cdiv(images, per_program)),
+        (images, atlas_rows),
+        {"IMAGE_SIZE": IMAGE_SIZE, "C": channels, "Q": windows, "IMAGES": per_program},
+        warps,
+        num_stages=1,
+    )
+
+
+@operator("glyphcrm::glyph_stem")
 def _glyph_stem(
     rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     activation, pooled = _outputs(rows, bitmaps, ink_weight, constant, dtype)
-    (images, channels), per_program = activation.shape[:2], tiles.IMAGES_PER_PROGRAM
-    windows, warps = tiles.tile(target_of(rows.device), channels, dtype)
-    start(
-        kernels._glyph_stem_fwd_kernel,
-        (POOLED_SIZE * POOLED_SIZE // windows, triton.cdiv(images, per_program)),
-        (rows, bitmaps, ink_weight, constant, activation, pooled, images),
-        {"IMAGE_SIZE": IMAGE_SIZE, "C": channels, "Q": windows, "IMAGES": per_program},
-        num_warps=warps,
-        num_stages=1,
-    )
+    plan = _forward_plan(target_of(rows.device), rows.shape[0], bitmaps.shape[0], constant.shape[2], dtype)
+    plan.start(rows, bitmaps, ink_weight, constant, activation, pooled)
     return activation, pooled
 
 
@@ -71,31 +85,41 @@ def _outputs(
     rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     images, channels = rows.shape[0], constant.shape[2]
-    activation = launch.empty_nhwc(images, channels, IMAGE_SIZE, IMAGE_SIZE, like=constant, dtype=dtype)
-    return activation, launch.empty_nhwc(images, channels, POOLED_SIZE, POOLED_SIZE, like=constant, dtype=dtype)
+    activation = buffers.empty_nhwc(images, channels, IMAGE_SIZE, IMAGE_SIZE, like=constant, dtype=dtype)
+    return activation, buffers.empty_nhwc(images, channels, POOLED_SIZE, POOLED_SIZE, like=constant, dtype=dtype)
 
 
-@torch.library.custom_op("glyphcrm::glyph_stem_backward", mutates_args=())
+@remembered
+def _backward_plan(
+    target: Target, multiprocessors: int, images: int, atlas_rows: int, channels: int, dtype: torch.dtype
+) -> Plan:
+    windows, warps = tiles.tile(target, channels, dtype)
+    splits, per_image = tiles.backward_partials(target, multiprocessors, images, channels, dtype)
+    return Plan(
+        kernels._glyph_stem_bwd_kernel,
+        (per_image, splits),
+        (images, triton.cdiv(images, splits), atlas_rows),
+        {"IMAGE_SIZE": IMAGE_SIZE, "C": channels, "Q": windows, **dot_arguments(target, dtype)},
+        warps,
+        num_stages=tiles.BACKWARD_STAGES,
+    )
+
+
+@operator("glyphcrm::glyph_stem_backward")
 def _glyph_stem_backward(
     rows: Tensor, bitmaps: Tensor, activation: Tensor, dactivation: Tensor, dpooled: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `ink_weight` and `constant`, in `dtype`."""
     images, channels = activation.shape[:2]
-    target = target_of(activation.device)
-    windows, warps = tiles.tile(target, channels, activation.dtype)
-    splits, per_image = tiles.backward_partials(target, activation)
-    dink_weight = launch.empty(splits, per_image, TAPS, channels, like=activation, dtype=dtype)
-    dconstant = launch.empty(splits, IMAGE_SIZE, IMAGE_SIZE, channels, like=activation, dtype=dtype)
+    device = activation.device
+    sizes = (images, bitmaps.shape[0], channels)
+    plan = _backward_plan(target_of(device), targets.multiprocessors(device), *sizes, activation.dtype)
+    per_image, splits = plan.grid
+    dink_weight = buffers.empty(splits, per_image, TAPS, channels, like=activation, dtype=dtype)
+    dconstant = buffers.empty(splits, IMAGE_SIZE, IMAGE_SIZE, channels, like=activation, dtype=dtype)
     # The kept activation as well: hooks may have brought it back in another order (`save_on_cpu` does).
     nhwc = (t.contiguous(memory_format=torch.channels_last) for t in (activation, dactivation, dpooled))
-    start(
-        kernels._glyph_stem_bwd_kernel,
-        (per_image, splits),
-        (rows, bitmaps, *nhwc, dink_weight, dconstant, images, triton.cdiv(images, splits)),
-        {"IMAGE_SIZE": IMAGE_SIZE, "C": channels, "Q": windows, **dot_arguments(target, activation.dtype)},
-        num_warps=warps,
-        num_stages=tiles.BACKWARD_STAGES,
-    )
+    plan.start(rows, bitmaps, *nhwc, dink_weight, dconstant)
     return dink_weight.sum((0, 1)), dconstant.sum(0)
 
 

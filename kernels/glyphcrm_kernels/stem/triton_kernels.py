@@ -8,14 +8,20 @@ from glyphcrm_kernels._shared.optional_triton import tl, triton
 @triton.jit
 def _windows(
     rows,  # (images,) int32 or int64
-    bitmaps,  # (N, 288) uint8
+    bitmaps,  # (atlas_rows, 288) uint8
     image,  # which of `rows`
     pooled,  # (Q,) int32, pooled pixels
+    atlas_rows,
     IMAGE_SIZE: tl.constexpr,
 ):
-    """Return for each pooled pixel its 16 bits of ink, int32: row r, column s of the 4x4 window is bit 15 - 4r - s."""
-    glyph = bitmaps + tl.load(rows + image).to(tl.int64) * (IMAGE_SIZE * IMAGE_SIZE // 8)
+    """Return for each pooled pixel its 16 bits of ink, int32: row r, column s of the 4x4 window is bit 15 - 4r - s.
+
+    Of a picture that is not in the atlas nothing is read.
+    """
+    row = tl.load(rows + image).to(tl.int64)
+    glyph = bitmaps + row * (IMAGE_SIZE * IMAGE_SIZE // 8)
     top = pooled // (IMAGE_SIZE // 2) * 2 - 1
+    top = tl.where((row >= 0) & (row < atlas_rows), top, -4)  # no picture: above the image
     left = pooled % (IMAGE_SIZE // 2) * 2 - 1
     first = left >> 3  # the window lies in this byte and the next
     window = tl.zeros_like(pooled)
@@ -37,15 +43,16 @@ def _pixels(pooled, IMAGE_SIZE: tl.constexpr):
     return y * IMAGE_SIZE + x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["atlas_rows"])
 def _glyph_stem_fwd_kernel(
     rows,  # (images,) int32 or int64
-    bitmaps,  # (N, 288) uint8
+    bitmaps,  # (atlas_rows, 288) uint8
     ink_weight,  # (9, C) float32
     constant,  # (48, 48, C) float32
     activation,  # out: (images, 48, 48, C)
     pooled,  # out: (images, 24, 24, C)
     images,
+    atlas_rows,
     IMAGE_SIZE: tl.constexpr,
     C: tl.constexpr,
     Q: tl.constexpr,  # windows a program
@@ -61,12 +68,13 @@ def _glyph_stem_fwd_kernel(
 
     start = tl.load(constant + offsets)
     first = tl.program_id(1).to(tl.int64) * IMAGES
-    window = _windows(rows, bitmaps, first, q, IMAGE_SIZE)
+    window = _windows(rows, bitmaps, first, q, atlas_rows, IMAGE_SIZE)
     for image in range(first, tl.minimum(first + IMAGES, images)):
         bits = window[None, :]
         # The next image's bits are on their way while this one is computed.
-        window = _windows(rows, bitmaps, tl.minimum(image + 1, images - 1), q, IMAGE_SIZE)
-        y = start
+        window = _windows(rows, bitmaps, tl.minimum(image + 1, images - 1), q, atlas_rows, IMAGE_SIZE)
+        row = tl.load(rows + image).to(tl.int64)
+        y = tl.where((row >= 0) & (row < atlas_rows), start, float("nan"))  # of no picture in the atlas comes NaN
         for tap in tl.static_range(9):
             w = tl.load(ink_weight + tap * C + channel)
             bit = (bits >> (origin - tap // 3 * 4 - tap % 3)) & 1
@@ -77,10 +85,10 @@ def _glyph_stem_fwd_kernel(
         tl.store(pooled + image * (IMAGE_SIZE * IMAGE_SIZE // 4 * C) + pooled_offsets, tl.max(y, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["atlas_rows"])
 def _glyph_stem_bwd_kernel(
     rows,  # (images,) int32 or int64
-    bitmaps,  # (N, 288) uint8
+    bitmaps,  # (atlas_rows, 288) uint8
     activation,  # (images, 48, 48, C)
     dactivation,  # (images, 48, 48, C)
     dpooled,  # (images, 24, 24, C)
@@ -88,6 +96,7 @@ def _glyph_stem_bwd_kernel(
     dconstant,  # out: (splits, 48, 48, C) float32, partial sums
     images,
     images_per_split,
+    atlas_rows,
     IMAGE_SIZE: tl.constexpr,
     C: tl.constexpr,
     Q: tl.constexpr,  # windows a program
@@ -121,7 +130,7 @@ def _glyph_stem_bwd_kernel(
         g += tl.where(k == first_best[None, :, :], gp[None, :, :], 0.0)
         g = tl.where(a <= 0, 0.0, g)
         dc += g
-        window = _windows(rows, bitmaps, image, flat_q, IMAGE_SIZE)
+        window = _windows(rows, bitmaps, image, flat_q, atlas_rows, IMAGE_SIZE)
         bits = tl.where(tap < 9, (window[None, :] >> tl.maximum(shift, 0)) & 1, 0)
         flat_g = tl.reshape(g, (4 * Q, C)).to(DOT_DTYPE)
         dw = tl.dot(bits.to(DOT_DTYPE), flat_g, dw, input_precision=INPUT_PRECISION, out_dtype=dtype)

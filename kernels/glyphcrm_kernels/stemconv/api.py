@@ -45,6 +45,22 @@ def glyph_stem_conv(
     Raises:
         ValueError: as in `glyph_stem` and `glyph_conv`.
     """
+    return OP.run(backend, rows, bitmaps, weight, bias, position_map, conv_weight, conv_bias)
+
+
+def _arguments(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors
+
+
+def _check(
+    rows: Tensor,
+    bitmaps: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position_map: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+) -> None:
     check_stem("glyph_stem_conv", rows, bitmaps, weight, bias, position_map)
     channels, outputs = len(weight), len(conv_weight)
     if conv_weight.dim() != 4 or conv_weight.shape[1] != channels or conv_weight.shape[2] != conv_weight.shape[3]:
@@ -53,7 +69,6 @@ def glyph_stem_conv(
     if conv_bias.shape != (outputs,):
         raise ValueError(f"glyph_stem_conv: conv_bias has shape {tuple(conv_bias.shape)}; it must be ({outputs},)")
     check_devices("glyph_stem_conv", {"weight": weight, "conv_weight": conv_weight, "conv_bias": conv_bias})
-    return OP.run(backend, rows, bitmaps, weight, bias, position_map, conv_weight, conv_bias)
 
 
 def _triton_obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, *others: Tensor) -> str:
@@ -84,6 +99,8 @@ def _hopper_drawback(
 OP = Op(
     "glyph_stem_conv",
     glyph_stem_conv,
+    _arguments,
+    _check,
     {
         "hopper": Implementation(
             functools.partial(one_after_the_other, backend="hopper"), _hopper_obstacle, drawback=_hopper_drawback

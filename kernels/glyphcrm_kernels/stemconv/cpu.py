@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glyphcrm_kernels._shared.operators import operator
 from glyphcrm_kernels.conv import cpu as conv
 from glyphcrm_kernels.stem import cpu as stem
 from glyphcrm_kernels.stem.reference import taps_and_constant
@@ -32,13 +33,13 @@ def run(rows: Tensor, bitmaps: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor
     return stem_conv_cpu(rows, bitmaps, taps, constant, weight, bias)
 
 
-@torch.library.custom_op("glyphcrm::stem_conv_cpu", mutates_args=())
+@operator("glyphcrm::stem_conv_cpu")
 def stem_conv_cpu(
     rows: Tensor, bitmaps: Tensor, ink_weight: Tensor, constant: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return ``relu(conv(activation))`` and the shortcut; the stem's arguments as in `glyph_stem_cpu`."""
-    activation, pooled = stem.glyph_stem_cpu(rows, bitmaps, ink_weight, constant)
-    return conv.fourier_conv(activation, weight, bias, None, True), pooled
+    activation, pooled = stem.glyph_stem_cpu.body(rows, bitmaps, ink_weight, constant)
+    return conv.fourier_conv.body(activation, weight, bias, None, True), pooled
 
 
 @stem_conv_cpu.register_fake
@@ -49,7 +50,7 @@ def _(
     return conv.like_y(activation, weight), pooled
 
 
-@torch.library.custom_op("glyphcrm::stem_conv_cpu_backward", mutates_args=())
+@operator("glyphcrm::stem_conv_cpu_backward")
 def stem_conv_cpu_backward(
     dfirst: Tensor,
     dpooled: Tensor,
@@ -63,12 +64,14 @@ def stem_conv_cpu_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `ink_weight`, `constant`, `weight` and `bias`, those not needed empty."""
-    activation, _ = stem.glyph_stem_cpu(rows, bitmaps, ink_weight, constant)
-    dactivation, dweight, dbias = conv.fourier_conv_backward(dfirst, first, activation, weight, need_stem, need_weight)
+    activation, _ = stem.glyph_stem_cpu.body(rows, bitmaps, ink_weight, constant)
+    dactivation, dweight, dbias = conv.fourier_conv_backward.body(
+        dfirst, first, activation, weight, need_stem, need_weight
+    )
     del activation
     if not need_stem:
         return ink_weight.new_empty(0), constant.new_empty(0), dweight, dbias
-    return *stem.glyph_stem_cpu_backward(rows, bitmaps, ink_weight, constant, dactivation, dpooled), dweight, dbias
+    return *stem.glyph_stem_cpu_backward.body(rows, bitmaps, ink_weight, constant, dactivation, dpooled), dweight, dbias
 
 
 @stem_conv_cpu_backward.register_fake

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from glyphcrm_kernels import add_norm
-from glyphcrm_kernels._shared import cpu_library, launch
+from glyphcrm_kernels._shared import cpu_library
+from glyphcrm_kernels._shared.launch import intercepted
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from glyphcrm_kernels.addnorm.tiles import LARGEST_WIDTH
 from hypothesis import HealthCheck, example, given, settings
@@ -322,14 +323,13 @@ def test_gradients_left_in_leaves_share_no_memory() -> None:
     assert len({tensor.grad.untyped_storage().data_ptr() for tensor in inputs.differentiable[:2]}) == 2
 
 
-def test_a_frozen_skip_costs_no_segment_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_skip_costs_no_segment_sum() -> None:
     inputs = make((5,), 24, 2)
     expected = inputs.results(inputs("triton"))["dx"]
     kernels: list[str] = []
-    run = launch.Launch.run
-    monkeypatch.setattr(launch.Launch, "run", lambda self: (kernels.append(self.kernel.__name__), run(self)))
-    y = inputs._replace(skip=inputs.skip.detach())("triton")
-    assert torch.equal(gradients(y, [inputs.x], [inputs.dy])[0], expected)
+    with intercepted(lambda launch: (kernels.append(launch.kernel.__name__), launch.start())):
+        y = inputs._replace(skip=inputs.skip.detach())("triton")
+        assert torch.equal(gradients(y, [inputs.x], [inputs.dy])[0], expected)
     assert kernels == ["_add_norm_fwd_kernel", "_add_norm_bwd_kernel"]
 
 

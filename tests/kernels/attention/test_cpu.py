@@ -156,11 +156,11 @@ def test_the_operators_keep_the_rules_of_pytorch(lengths: Lengths | None) -> Non
     *inputs, cotangent = make(1 if lengths else 3, 2, 6, 8, 4, lambda t: t)
     settings_ = (drop_below(0.4), 0.3, *(lengths or (None, None)))
     seed = torch.tensor([5])
-    torch.library.opcheck(_attention_cpu, (*inputs, seed, *settings_))
-    context, kept = _attention_cpu(*inputs, seed, *settings_)
+    torch.library.opcheck(_attention_cpu.custom, (*inputs, seed, *settings_))
+    context, kept = _attention_cpu.custom(*inputs, seed, *settings_)
     assert context.shape == cotangent.shape
     plain = [t.detach() for t in inputs]
-    torch.library.opcheck(_attention_cpu_backward, (cotangent, *plain, seed, kept.detach(), *settings_))
+    torch.library.opcheck(_attention_cpu_backward.custom, (cotangent, *plain, seed, kept.detach(), *settings_))
 
 
 @pytest.mark.parametrize("preserve", [True, False])

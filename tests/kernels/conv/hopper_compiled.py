@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 import triton
-from glyphcrm_kernels._shared.launch import Launch, Target, launches_of
+from glyphcrm_kernels._shared.launch import Launch
+from glyphcrm_kernels._shared.recording import launches_of
+from glyphcrm_kernels._shared.targets import Target
 from glyphcrm_kernels.conv import triton as op
 from torch import Tensor
 

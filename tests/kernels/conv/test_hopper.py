@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from glyphcrm_kernels import Choice, choice, glyph_conv
 from glyphcrm_kernels._shared import gpus
-from glyphcrm_kernels._shared.launch import Launch, Target
+from glyphcrm_kernels._shared.launch import Launch
+from glyphcrm_kernels._shared.targets import Target
 from glyphcrm_kernels.conv import api, hopper
 from glyphcrm_kernels.conv import hopper_tiles as tiles
 from glyphcrm_kernels.conv import triton as op

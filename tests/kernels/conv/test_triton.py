@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from glyphcrm_kernels import glyph_conv
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import targets
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from glyphcrm_kernels.conv import tiles
 from glyphcrm_kernels.conv import triton as op
@@ -209,10 +209,10 @@ def test_nan_is_not_hidden(place: int) -> None:
 
 def test_programs_come_round_again(monkeypatch: pytest.MonkeyPatch, buffers: GuardedBuffers) -> None:
     """More pixels than the epilogue's backward has programs at a time."""
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1)
+    monkeypatch.setattr(targets, "multiprocessors", lambda device: 1)
     inputs, cotangent = convolution(7, torch.float32, 2, 4, 4, 40, 40, size=1)
-    target = launch.target_of(inputs[0].device)
-    programs = tiles.epilogue_programs(target, inputs[3])
+    target = targets.target_of(inputs[0].device)
+    programs = tiles.epilogue_programs(target, 1, 2 * 40 * 40, 4)
     assert programs * tiles.epilogue_block(target, 4) < 2 * 40 * 40
     hold_against_truth(inputs, cotangent, buffers, relu=True)
 
@@ -241,12 +241,12 @@ def test_opcheck() -> None:
     """Schemas, fake tensors and autograd registration of all four operators."""
     (x, weight, bias, residual), cotangent = convolution(4, torch.float32, channels=4, outputs=8, height=6, width=6)
     arguments = (x, weight, bias, residual, True, True, 0, False)
-    torch.library.opcheck(op._glyph_conv, arguments)
-    out, winner = (t.detach() for t in op._glyph_conv(*arguments))
+    torch.library.opcheck(op._glyph_conv.custom, arguments)
+    out, winner = (t.detach() for t in op._glyph_conv.custom(*arguments))
     dout, g = torch.randn_like(out), torch.randn_like(cotangent)
-    torch.library.opcheck(op._epilogue_backward, (dout, out, winner, True, True, torch.float32))
-    torch.library.opcheck(op._data_gradient, (g, weight.detach(), 0, False))
-    torch.library.opcheck(op._weight_gradient, (g, x.detach(), weight.detach(), 0, False))
+    torch.library.opcheck(op._epilogue_backward.custom, (dout, out, winner, True, True, torch.float32))
+    torch.library.opcheck(op._data_gradient.custom, (g, weight.detach(), 0, False))
+    torch.library.opcheck(op._weight_gradient.custom, (g, x.detach(), weight.detach(), 0, False))
 
 
 def test_compiles_without_a_graph_break() -> None:

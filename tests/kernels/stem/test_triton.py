@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from glyphcrm_kernels import glyph_stem
-from glyphcrm_kernels._shared import launch
+from glyphcrm_kernels._shared import targets
 from glyphcrm_kernels.stem import tiles
 from glyphcrm_kernels.stem.triton import _glyph_stem, _glyph_stem_backward
 from hypothesis import HealthCheck, example, given, settings
@@ -87,7 +87,7 @@ def test_results_and_gradients_are_the_float64_ones(
     if dtype == torch.float64 and DEVICE == "cuda":
         dtype = torch.float32
     torch.manual_seed(seed)
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: multiprocessors)
+    monkeypatch.setattr(targets, "multiprocessors", lambda device: multiprocessors)
     inputs = {name: buffers.place(tensor) for name, tensor in make_inputs(channels, dtype).items()}
     rows = buffers.place(torch.randint(0, 4, (images,)).to(DEVICE, rows_dtype))  # unsorted, repeated
     leaves = [inputs["weight"], inputs["bias"]]
@@ -135,14 +135,16 @@ def test_what_is_kept_may_come_back_in_another_memory_order() -> None:
         return gradients(outputs, leaves, [output.detach().cos() for output in outputs])
 
     expected = run()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: torch.empty(t.size(), dtype=t.dtype).copy_(t), lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: torch.empty(t.size(), dtype=t.dtype, device=t.device).copy_(t), lambda t: t
+    ):
         found = run()
     assert all(map(torch.equal, found, expected))
 
 
 def test_every_run_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 6)
+    monkeypatch.setattr(targets, "multiprocessors", lambda device: 6)
     inputs = make_inputs(4, torch.float32)
     rows = torch.tensor([3, 1], device=DEVICE)
     runs = []
@@ -195,10 +197,10 @@ def test_the_operators_keep_pytorchs_rules() -> None:
     rows, bitmaps = torch.tensor([1], device=DEVICE), make_inputs(4, torch.float32)["bitmaps"]
     ink_weight = torch.randn(9, 4, device=DEVICE, requires_grad=True)
     constant = torch.randn(48, 48, 4, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(_glyph_stem, (rows, bitmaps, ink_weight, constant, torch.float16))
+    torch.library.opcheck(_glyph_stem.custom, (rows, bitmaps, ink_weight, constant, torch.float16))
     with torch.no_grad():
         activation, pooled = _glyph_stem(rows, bitmaps, ink_weight, constant, torch.float16)
-    torch.library.opcheck(_glyph_stem_backward, (rows, bitmaps, activation, activation, pooled, torch.float32))
+    torch.library.opcheck(_glyph_stem_backward.custom, (rows, bitmaps, activation, activation, pooled, torch.float32))
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
