@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from glyphcrm.checkpoint import read_config
+from glyphcrm.checkpoint import digests_of_model, read_config
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
-from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
+from glyphcrm.finetuning.data import RunData, load_data
 from glyphcrm.finetuning.metrics import check_installed
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, Summary, best, load_predictions, spreads
 from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory, trainer_arguments
 from glyphcrm.tasks import Kind
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable, write_json
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, RUN_FILE, claim, forget, resumable, write_json
 
 SUMMARY_FILE = "summary.json"
 CHART_FILE = "chart.png"
@@ -47,16 +47,22 @@ def _finetune(options: FinetuneOptions) -> Summary:
     length_of(options, int(read_config(model).get("max_position_embeddings", 512)))
     arguments = trainer_arguments(options, seed=0)
     data = load_data(options)
+    is_new = not (options.run_dir / RUN_FILE).exists()
     if arguments.should_save:
-        contents = {"model": fingerprint_of_model(model), "data": data.fingerprint()}
+        contents = {"model_files": digests_of_model(model), "data": data.fingerprint()}
         claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
         print(announcement(options, data), flush=True)
     arguments.distributed_state.wait_for_everyone()
     results: list[SeedResult] = []
-    for seed in range(options.seeds):
-        results.append(SeedRun(options, data, seed, trainer_arguments(options, seed)).finish())
-        if arguments.should_save:
-            keep_best_model(options, results)
+    try:
+        for seed in range(options.seeds):
+            results.append(SeedRun(options, data, seed, trainer_arguments(options, seed)).finish())
+            if arguments.should_save:
+                keep_best_model(options, results)
+    except Exception:
+        if is_new and arguments.should_save and not any(options.run_dir.glob("seed-*")):
+            forget(options.run_dir)  # no seed has begun: the model could not be loaded, a text not be encoded
+        raise
     summary = summarise(options, data, results)
     if arguments.should_save:
         draw_chart(options, data, best(results))

@@ -30,7 +30,7 @@ from glyphcrm.modeling.backend import check_kernel_backend
 from glyphcrm.tasks import Example, Kind, TaggedExample
 from glyphcrm.training.machine import training_arguments
 from glyphcrm.training.options import check_length
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, check_whole, checkpoints, last_checkpoint
 
 LOGS = 50  # of the training loss, in a run
 NEVER = 1 << 62  # steps; EvaluationPlan asks for checkpoints
@@ -102,6 +102,7 @@ class SeedRun:
         )
         state = self._train(trainer, plan)
         best_step, _ = max(dev_scores(state, self.metric), key=lambda entry: entry[1])
+        check_whole(self.directory / f"checkpoint-{best_step}")
         model.load_state_dict(load_file(self.directory / f"checkpoint-{best_step}" / WEIGHTS_FILE))
         predictions = assemble(test, trainer.choose(test, "test"), splits.test, kind, splits.labels)
         result = self._result(state, best_step, predictions, model.num_parameters(), self._notes(test, max_length))
