@@ -35,7 +35,9 @@ FRACTIONS: dict[str, float] = {
     **dict.fromkeys(("initializer_range", "glyph_initializer_spread", "position_initializer_scale"), 100),
 }
 TOKEN_IDS = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+OPTIONAL = ("classifier_dropout", "pad_token_id", "label2id")
 MAX_LABELS = 1 << 16
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 # Called whenever a configuration is made; `glyphcrm.registration` waits for the first.
@@ -139,9 +141,9 @@ class GlyphCRMConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         """Refuse values of the wrong kind or size, and sizes that do not fit each other."""
-        values = {name: getattr(self, name) for name in (*SIZES, *FRACTIONS, *TOKEN_IDS)}
-        if missing := [n for n, value in values.items() if value is None and getattr(type(self), n) is not None]:
-            raise UserError(f"{missing[0]} is null; give a number")
+        values = {name: getattr(self, name) for name in (*SIZES, *FRACTIONS, *TOKEN_IDS, "id2label", "label2id")}
+        if missing := [name for name, value in values.items() if value is None and name not in OPTIONAL]:
+            raise UserError(f"{missing[0]} is null; leave it out or give a value")
         check_values(values)
         for name in TOKEN_IDS:
             _check_number(name, values[name], 0, self.num_glyphs - 1, int)
@@ -167,8 +169,8 @@ class GlyphCRMConfig(PreTrainedConfig):
                 raise UserError(f"hidden_act is {shown(self.hidden_act)}; give one that transformers knows")
         if self.problem_type not in (None, *PROBLEMS):
             raise UserError(f"problem_type is {shown(str(self.problem_type))}; give one of {', '.join(PROBLEMS)}")
-        if not (self.dtype is None or getattr(self.dtype, "is_floating_point", False)):
-            raise UserError(f"dtype is {shown(str(self.dtype))}; give a floating-point one, such as float32")
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
+            raise UserError(f"dtype is {shown(str(self.dtype))}; give {', '.join(DTYPES)}")
         if self.num_glyphs < self.vocab_size:
             raise UserError(f"num_glyphs is {self.num_glyphs}; give at least vocab_size, {self.vocab_size}")
         if self.hidden_size % self.num_attention_heads:
@@ -191,6 +193,9 @@ def check_values(values: Mapping[str, Any]) -> None:
         labels = values.get(name)
         if labels is not None and not (isinstance(labels, dict) and len(labels) <= MAX_LABELS):
             raise UserError(f"{name} is {shown(str(labels))}; give an object with at most {MAX_LABELS} labels")
+    for key in values.get("id2label") or ():
+        if not str(key).isdecimal():
+            raise UserError(f"id2label has the id {shown(str(key))}; give whole numbers")
 
 
 def _check_number(name: str, value: Any, low: float, high: float, kind: Any) -> None:
