@@ -27,7 +27,6 @@ from glyphcrm.training.freed_memory import keep_freed_memory
 from glyphcrm.training.machine import checkpointing_argument, training_arguments
 from glyphcrm.training.options import accumulation, check_length
 from glyphcrm.training.run_directory import (
-    DATA_DIRECTORY,
     MODEL_DIRECTORY,
     PARAMETERS_FILE,
     RUN_FILE,
@@ -138,7 +137,7 @@ def trainer_arguments(options: PretrainOptions) -> TrainingArguments:
 def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, PretrainingModel]:
     """Return the text's samples and the model at its start; the first process makes what is missing on disk."""
     text = corpora.Text(options)
-    data_dir = Path(options.data_dir) if options.data_dir else options.run_dir / DATA_DIRECTORY
+    data_dir = corpora.data_directory(options)
     origin = Path(options.init) if options.init else None
     model: PretrainingModel
     if origin is not None:
