@@ -91,8 +91,8 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     _taken[key] = {"state": state, "sha256": digest}
-    if cache is not None and kept.get(key) != _taken[key] and cache.parent.is_dir():
-        with suppress(UserError):  # a digest that cannot be kept is taken again
+    if cache is not None and kept.get(key) != _taken[key]:
+        with suppress(UserError):  # no such folder yet, or none to write in: the digest is taken again
             write_atomically(cache, (json.dumps({**kept, key: _taken[key]}, indent=1) + "\n").encode())
     return digest
 

@@ -140,8 +140,9 @@ class _FaceNames:
             frozenset(r.toUnicode("replace").strip().casefold() for r in table.names if r.nameID in kinds)
             for kinds in (_FULL_NAMES, _FAMILY_NAMES)
         )
-        best = (_printable(name or "").strip() for name in (table.getBestFamilyName(), table.getBestFullName()))
-        return cls(full, family, tuple(best))
+        best, style = ((name or "").strip() for name in (table.getBestFamilyName(), table.getBestSubFamilyName()))
+        with_style = f"{best} {style}"
+        return cls(full | {with_style.casefold()}, family, (_printable(best), _printable(with_style)))
 
 
 def _called(faces: list[_FaceNames], name: str) -> list[int]:

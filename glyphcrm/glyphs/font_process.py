@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -231,13 +230,21 @@ def _draw(request: dict[str, Any], rasterizers: dict[int, Rasterizer]) -> dict[s
 
 
 def _fields(font: Font) -> dict[str, Any]:
-    return {**asdict(font), "path": str(font.path), "coverage": sorted(font.coverage)}
+    """Return what can be written as JSON of a font, and is all that drawing needs."""
+    return {
+        "path": str(font.path),
+        "index": font.index,
+        "name": font.name,
+        "coverage": sorted(font.coverage),
+        "axes": font.axes,
+    }
 
 
 def _font(fields: dict[str, Any]) -> Font:
-    parsed: dict[str, Any] = {
-        "path": Path(fields["path"]),
-        "coverage": frozenset(fields["coverage"]),
-        "axes": tuple(fields["axes"]),
-    }
-    return Font(**{f.name: parsed.get(f.name, fields[f.name]) for f in dataclasses.fields(Font)})
+    return Font(
+        path=Path(fields["path"]),
+        index=fields["index"],
+        name=fields["name"],
+        coverage=frozenset(fields["coverage"]),
+        axes=tuple(fields["axes"]),
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +48,10 @@ class Rasterizer:
         points = sorted(filter(is_han, self.font.coverage)) or sorted(self.font.coverage)
         centres = []
         for point in points[:: math.ceil(len(points) / _PROBES)]:
-            _, box = self._ink(chr(point), REFERENCE_PIXELS)
-            if box is not None:
-                centres.append((box[1] + box[3]) / 2)
+            with suppress(UserError):  # told when that character is drawn
+                _, box = self._ink(chr(point), REFERENCE_PIXELS)
+                if box is not None:
+                    centres.append((box[1] + box[3]) / 2)
         return math.floor(_CENTRE - statistics.median(centres) + 0.5) if centres else _CENTRE
 
     def draws(self, token: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) ->
         "font": [[font, file_digest(split_spec(font)[0], directory / DIGESTS_FILE)] for font in options.font],
         "input_only": options.input_only,
     }
-    if (directory / VOCABULARY_RECORD).exists():
+    if os.path.exists(directory / VOCABULARY_RECORD):  # unlike Path.exists it does not raise
         found = _read_record(directory)["settings"]
         if not str(found.get("text")).startswith(DIGEST):
             raise UserError(

@@ -77,9 +77,9 @@ def _box(box: Box | None):
 
 
 def composites_file(path: Path, parts: int, depth: int) -> Path:
-    """Write a font whose "一" has `parts` components, each of as many, and so on for `depth` levels."""
+    """Write a font whose "一" has `parts` components, each of as many, and so on for `depth` levels, and no ink."""
     chars = [chr(0x4E00 + i) for i in range(depth + 1)]
-    font = TTFont(font_file(path, dict.fromkeys(chars, SQUARE)), recalcBBoxes=False)
+    font = TTFont(font_file(path, dict.fromkeys(chars)), recalcBBoxes=False)
     font["maxp"].maxComponentDepth = depth + 1
     names = font.getGlyphOrder()[1:]
     for whole, part in itertools.pairwise(names):
@@ -94,18 +94,20 @@ def composites_file(path: Path, parts: int, depth: int) -> Path:
 
 
 def subroutines_file(path: Path, calls: int, depth: int) -> Path:
-    """Write a font in CFF whose "一" calls a subroutine that calls another `calls` times, and so on."""
+    """Write a font in CFF whose characters, 60 from "一" on, call a subroutine that calls another `calls` times..."""
     builder = FontBuilder(1000, isTTF=False)
     builder.font.recalcBBoxes = False  # which would take as long
-    builder.setupGlyphOrder([".notdef", "one"])
-    builder.setupCharacterMap({0x4E00: "one"})
+    names = [f"glyph{i}" for i in range(60)]  # FreeType gives up each after some time
+    builder.setupGlyphOrder([".notdef", *names])
+    builder.setupCharacterMap({0x4E00 + i: name for i, name in enumerate(names)})
     bias, subroutines = 107, [T2CharString(program=["return"])]
     for i in range(depth):
         subroutines.append(T2CharString(program=[i - bias, "callgsubr"] * calls + ["return"]))
-    last = T2CharString(program=[depth - bias, "callgsubr", "endchar"])
-    builder.setupCFF("MadeUp", {}, {".notdef": T2CharString(program=["endchar"]), "one": last}, {})
+    square = [100, 0, "rmoveto", 800, "hlineto", 800, "vlineto", -800, "hlineto"]
+    last = T2CharString(program=[*square, depth - bias, "callgsubr", "endchar"])
+    builder.setupCFF("MadeUp", {}, {".notdef": T2CharString(program=["endchar"]), **dict.fromkeys(names, last)}, {})
     builder.font["CFF "].cff.GlobalSubrs.items = subroutines
-    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", "one"), (1000, 0)))
+    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", *names), (1000, 0)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
     builder.setupNameTable({"familyName": "Made Up", "styleName": "Regular"})
     builder.setupOS2()
@@ -141,5 +143,6 @@ def endless_collection_file(path: Path, faces: int) -> Path:
     for i in range(moved[5]):
         at = 12 + 16 * i + 8
         moved[at : at + 4] = struct.pack(">I", struct.unpack(">I", moved[at : at + 4])[0] + start)
-    path.write_bytes(struct.pack(">4sII", b"ttcf", 0x10000, faces) + struct.pack(">I", start) * faces + moved)
+    head = struct.pack(">4sII", b"ttcf", 0x10000, faces) + struct.pack(">I", start) * faces
+    path.write_bytes(head + moved + bytes(32 * faces))  # FreeType wants so many bytes a face
     return path

@@ -233,7 +233,7 @@ def test_a_placeholder_without_ink_is_drawn_by_the_next_font(tmp_path, noto):
 
 
 def test_what_looks_alike_is_told(noto):
-    atlas = GlyphAtlas.build(["[PAD]", *"㖈人Aα⼈A䎛Α".replace("A", "", 1)], [noto])
+    atlas = GlyphAtlas.build(["[PAD]", *"㖈人Aα⼈䎛Α"], [noto])
     same = {tuple(sorted(group)) for group in atlas.look_alikes()}
-    assert same == {("㖈", "䎛"), ("人", "⼈"), ("A", "Α")}
+    assert same == {("㖈", "䎛"), ("⼈", "人"), ("A", "Α")}
     assert atlas.look_alikes()[0] == ("㖈", "䎛")
