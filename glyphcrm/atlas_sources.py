@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glyphcrm.data.text_files import read_lines
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
-from glyphcrm.glyphs.fonts import Font, font_chain
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.picture_file import read_picture
 from glyphcrm.normalization import normalize
 from glyphcrm.tokens import SPECIAL_TOKENS
@@ -20,64 +21,68 @@ from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_t
 _CODE_POINT = re.compile("[Uu]\\+([0-9A-Fa-f]{4,6})")
 
 
-def build_atlas(vocabulary: Sequence[str], user_fonts: Sequence[Font], *, input_only: bool) -> GlyphAtlas:
-    """Draw a vocabulary, and with `input_only` what else a model may read, with the user's fonts before all others.
+def with_input_only(vocabulary: GlyphAtlas, fonts: Sequence[Font]) -> GlyphAtlas:
+    """Return the atlas of a vocabulary with rows added for what else the fonts draw, which a model only reads."""
+    characters = input_only_tokens(vocabulary.tokens, fonts)
+    # Those that only this machine's own fonts have ink for are left out, too.
+    portable = [font for font in fonts if not font.system]
+    return vocabulary.extended(GlyphAtlas.build(characters, portable, leave_out=True, progress=True))
+
+
+def frequent_characters(texts: Iterable[str], where: object, fonts: Sequence[Font], size: int) -> GlyphAtlas:
+    """Draw the special tokens and the most frequent characters of texts, at most `size` tokens.
+
+    Characters that no font draws are left out.
 
     Raises:
-        UserError: no font has a character, or a font of the user's draws none.
-    """
-    fonts = font_chain(user_fonts)
-    added = input_only_tokens(vocabulary, fonts) if input_only else []
-    atlas = GlyphAtlas.build([*vocabulary, *added], fonts, progress=True)
-    check_fonts_draw(user_fonts, atlas)
-    return atlas
-
-
-def frequent_characters(texts: Iterable[str], where: object, fonts: Sequence[Font], size: int) -> list[str]:
-    """Return the special tokens and the most frequent characters of texts, at most `size` tokens.
-
-    Raises:
-        UserError: no font has any of the characters; it names `where` they stand.
+        UserError: no font draws any of the characters; it names `where` they stand.
     """
     vocabulary = build_vocabulary(count_characters(texts), fonts, size)
-    if len(vocabulary) == len(SPECIAL_TOKENS):
+    specials = GlyphAtlas.build(SPECIAL_TOKENS, fonts)
+    characters = vocabulary[len(SPECIAL_TOKENS) :]
+    drawn = specials.extended(GlyphAtlas.build(characters, fonts, leave_out=True, progress=True))
+    if len(drawn) == len(specials):
         raise UserError(f"{where}: no font has any of its characters; give text, or another --font")
-    return vocabulary
+    return drawn
 
 
-def listed_characters(file: Path) -> list[str]:
-    """Return the special tokens and the distinct characters of a UTF-8 file, in order of appearance.
+def listed_characters(file: Path, fonts: Sequence[Font]) -> GlyphAtlas:
+    """Draw the special tokens and the distinct characters of a UTF-8 file, in order of appearance.
 
     Lines that are a special token are passed over, so that a list of tokens serves too.
 
     Raises:
-        UserError: it cannot be read, is not UTF-8, or has no characters.
+        UserError: it cannot be read, is not UTF-8, or has no characters, or no font draws one of them.
     """
-    lines = (line for line in read_lines(file) if line not in SPECIAL_TOKENS)
+    lines = (line for line in lines_of(file) if line not in SPECIAL_TOKENS)
     characters = dict.fromkeys(char for line in lines for char in normalize(line))
     if not characters:
         raise UserError(f"{file}: has no characters; give a UTF-8 file that lists some")
-    return [*SPECIAL_TOKENS, *characters]
+    return GlyphAtlas.build([*SPECIAL_TOKENS, *characters], fonts, progress=True)
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, without their ends.
+def lines_of(file: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, compressed or not.
 
     Raises:
         UserError: it cannot be read, is not UTF-8, or is empty.
     """
-    offset = 0
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                yield from line.decode().splitlines()
-                offset += len(line)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {offset + error.start}; convert it to UTF-8 first") from error
-    if offset == 0:
-        raise UserError(f"{path}: is empty; give a file with text")
+    line = None
+    for line in read_lines(file):
+        yield line
+    if line is None:
+        raise UserError(f"{file}: is empty; give a file with text")
+
+
+def look_alikes_note(atlas: GlyphAtlas, first: int = 0) -> str | None:
+    """Return a line about the characters that share a picture with one in row `first` or behind; None if none do."""
+    groups = [group for group in atlas.look_alikes() if atlas.rows[group[-1]] >= first]
+    if not groups:
+        return None
+    count, (one, other) = sum(map(len, groups)), groups[0][:2]
+    return f"{count:,} characters share a picture with another, which a model cannot tell apart (first: " + (
+        f"{named(one)} and {named(other)})"
+    )
 
 
 def read_pictures(specs: Sequence[str]) -> dict[str, NDArray[np.uint8]]:

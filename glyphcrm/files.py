@@ -1,11 +1,14 @@
-"""Writing a file or a directory whole or not at all."""
+"""Writing a file or a directory whole or not at all, and telling whether a file is still what it was."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +16,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from glyphcrm.errors import UserError
+
+SETTLED_NS = 2_000_000_000  # a file changed this recently may change again without its times showing it (FAT: 2 s)
+
+_taken: dict[str, dict[str, object]] = {}  # what `file_digest` keeps, of this process
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -56,3 +63,50 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_digest(path: Path, cache: Path | None = None) -> str:
+    """Return the hex SHA-256 of a whole file, read only when the file may have changed since it was last read.
+
+    The digest is kept in this process, and in the JSON file `cache` if its folder is there and can be written in. What
+    was kept counts only while the file's size, inode, and times of change (to the nanosecond) are the same; it is not
+    kept of a file that changed less than two seconds before, since such a file can change again within a clock tick.
+
+    Raises `UserError` when the file cannot be read.
+    """
+    key = os.path.abspath(path)
+    kept = _read_cache(cache)
+    try:
+        with open(path, "rb") as file:
+            state = _state(file.fileno())
+            for known in (_taken.get(key), kept.get(key)):
+                if isinstance(known, dict) and known.get("state") == state and isinstance(known.get("sha256"), str):
+                    digest = str(known["sha256"])
+                    break
+            else:
+                began = time.time_ns()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if _state(file.fileno()) != state or began - max(state[2:]) < SETTLED_NS:
+                    return digest
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    _taken[key] = {"state": state, "sha256": digest}
+    if cache is not None and kept.get(key) != _taken[key]:
+        with suppress(UserError):  # no such folder yet, or none to write in: the digest is taken again
+            write_atomically(cache, (json.dumps({**kept, key: _taken[key]}, indent=1) + "\n").encode())
+    return digest
+
+
+def _state(file: int) -> list[int]:
+    """Return what changes when a file is written or replaced: size, inode, and times of change in ns."""
+    status = os.fstat(file)
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _read_cache(cache: Path | None) -> dict[str, object]:
+    """Return what an earlier process kept; nothing if there is no such file, or it is damaged."""
+    try:
+        kept = json.loads(cache.read_bytes()) if cache is not None else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

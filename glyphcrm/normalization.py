@@ -41,6 +41,11 @@ def normalize(text: str) -> str:
     return unicodedata.normalize("NFC", text.translate(_DROP_TABLE))
 
 
+def is_blank(text: str) -> bool:
+    """Whether `normalize(text)` is empty; reads no further than the first character that stays."""
+    return not text[:1].isalnum() and all(_DROP_TABLE[ord(char)] is None for char in text)
+
+
 def normalize_with_offsets(text: str) -> tuple[str, list[tuple[int, int]]]:
     """Return `normalize(text)` and, for each of its characters, where it came from.
 

@@ -19,7 +19,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     try:
         # Only \n ends a line: other line separators of Unicode may be tokens.
-        tokens = tuple(Path(path).read_bytes().decode("utf-8").removesuffix("\n").split("\n"))
+        tokens = tuple(Path(path).read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the vocab.txt that was saved with the model") from None
     except UnicodeDecodeError as error:

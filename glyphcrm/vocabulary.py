@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.fonts import Font
+from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.normalization import normalize
 from glyphcrm.tokens import SPECIAL_TOKENS
@@ -48,15 +49,22 @@ def build_vocabulary(
 
 
 def input_only_tokens(vocabulary: Iterable[str], fonts: Sequence[Font]) -> list[str]:
-    """Return every Han and ASCII character of `fonts` that is not in `vocabulary`, in code point order.
+    """Return every character of `fonts` that a text can hold and that is not in `vocabulary`, in code point order.
 
-    ASCII, since a text may have full-width letters alone, and all others would be [UNK]. Characters
-    that normalisation turns into others are left out. So are those that only a font found on this
-    machine has (`Font.system`), so that an atlas does not depend on the machine it is built on.
+    That is whatever the fonts have in their character maps: Han, and as well radicals and compatibility forms (as ⼈,
+    ㈱, ㎡: rows of their own beside the ideographs they look like), kana, bopomofo, punctuation, symbols, letters. Left
+    out are characters that normalisation drops or turns into others, and what Unicode gives no meaning: private use,
+    and code points that are not assigned in this Python's version of Unicode, unless in a block of Han. So are those
+    that only a font found on this machine has (`Font.system`), so that an atlas does not depend on the machine it is
+    built on.
     """
     points = set().union(*(font.coverage for font in fonts if not font.system))
-    readable = {chr(point) for point in points if is_han(point) or point < 0x80}
+    readable = {chr(point) for point in points if is_han(point) or _has_meaning(chr(point))}
     return sorted(char for char in readable.difference(vocabulary) if normalize(char) == char)
+
+
+def _has_meaning(char: str) -> bool:
+    return unicodedata.category(char) not in ("Cn", "Co", "Cs")
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphcrm.normalization import normalize, normalize_with_offsets
+from glyphcrm.normalization import is_blank, normalize, normalize_with_offsets
 
 # Letters, accents, Hangul parts, compatibility ideographs, zero-width and line ends, mixed at will.
 texts = st.text(
@@ -24,6 +24,12 @@ def test_normalising_is_final_and_drops_only_what_has_no_ink(text: str) -> None:
     result = normalize(text)
     assert normalize(result) == result == unicodedata.normalize("NFC", result)
     assert not any(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in result)
+    assert is_blank(text) == (result == "")
+
+
+@given(st.text(st.sampled_from(" \u3000\u200b\ufeff\ufe0f\x00\u0301中"), max_size=4))
+def test_blank_is_what_nothing_is_left_of(text: str) -> None:
+    assert is_blank(text) == (normalize(text) == "")
 
 
 def test_documented_cases() -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from glyphcrm import vocabulary
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.fonts import Font, default_font
+from glyphcrm.glyphs.font_file import Font
+from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.normalization import normalize
 from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
@@ -37,14 +38,18 @@ def test_a_vocabulary_is_the_frequent_characters_that_a_font_has():
         build_vocabulary(counts, fonts, size=5)
 
 
-def test_input_only_characters_are_the_other_han_and_ascii_of_the_fonts_that_are_no_accident():
-    fonts = [font("甲乙A〇𠮷\ufa0e\uf900あ"), font("丁", system=True), font("丙")]
-    assert input_only_tokens([*SPECIAL_TOKENS, "乙"], fonts) == [*"A〇丙甲\ufa0e𠮷"]
+def test_input_only_characters_are_the_others_of_the_fonts_that_are_no_accident():
+    dropped = "\uf900\u2126 \u3000\u200b\ufe0f\x07\ue000\U0010fffd\uffff\u0378"  # and what has no meaning
+    fonts = [font("甲乙A〇𠮷\ufa0eあ⼈㎡々α。\U00033479" + dropped), font("丁", system=True), font("丙")]
+    assert input_only_tokens([*SPECIAL_TOKENS, "乙"], fonts) == sorted("Aα。〇あ⼈㎡々丙甲\ufa0e𠮷\U00033479")
 
 
-def test_the_default_font_reads_ascii_and_27810_han():
-    tokens = input_only_tokens(SPECIAL_TOKENS, [default_font()])
-    assert tokens[:94] == [chr(point) for point in range(0x21, 0x7F)]
-    assert len(tokens) == 94 + 27_810
-    assert tokens == sorted(tokens)
-    assert {chr(p) for p in (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000))} <= set(tokens)
+def test_whatever_the_default_font_has_and_a_text_can_hold_is_read():
+    font = default_font()
+    tokens = input_only_tokens(SPECIAL_TOKENS, [font])
+    assert len(tokens) == 30_789 and tokens == sorted(tokens)
+    assert {chr(p) for p in (*range(0x21, 0x7F), *range(0x3400, 0x4DC0), *range(0x4E00, 0xA000))} <= set(tokens)
+    assert {chr(p) for p in (*range(0x2F00, 0x2FD6), *range(0x3041, 0x3097), *range(0x3105, 0x3130))} <= set(tokens)
+    assert set("⼈⼯智能是⽅⾯的⼀个重要问题㈱㎡か々、。「」①Ⅳαя→℃") <= set(tokens)
+    # Nothing is out of vocabulary that the font draws and normalisation leaves.
+    assert set(normalize("".join(map(chr, font.coverage)))) == set(tokens)

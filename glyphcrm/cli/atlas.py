@@ -13,7 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from glyphcrm.atlas_sources import build_atlas, frequent_characters, listed_characters, named, read_lines, read_pictures
+from glyphcrm.atlas_sources import (
+    frequent_characters,
+    lines_of,
+    listed_characters,
+    look_alikes_note,
+    named,
+    read_pictures,
+    with_input_only,
+)
 from glyphcrm.cli.arguments import add_font, refuse_used
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
@@ -48,7 +56,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help=text_help)
     size_help = "with --text: how many tokens at most (default: %(default)s)"
     add("--vocabulary-size", type=int, default=DEFAULT_VOCABULARY_SIZE, metavar="N", help=size_help)
-    only_help = "leave out the Han characters beyond the vocabulary, which a model reads but cannot predict"
+    only_help = "leave out what the fonts draw beyond the vocabulary, which a model reads but cannot predict"
     add("--no-input-only", dest="input_only", action="store_false", help=only_help)
     add("--force", action="store_true", help="write over --out when it exists")
     parser.set_defaults(run=build)
@@ -92,18 +100,22 @@ def build(arguments: argparse.Namespace) -> int:
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; make it first")
     fonts = [open_font(spec, weight=arguments.weight) for spec in arguments.font]
+    chain = font_chain(fonts)
     if arguments.characters is not None:
-        vocabulary = listed_characters(arguments.characters)
+        vocabulary = listed_characters(arguments.characters, chain)
     else:
         files = arguments.text
-        lines = (line for path in files for line in read_lines(path))
-        vocabulary = frequent_characters(lines, files[0], font_chain(fonts), arguments.vocabulary_size)
-    atlas = build_atlas(vocabulary, fonts, input_only=arguments.input_only)
+        lines = (line for path in files for line in lines_of(path))
+        vocabulary = frequent_characters(lines, files[0], chain, arguments.vocabulary_size)
+    atlas = with_input_only(vocabulary, chain) if arguments.input_only else vocabulary
+    check_fonts_draw(fonts, atlas)
     atlas.save(out)
     added = len(atlas) - len(vocabulary)
     print(f"{out}: {len(atlas):,} rows = {len(vocabulary):,} of the vocabulary + {added:,} input-only")
     for source, rows in Counter(atlas.sources.tolist()).most_common():
         print(f"{rows:8,} {atlas.fonts[source]}")
+    if note := look_alikes_note(atlas):
+        print(note)
     return 0
 
 
@@ -114,7 +126,7 @@ def show(arguments: argparse.Namespace) -> int:
         raise UserError(f"the text {arguments.text!r} has no characters that are drawn")
     if arguments.atlas is None:
         fonts = font_chain()
-        atlas = GlyphAtlas.build([c for c in characters if any(font.covers(c) for font in fonts)], fonts)
+        atlas = GlyphAtlas.build(characters, fonts, leave_out=True)
     elif arguments.atlas.is_dir():
         from glyphcrm.checkpoint import load_atlas
 
@@ -157,6 +169,8 @@ def add_to_model(arguments: argparse.Namespace) -> int:
     print(f"{arguments.out}: {len(extended):,} rows = {len(atlas):,} of {arguments.model} + {len(new):,} new")
     for row in new:
         print(f"{named(extended.tokens[row])} row {row:<6} {extended.fonts[extended.sources[row]]}")
+    if note := look_alikes_note(extended, len(atlas)):
+        print(note)
     return 0
 
 

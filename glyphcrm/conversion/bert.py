@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForPreTraining, set_seed
 
+from glyphcrm.atlas_sources import with_input_only
 from glyphcrm.checkpoint import read_config
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.conversion.release import EMBEDDINGS, renamed
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.glyphs.fonts import Font
+from glyphcrm.glyphs.font_file import Font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import ENCODER_FIELDS
 from glyphcrm.normalization import normalize
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.vocabulary import input_only_tokens
 
 MODULES = {
     **EMBEDDINGS,
@@ -36,7 +36,7 @@ def convert_bert(directory: Path, fonts: Sequence[Font], seed: int = 0) -> tuple
     """Return a GlyphCRM whose encoder and heads come from a transformers BERT, and its atlas.
 
     The vocabulary is BERT's single characters that the fonts draw, in BERT's order; its word pieces
-    have no picture and are left out. Every other Han character of the fonts becomes an input-only row.
+    have no picture and are left out. Every other character of the fonts becomes an input-only row.
     HanGlyph starts afresh, so the model has to be trained before it is of use.
 
     Raises `UserError`: no whole BERT there, or one with relative positions.
@@ -44,8 +44,9 @@ def convert_bert(directory: Path, fonts: Sequence[Font], seed: int = 0) -> tuple
     bert = _read_bert(directory)
     rows_of_bert = _read_vocabulary(directory, len(bert.cls.predictions.decoder.weight))
     characters = [t for t, _ in sorted(rows_of_bert.items(), key=lambda item: item[1]) if _is_readable(t, fonts)]
-    vocabulary = [*SPECIAL_TOKENS, *characters]
-    atlas = GlyphAtlas.build([*vocabulary, *input_only_tokens(vocabulary, fonts)], fonts, progress=True)
+    drawn = GlyphAtlas.build([*SPECIAL_TOKENS, *characters], fonts, leave_out=True, progress=True)
+    vocabulary = drawn.tokens
+    atlas = with_input_only(drawn, fonts)
     set_seed(seed)
     same = {name: getattr(bert.config, name) for name in ENCODER_FIELDS}
     config = GlyphCRMConfig(vocab_size=len(vocabulary), num_glyphs=len(vocabulary), **same)

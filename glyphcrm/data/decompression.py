@@ -30,8 +30,10 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         with openers.get(ending, functools.partial(open, mode="rb"))(path) as stream:
             yield cast(BinaryIO, io.BufferedReader(stream, BUFFER))
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        broken = f"is cut short or corrupt ({error})" if ending in COMPRESSED else f"cannot be read ({error})"
-        raise UserError(f"{path} {broken}") from None
+        reason = getattr(error, "strerror", None) or error
+        if ending in COMPRESSED and getattr(error, "errno", None) is None:
+            raise UserError(f"{path} is cut short or corrupt ({reason}); get it again") from None
+        raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
 def _open_zstd(path: Path) -> Any:

@@ -6,16 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from glyphcrm.data.sentences import split_sentences
+from glyphcrm.data.text_files import read_lines
 from glyphcrm.errors import UserError
-from glyphcrm.normalization import normalize
+from glyphcrm.normalization import is_blank, normalize
 
 
 def read_characters(path: Path) -> frozenset[str]:
     """Return the characters of a UTF-8 file, in any arrangement; raise `UserError` if it cannot be read or has none."""
-    try:
-        characters = frozenset(normalize(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); give a file of characters") from None
+    characters = frozenset(char for line in read_lines(path) for char in normalize(line))
     if not characters:
         raise UserError(f"{path}: no character there; give at least one")
     return characters
@@ -29,5 +27,5 @@ def without(documents: Iterable[list[str]], excluded: frozenset[str]) -> Iterato
     for document in documents:
         split = (split_sentences(paragraph, max(len(paragraph), 1)) for paragraph in document)
         paragraphs = ("".join(s for s in sentences if excluded.isdisjoint(normalize(s))) for sentences in split)
-        if kept := [paragraph for paragraph in paragraphs if paragraph.strip()]:
+        if kept := [paragraph for paragraph in paragraphs if not is_blank(paragraph)]:
             yield kept

@@ -14,12 +14,20 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from glyphcrm.data.decompression import COMPRESSED, open_bytes
-from glyphcrm.errors import UserError, listed
+from glyphcrm.errors import UserError, listed, shown
+from glyphcrm.normalization import is_blank
 
 BOM = b"\xef\xbb\xbf"
+OTHER_BOMS = {  # the longer ones first: UTF-32's begins with UTF-16's
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 LINE_LIMIT = 1 << 26  # bytes; a longer line is no text, and would have to be held in memory
 DOCUMENT_LIMIT = 1 << 26  # characters
 PARQUET_ROWS = 256  # rows held in memory at a time
@@ -48,8 +56,9 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 def iter_documents(files: Sequence[Path], *, text_column: str = "text") -> Iterator[list[str]]:
     """Yield the documents of `files` in order, one at a time, without their blank paragraphs.
 
-    Only LF and CR LF end a line; a line of white space counts as blank. A byte order mark at the start of a file is
-    ignored. `text_column` is the key (.jsonl) or the column (.parquet) that holds the text.
+    Only LF and CR LF end a line; one of which normalisation leaves nothing (white space, characters of zero width)
+    counts as blank. A byte order mark at the start of a file is ignored. `text_column` is the key (.jsonl) or the
+    column (.parquet) that holds the text.
 
     Raises `UserError`, which names the file and the byte, line or row, for bytes that are not UTF-8, broken
     compression or JSON, a missing key or column, text that is no string or too long, and files without any text.
@@ -92,7 +101,9 @@ def _kind(path: Path) -> str:
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, compressed or not, without their ends.
 
-    Raises `UserError` for a line over 64 MiB, or bytes that are no UTF-8.
+    A byte order mark at the start is no part of the first line.
+
+    Raises `UserError` for a line over 64 MiB, or bytes that are no UTF-8; where another encoding shows, it is named.
     """
     offset = 0
     compressed = path.suffix.lower() in COMPRESSED
@@ -108,11 +119,23 @@ def read_lines(path: Path) -> Iterator[str]:
                 where = f"byte {offset + skip + error.start}"
                 if compressed:
                     where += " of the decompressed text"
-                raise UserError(
-                    f"{path}: not UTF-8 at {where}; convert it, for example from GBK with iconv -f GB18030 -t UTF-8"
-                ) from None
+                raise UserError(f"{path}: not UTF-8 at {where}; {_advice(line[skip:], offset, error.start)}") from None
             offset += len(line)
             yield text.removesuffix("\n").removesuffix("\r")
+
+
+def _advice(line: bytes, offset: int, start: int) -> str:
+    """Say what to do about the line at `offset` of a file, which is no UTF-8 from its byte `start` on."""
+    encoding = next((name for mark, name in OTHER_BOMS.items() if offset == 0 and line.startswith(mark)), None)
+    if encoding is None and b"\0" in line:
+        return "zero bytes, as in UTF-16; is this text? convert it to UTF-8 first"
+    if encoding is None and line[:start].isascii():
+        with suppress(UnicodeDecodeError):
+            line.decode("gb18030")
+            encoding = "GB18030"  # which GBK and GB 2312 are parts of
+    if encoding is None:
+        return "the file is damaged, or in another encoding; convert it to UTF-8 first"
+    return f"it looks like {'GBK' if encoding == 'GB18030' else encoding}: convert it with iconv -f {encoding} -t UTF-8"
 
 
 def read_json_objects(path: Path, keys: Iterable[object]) -> Iterator[tuple[str, dict[str, object]]]:
@@ -121,7 +144,7 @@ def read_json_objects(path: Path, keys: Iterable[object]) -> Iterator[tuple[str,
     Raises `UserError` as `read_lines` does, and for a line that is no object; `keys` are those it should have.
     """
     for number, line in enumerate(read_lines(path), start=1):
-        if not line or line.isspace():
+        if is_blank(line):
             continue
         where = f"{path}:{number}"
         try:
@@ -146,7 +169,7 @@ def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
     paragraphs: list[str] = []
     characters = 0
     for line in read_lines(path):
-        if line and not line.isspace():
+        if not is_blank(line):
             paragraphs.append(line)
             characters += len(line)
             if characters > DOCUMENT_LIMIT:
@@ -164,8 +187,8 @@ def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
 def _jsonl_documents(path: Path, text_column: str) -> Iterator[list[str]]:
     for where, row in read_json_objects(path, (text_column,)):
         if text_column not in row:
-            raise UserError(f"{where}: no key '{text_column}'; the keys are {', '.join(row) or 'none'}")
-        text = checked_text(row[text_column], f"{where}: '{text_column}'")
+            raise UserError(f"{where}: no key {shown(text_column)}; the keys are {listed(row) or 'none'}")
+        text = checked_text(row[text_column], f"{where}: {shown(text_column)}")
         if document := _paragraphs(text):
             yield document
 
@@ -181,19 +204,19 @@ def _parquet_documents(path: Path, text_column: str) -> Iterator[list[str]]:
         with pq.ParquetFile(path, buffer_size=PARQUET_BUFFER) as file:
             names = file.schema_arrow.names
             if text_column not in names:
-                raise UserError(f"{path}: no column '{text_column}'; the columns are {', '.join(names)}")
+                raise UserError(f"{path}: no column {shown(text_column)}; the columns are {listed(names)}")
             for batch in file.iter_batches(PARQUET_ROWS, columns=[text_column]):
                 for value in batch.column(0):
-                    text = checked_text(value.as_py(), f"{path}: row {row} of '{text_column}'")
+                    text = checked_text(value.as_py(), f"{path}: row {row} of {shown(text_column)}")
                     row += 1
                     if document := _paragraphs(text):
                         yield document
     except UnicodeDecodeError:
-        raise UserError(f"{path}: row {row} of '{text_column}' is not UTF-8") from None
+        raise UserError(f"{path}: row {row} of {shown(text_column)} is not UTF-8") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {error}") from None
 
 
 def _paragraphs(text: str) -> list[str]:
     lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [line for line in lines if line and not line.isspace()]
+    return [line for line in lines if not is_blank(line)]

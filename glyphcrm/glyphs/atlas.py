@@ -17,20 +17,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from tqdm import tqdm
 
 from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
-from glyphcrm.glyphs.fonts import Font
-from glyphcrm.glyphs.raster import PACKED_BYTES, Rasterizer, unpack
+from glyphcrm.glyphs.drawing import draw_tokens, undrawn
+from glyphcrm.glyphs.font_file import Font
+from glyphcrm.glyphs.raster import PACKED_BYTES, unpack
 
-LABEL_SOURCE = "drawn label"
 FORMAT_VERSION = 1
 
 _METADATA_KEY = "glyph_atlas"
 _SPECIAL_TOKEN = re.compile(r"\[[^\s\[\]]+\]")
 _MOST_SOURCES = 256
-MOST_LISTED = 5  # characters that no font has
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class GlyphAtlas:
 
     tokens: tuple[str, ...]  # N distinct ones, each one code point, or a name in brackets such as "[PAD]"
     bitmaps: NDArray[np.uint8]  # (N, 288), the pictures packed as by `glyphcrm.glyphs.raster.pack`
-    fonts: tuple[str, ...]  # names of what drew the rows: fonts, `LABEL_SOURCE`, or what `append` was told
+    fonts: tuple[str, ...]  # names of what drew the rows: fonts, "drawn label", or what `append` was told
     sources: NDArray[np.uint8]  # (N,), for each row the index in `fonts` of what drew it
 
     def __post_init__(self) -> None:
@@ -62,36 +60,27 @@ class GlyphAtlas:
             raise UserError(f"source {int(self.sources.max())} is none of the atlas' {len(self.fonts)} fonts")
 
     @classmethod
-    def build(cls, tokens: Iterable[str], fonts: Sequence[Font], *, progress: bool = False) -> GlyphAtlas:
-        """Draw each of `tokens` with the first of `fonts` that has it; `progress` shows a bar on a terminal.
+    def build(
+        cls, tokens: Iterable[str], fonts: Sequence[Font], *, leave_out: bool = False, progress: bool = False
+    ) -> GlyphAtlas:
+        """Draw each of `tokens` with the first of `fonts` that has it with ink; `progress` shows a bar on a terminal.
 
-        Raises `UserError` when no font has a character (or all the letters of a special token).
+        Raises `UserError` when no font draws a character (or all the letters of a special token), unless `leave_out`
+        says that the atlas shall do without; and when a font takes more time or memory than a font may.
         """
         tokens = tuple(tokens)
         _check_tokens(tokens)
-        rasterizers = [Rasterizer(font) for font in fonts]
-        drawn_by: dict[str, int] = {}
-        bitmaps = bytearray()
-        sources = bytearray()
-        missing: list[str] = []
-        for token in tqdm(tokens, "drawing", unit=" glyphs", disable=None if progress else True):
-            rasterizer = next((r for r in rasterizers if r.draws(token)), None)
-            if rasterizer is None:
-                missing.append(token)
-            elif not missing:
-                bitmaps += rasterizer.draw_packed(token)
-                name = LABEL_SOURCE if len(token) > 1 else rasterizer.font.name
-                sources.append(drawn_by.setdefault(name, len(drawn_by)))
-        if missing:
-            shown = [f"{token} (U+{ord(token):04X})" if len(token) == 1 else token for token in missing[:MOST_LISTED]]
-            more = f" and {len(missing) - MOST_LISTED} more" if len(missing) > MOST_LISTED else ""
-            names = ", ".join(font.name for font in fonts) or "(none given)"
-            raise UserError(f"no font has {', '.join(shown)}{more}; add a font that does to: {names}")
+        drawn, reasons = draw_tokens(tokens, fonts, progress=progress)
+        if len(drawn) < len(tokens) and not leave_out:
+            raise UserError(undrawn([token for token in tokens if token not in drawn], reasons, fonts))
+        tokens = tuple(token for token in tokens if token in drawn)
+        names = tuple(dict.fromkeys(drawn[token].source for token in tokens))
+        numbers = {name: number for number, name in enumerate(names)}
         return cls(
             tokens,
-            np.frombuffer(bytes(bitmaps), np.uint8).reshape(-1, PACKED_BYTES),
-            tuple(drawn_by),
-            np.frombuffer(bytes(sources), np.uint8),
+            np.frombuffer(b"".join(drawn[token].bitmap for token in tokens), np.uint8).reshape(-1, PACKED_BYTES),
+            names,
+            np.array([numbers[drawn[token].source] for token in tokens], np.uint8),
         )
 
     def __len__(self) -> int:
@@ -108,6 +97,13 @@ class GlyphAtlas:
     def pictures(self, rows: ArrayLike) -> NDArray[np.uint8]:
         """Return the pictures of `rows` (integers of any shape) as `(*rows.shape, 48, 48)` uint8, ink 1."""
         return unpack(self.bitmaps[np.asarray(rows, np.int64)])
+
+    def look_alikes(self) -> list[tuple[str, ...]]:
+        """Return the tokens that share a picture, two or more together, in the order of their first row."""
+        groups: dict[bytes, list[str]] = {}
+        for token, bitmap in zip(self.tokens, self.bitmaps, strict=True):
+            groups.setdefault(bitmap.tobytes(), []).append(token)
+        return [tuple(group) for group in groups.values() if len(group) > 1]
 
     def append(self, tokens: Sequence[str], bitmaps: NDArray[np.uint8], source: str) -> GlyphAtlas:
         """Return an atlas with rows added for new `tokens`, their pictures `(n, 288)` uint8 from elsewhere.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.fonts import REFERENCE_PIXELS
+from glyphcrm.glyphs.font_file import REFERENCE_PIXELS
 from glyphcrm.glyphs.raster import IMAGE_SIZE, pack
 
 PICTURE_SOURCE = "PNG picture"

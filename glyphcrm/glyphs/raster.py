@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.fonts import REFERENCE_PIXELS, Font
+from glyphcrm.glyphs.font_file import REFERENCE_PIXELS, Font
 from glyphcrm.glyphs.han import is_han
 
 IMAGE_SIZE = 48  # pixels a side
@@ -47,9 +48,10 @@ class Rasterizer:
         points = sorted(filter(is_han, self.font.coverage)) or sorted(self.font.coverage)
         centres = []
         for point in points[:: math.ceil(len(points) / _PROBES)]:
-            _, box = self._ink(chr(point), REFERENCE_PIXELS)
-            if box is not None:
-                centres.append((box[1] + box[3]) / 2)
+            with suppress(UserError):  # told when that character is drawn
+                _, box = self._ink(chr(point), REFERENCE_PIXELS)
+                if box is not None:
+                    centres.append((box[1] + box[3]) / 2)
         return math.floor(_CENTRE - statistics.median(centres) + 0.5) if centres else _CENTRE
 
     def draws(self, token: str) -> bool:
@@ -61,7 +63,8 @@ class Rasterizer:
 
         A character stands on `baseline`, its advance centred; it is moved by the least that brings its ink
         into the cell, and made smaller, towards the cell's centre, only when the ink is larger than the cell.
-        "[PAD]" is blank; another special token is its letters, as large as the width of the cell allows.
+        "[PAD]" is blank; another special token is its letters, as large as the width of the cell allows. What the
+        font has without ink is blank, too.
 
         Raises `UserError` when the font has no such character, lacks one of the letters, or cannot draw it.
         """
@@ -95,6 +98,8 @@ class Rasterizer:
             raise UserError(f"font {self.font.name}: lacks letters of the label {label!r}")
         for pixels in range(_LABEL_PIXELS, 0, -1):
             canvas, box = self._ink(_shown(label), pixels)
+            if box is None and pixels == _LABEL_PIXELS:
+                return bytes(PACKED_BYTES)
             if box is None:
                 break
             if box[2] - box[0] <= _LABEL_WIDTH:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from glyphcrm.atlas_sources import build_atlas, frequent_characters
-from glyphcrm.data.demo_corpus import demo_documents
+from glyphcrm.atlas_sources import frequent_characters, look_alikes_note, with_input_only
+from glyphcrm.data.demo_corpus import corpus_path, demo_documents
 from glyphcrm.data.excluded_characters import read_characters, without
 from glyphcrm.data.masking import label_ids
 from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
@@ -22,16 +23,24 @@ from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, split_doc
 from glyphcrm.data.text_files import expand, iter_documents
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.fonts import font_chain, open_font
+from glyphcrm.files import file_digest
+from glyphcrm.glyphs.atlas import check_fonts_draw
+from glyphcrm.glyphs.fonts import font_chain, open_font, split_spec
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.training.run_directory import read_json, write_json
+from glyphcrm.training.run_directory import DATA_DIRECTORY, read_json, write_json
 
 ATLAS_FILE = "atlas.safetensors"
 VOCABULARY_RECORD = "vocabulary.json"
 STORE_DIRECTORY = "tokens"
-FINGERPRINT_BYTES = 1 << 16
+DIGESTS_FILE = "digests.json"
+DIGEST = "sha256:"
+
+
+def data_directory(options: PretrainOptions) -> Path:
+    """Return where vocabulary, atlas and tokenised text of a run are kept."""
+    return Path(options.data_dir) if options.data_dir else options.run_dir / DATA_DIRECTORY
 
 
 class Text:
@@ -42,6 +51,7 @@ class Text:
         self._column = options.text_column
         excluded = options.exclude_characters
         self._excluded = read_characters(Path(excluded)) if excluded else frozenset()
+        self._digests = data_directory(options) / DIGESTS_FILE
 
     def documents(self) -> Iterator[list[str]]:
         """Yield the documents, lists of paragraphs."""
@@ -49,15 +59,11 @@ class Text:
         yield from without(documents, self._excluded) if self._excluded else documents
 
     def fingerprint(self) -> str:
-        """Return what changes when the text does: names, sizes, both ends of every file, column, exclusions."""
-        digest = hashlib.sha256(f"{self._column} {''.join(sorted(self._excluded))}".encode())
-        for file in self._files or []:
-            size = file.stat().st_size
-            with open(file, "rb") as stream:
-                head = stream.read(FINGERPRINT_BYTES)
-                stream.seek(max(0, size - FINGERPRINT_BYTES))
-                digest.update(f"{file.name} {size}\n".encode() + head + stream.read())
-        return digest.hexdigest() if self._files is not None or self._excluded else "demo"
+        """Return what changes when the text does: the content of every file, their names, the column, exclusions."""
+        files = [corpus_path()] if self._files is None else self._files
+        contents = [(file.name, file_digest(file, self._digests)) for file in files]
+        key = json.dumps([self._column, sorted(self._excluded), contents])
+        return DIGEST + hashlib.sha256(key.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -98,23 +104,41 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) ->
     settings = {
         "text": text.fingerprint(),
         "vocabulary_size": options.vocabulary_size,
-        "font": options.font,
+        "font": [[font, file_digest(split_spec(font)[0], directory / DIGESTS_FILE)] for font in options.font],
         "input_only": options.input_only,
     }
-    if (directory / VOCABULARY_RECORD).exists():
+    if os.path.exists(directory / VOCABULARY_RECORD):  # unlike Path.exists it does not raise
         found = _read_record(directory)["settings"]
+        if not str(found.get("text")).startswith(DIGEST):
+            raise UserError(
+                f"{directory} was made by an older version, which did not look at the whole text; "
+                "delete it, or give another --data-dir"
+            )
         if differing := [name for name in settings if settings[name] != found.get(name)]:
             raise UserError(
                 f"{directory} holds the vocabulary of another run ({', '.join(differing)} differ); "
-                "give the same settings, or another --data-dir"
+                "give the same text, fonts and settings, or another --data-dir"
             )
         return
+    try:
+        _write_vocabulary(text, options, directory, settings)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be written in: {error.strerror or error}; make room, or give another --data-dir"
+        ) from None
+
+
+def _write_vocabulary(text: Text, options: PretrainOptions, directory: Path, settings: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     paragraphs = (paragraph for document in text.documents() for paragraph in document)
     counted = tqdm(paragraphs, "counting characters", unit=" paragraphs")
     fonts = [open_font(font) for font in options.font]
-    vocabulary = frequent_characters(counted, "the text", font_chain(fonts), options.vocabulary_size)
-    atlas = build_atlas(vocabulary, fonts, input_only=options.input_only)
+    chain = font_chain(fonts)
+    vocabulary = frequent_characters(counted, "the text", chain, options.vocabulary_size)
+    atlas = with_input_only(vocabulary, chain) if options.input_only else vocabulary
+    check_fonts_draw(fonts, atlas)
+    if note := look_alikes_note(atlas):
+        print(note)
     atlas.save(directory / ATLAS_FILE)
     GlyphCRMTokenizer.from_tokens(atlas.tokens, directory).save_pretrained(directory)
     # Written last: it says that the others are whole.

@@ -99,10 +99,10 @@ class PretrainOptions(CommandLineOptions):
         "what the position embeddings of a new model, of either architecture, start from",
         tuple(POSITION_INITIALIZERS),
     )
-    font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#Family)")
+    font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#NAME)")
     vocabulary_size: int = option(DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted")
     input_only: bool = option(
-        True, "add atlas rows for the Han characters that the text lacks: read, though not predicted"
+        True, "add atlas rows for what else the fonts draw and the text lacks: read, though not predicted"
     )
     steps: int | None = option(None, "optimiser steps")
     stop_after: int | None = option(

@@ -39,7 +39,6 @@ from glyphcrm.training.progress import (
     read_metrics,
 )
 from glyphcrm.training.run_directory import (
-    DATA_DIRECTORY,
     MODEL_DIRECTORY,
     PARAMETERS_FILE,
     RUN_FILE,
@@ -158,7 +157,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
 def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, PretrainingModel]:
     """Return the text's samples and the model at its start; the first process makes what is missing on disk."""
     text = corpora.Text(options)
-    data_dir = Path(options.data_dir) if options.data_dir else options.run_dir / DATA_DIRECTORY
+    data_dir = corpora.data_directory(options)
     origin = Path(options.init) if options.init else None
     model: PretrainingModel
     if origin is not None:

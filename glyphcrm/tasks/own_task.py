@@ -83,7 +83,7 @@ class _Settings:
                 content = file.read(SIZE_LIMIT + 1)
             if len(content) > SIZE_LIMIT:
                 raise UserError(f"{path}: over {SIZE_LIMIT} bytes; a task takes a few lines")
-            self.values = tomllib.loads(content.decode("utf-8"))
+            self.values = tomllib.loads(content.decode("utf-8-sig"))
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

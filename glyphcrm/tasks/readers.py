@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from glyphcrm.data.text_files import checked_text, read_json_objects, read_lines
+from glyphcrm.data.text_files import DOCUMENT_LIMIT, checked_text, read_json_objects, read_lines
 from glyphcrm.errors import UserError, listed, shown
-from glyphcrm.normalization import normalize
+from glyphcrm.normalization import is_blank, normalize
 from glyphcrm.tasks.examples import TaggedExample, TextExample
 
 E = TypeVar("E")
@@ -52,9 +52,7 @@ def read_columns(
     columns than the first, a text is empty, or a label is empty or unknown.
     """
     rows = (
-        (number, line.split(separator))
-        for number, line in enumerate(read_lines(path), start=1)
-        if line and not line.isspace()
+        (number, line.split(separator)) for number, line in enumerate(read_lines(path), start=1) if not is_blank(line)
     )
     return _table(path, rows, columns, labels, "tabs" if separator == "\t" else f"'{separator}'")
 
@@ -90,7 +88,7 @@ def read_bio(path: Path) -> list[TaggedExample]:
     sentence: list[tuple[str, str]] = []
     for number, line in enumerate(itertools.chain(read_lines(path), [""]), start=1):
         pair = known.get(line)
-        if pair is None and line and not line.isspace():
+        if pair is None and not is_blank(line):
             pair = known[line] = _tagged_character(path, number, line)
         if pair is not None:
             sentence.append(pair)
@@ -131,7 +129,7 @@ def _indices(where: str, first: list[str], columns: Columns, separated_by: str) 
     for column in columns.used:
         if isinstance(column, str) and column not in names:
             raise UserError(
-                f"{where}: {_columns_of(first)} separated by {separated_by}, and none is named '{column}'; "
+                f"{where}: {_columns_of(first)} separated by {separated_by}, and none is named {shown(column)}; "
                 f"expected a header with {listed(columns.used)}, found {listed(first)}"
             )
         if isinstance(column, int) and column >= len(first):
@@ -143,12 +141,13 @@ def _indices(where: str, first: list[str], columns: Columns, separated_by: str) 
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), DOCUMENT_LIMIT))
     # strict: text after a closing quote, or a quote that is never closed, is an error.
     reader = csv.reader((line + "\n" for line in read_lines(path)), strict=True)
     number = 1
     try:
         for row in reader:
-            if len(row) > 1 or (row and row[0].strip()):
+            if len(row) > 1 or (row and not is_blank(row[0])):
                 yield number, row
             number = reader.line_num + 1
     except csv.Error as error:
@@ -159,9 +158,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _json_field(where: str, row: dict[str, object], key: str | int) -> str:
     if key not in row:
-        raise UserError(f"{where}: no key '{key}'; the keys are {listed(row) or 'none'}")
+        raise UserError(f"{where}: no key {shown(str(key))}; the keys are {listed(row) or 'none'}")
     value = row[str(key)]
-    return str(value) if type(value) is int else checked_text(value, f"{where}: '{key}'")
+    return str(value) if type(value) is int else checked_text(value, f"{where}: {shown(str(key))}")
 
 
 def _example(where: str, fields: Sequence[str], labels: Mapping[str, str] | None) -> TextExample:

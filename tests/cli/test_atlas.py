@@ -5,7 +5,8 @@ import pytest
 from glyphcrm.cli.atlas import parse
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs import fonts
-from glyphcrm.glyphs.atlas import LABEL_SOURCE, GlyphAtlas
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.drawing import LABEL_SOURCE
 from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.glyphs.font_files import SQUARE, font_file
 
@@ -48,9 +49,9 @@ def test_build_from_text_and_show(tmp_path, capsys, monkeypatch):
 
 def test_build_from_a_list_of_characters(tmp_path):
     listed, out = tmp_path / "list.txt", tmp_path / "atlas.safetensors"
-    listed.write_text("\ufeff[PAD]\n[UNK]\n文\ne\n\u0301\n中文字，\n", encoding="utf-8")
+    listed.write_text("\ufeff[PAD]\r\n[UNK]\n文\ne\n\u0301\n中文字，\n", encoding="utf-8")
     assert run("build", "--out", out, "--characters", listed, "--no-input-only") == 0
-    assert GlyphAtlas.load(out).tokens == (*SPECIAL_TOKENS, *"[PAD]文e\u0301中字，")
+    assert GlyphAtlas.load(out).tokens == (*SPECIAL_TOKENS, *"文e\u0301中字，")
 
 
 @pytest.mark.parametrize("option", ["--text", "--characters"])
@@ -61,7 +62,7 @@ def test_build_from_a_list_of_characters(tmp_path):
         (b"", "is empty"),
         (b"\n \r\n", "characters; give"),
         ("中文\n".encode() * 700_000 + b"\xe4\xb8", "not UTF-8 at byte 4900000"),
-        ("中文".encode("utf-16"), "not UTF-8 at byte 0"),
+        ("中文".encode("utf-16"), "not UTF-8 at byte 0; it looks like UTF-16"),
     ],
 )
 def test_files_that_are_no_text_are_refused(tmp_path, option, content, complaint):

@@ -53,7 +53,7 @@ def test_a_file_of_characters(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"characters.txt: no character there"):
         read_characters(path)
     path.write_bytes(b"\xcc\xec")
-    with pytest.raises(UserError, match=r"characters.txt: cannot be read as UTF-8"):
+    with pytest.raises(UserError, match=r"characters.txt: not UTF-8 at byte 0; it looks like GBK"):
         read_characters(path)
     with pytest.raises(UserError, match=r"absent.txt: cannot be read"):
         read_characters(tmp_path / "absent.txt")

@@ -15,6 +15,7 @@ from glyphcrm.data import text_files
 from glyphcrm.data.decompression import BUFFER
 from glyphcrm.data.text_files import expand, iter_documents
 from glyphcrm.errors import UserError
+from glyphcrm.normalization import normalize
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -68,7 +69,7 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
     texts = ["\n".join(document) for document in DOCUMENTS] * 300
     pq.write_table(pa.table({"id": range(len(texts)), "body": texts}), path, row_group_size=100)
     assert read(path, text_column="body") == DOCUMENTS * 300
-    with pytest.raises(UserError, match="no column 'text'; the columns are id, body"):
+    with pytest.raises(UserError, match="no column 'text'; the columns are 'id', 'body'"):
         read(path)
     with pytest.raises(UserError, match="row 0 of 'id' is int, not a string"):
         read(path, text_column="id")
@@ -89,7 +90,7 @@ def test_a_file_starts_a_document(tmp_path: Path) -> None:
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1)))
 def test_text_survives(tmp_path_factory: pytest.TempPathFactory, documents: list[list[str]]) -> None:
     def is_paragraph(text: str) -> bool:
-        return bool(text.strip()) and "\n" not in text and text[-1] != "\r" and text[0] != "\ufeff"
+        return bool(normalize(text)) and "\n" not in text and text[-1] != "\r" and text[0] != "\ufeff"
 
     documents = [[p for p in document if is_paragraph(p)] for document in documents]
     documents = [document for document in documents if document]
@@ -122,6 +123,49 @@ def test_characters_across_buffers_are_whole(tmp_path: Path) -> None:
     assert read(path) == [[text]]
 
 
+@pytest.mark.parametrize("nothing", ["\u200b", "\ufeff\u3000\u200d", "\x00\ufe0f", "\u00ad \t", "\u2060" * 9])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_of_what_normalisation_drops_is_blank(tmp_path: Path, nothing: str, end: str) -> None:
+    documents = [[f"第{i}篇", "\u200b\u3000有"] for i in range(40)]
+    path = tmp_path / "a.txt"
+    lines = (end.join(document) + end + nothing + end for document in documents)
+    path.write_bytes("".join(lines).encode())
+    assert read(path) == documents
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([f"{end}{nothing}{end}".join(document) for document in documents]))
+    assert read(path) == documents
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("天地玄黄\n".encode("utf-16"), "byte 0; it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8"),
+        (b"\xfe\xff" + "天地\n".encode("utf-16-be"), "byte 0; it looks like UTF-16"),
+        ("天地\n".encode("utf-32"), "byte 0; it looks like UTF-32"),
+        ("1玄 a\n".encode("utf-16-le"), "zero bytes, as in UTF-16"),
+        ("\n天地玄黄\n".encode("gbk"), "byte 1; it looks like GBK: convert it with iconv -f GB18030 -t UTF-8"),
+        ("天".encode() + b"\xff\n", "byte 3; the file is damaged"),
+        ("天地玄".encode() + "黄\n".encode("gbk"), "byte 9; the file is damaged"),
+        (b"caf\xe9\n", "byte 3; the file is damaged, or in another encoding"),
+    ],
+)
+def test_the_encoding_that_shows_is_named(tmp_path: Path, content: bytes, advice: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=advice):
+        read(path)
+
+
+def test_names_from_files_do_not_break_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(["一"], key="te\nxt\x1b[31m" + "长" * 1000))
+    with pytest.raises(UserError) as caught:
+        read(path, text_column="一\n二")
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 300 + len(str(path))
+    assert r"no key '一\n二'; the keys are 'id', 'te\nxt\x1b[31m" in message
+
+
 @pytest.mark.parametrize("compression", list(COMPRESS)[1:])
 @pytest.mark.parametrize("damage", ["cut", "cut by one", "flipped", "junk"])
 def test_broken_compression_is_an_error(tmp_path: Path, compression: str, damage: str) -> None:
@@ -145,7 +189,7 @@ def test_broken_compression_is_an_error(tmp_path: Path, compression: str, damage
     [
         (jsonl(["一"]) + b'{"text": "\n', r"a\.jsonl:2: not JSON"),
         (jsonl(["一"]) + b"[" * 100_000, r"a\.jsonl:2: not JSON"),
-        (jsonl(["一"], key="body"), r"a\.jsonl:1: no key 'text'; the keys are id, body"),
+        (jsonl(["一"], key="body"), r"a\.jsonl:1: no key 'text'; the keys are 'id', 'body'"),
         (b'["text"]\n', r"a\.jsonl:1: a JSON list, not an object"),
         (jsonl(["一", 3]), r"a\.jsonl:2: 'text' is int, not a string"),
         (jsonl(["一", None]), r"a\.jsonl:2: 'text' is NoneType, not a string"),

@@ -1,7 +1,8 @@
 import pytest
 
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.glyphs.fonts import Font, default_font
+from glyphcrm.glyphs.font_file import Font
+from glyphcrm.glyphs.fonts import default_font
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.atlas import LABEL_SOURCE, GlyphAtlas, bitmaps_digest, tokens_digest
+from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
+from glyphcrm.glyphs.drawing import LABEL_SOURCE
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.glyphs.raster import Rasterizer, pack
 from tests.glyphs.font_files import SQUARE, font_file
@@ -217,3 +218,22 @@ def test_a_full_disk_for_real(tmp_path, small_atlas):
     assert "File too large" in done.stdout, done.stderr
     assert_equal(GlyphAtlas.load(path), small_atlas)
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_placeholder_without_ink_is_drawn_by_the_next_font(tmp_path, noto):
+    letters = dict.fromkeys("UNKCLSEPMA", None)
+    user = open_font(font_file(tmp_path / "user.ttf", {"天": SQUARE, "文": None, "𠮷": None, **letters}))
+    atlas = GlyphAtlas.build(["[PAD]", "[UNK]", *"天文"], [user, noto])
+    assert [atlas.fonts[i] for i in atlas.sources] == [LABEL_SOURCE, LABEL_SOURCE, user.name, noto.name]
+    assert atlas.bitmaps.any(1).tolist() == [False, True, True, True]
+    np.testing.assert_array_equal(atlas.pictures(1), Rasterizer(noto).draw("[UNK]"))
+    with pytest.raises(UserError, match=r"no font draws 𠮷 \(U\+20BB7\) \(Made Up Regular 1.500 has it without ink\)"):
+        GlyphAtlas.build("天𠮷", [user, noto])
+    assert GlyphAtlas.build("天𠮷\U00030000文", [user, noto], leave_out=True).tokens == ("天", "文")
+
+
+def test_what_looks_alike_is_told(noto):
+    atlas = GlyphAtlas.build(["[PAD]", *"㖈人Aα⼈䎛Α"], [noto])
+    same = {tuple(sorted(group)) for group in atlas.look_alikes()}
+    assert same == {("㖈", "䎛"), ("⼈", "人"), ("A", "Α")}
+    assert atlas.look_alikes()[0] == ("㖈", "䎛")

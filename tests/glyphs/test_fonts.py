@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs import fonts
+from glyphcrm.glyphs.font_file import read_font
 from glyphcrm.glyphs.fonts import font_chain, open_font, system_fonts
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.glyphs.raster import Rasterizer
@@ -122,7 +123,7 @@ def test_a_face_of_a_collection_is_chosen_by_family(tmp_path):
     assert open_font(f"{path}#song two").coverage == {0x4E8C}
     assert open_font(f"{path}#Song One").name == "Song One Regular 1.500"
     assert Rasterizer(open_font(f"{path}#Song Two")).draw("二").any()
-    assert "both#1.ttc#NAME with one of: Song One, Song Two" in refused(path)
+    assert "both#1.ttc#NAME with one of: 'Song One', 'Song Two'" in refused(path)
     with pytest.raises(UserError, match="0 faces are called 'Kai'"):
         open_font(f"{path}#Kai")
     twice = collection_file(tmp_path / "twice.ttc", [members[0], members[0]])
@@ -138,7 +139,7 @@ def test_a_corrupted_font_never_raises_anything_but_a_user_error(tmp_path, data)
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     with suppress(UserError):
-        font = open_font(path)
+        font = read_font(path, None, 400)
         for point in sorted(font.coverage)[:3]:
             Rasterizer(font).draw(chr(point))
 
@@ -155,3 +156,25 @@ def test_the_chain_is_the_users_then_the_default_then_the_systems(tmp_path, monk
     chain = font_chain([user])
     assert chain[:2] == [user, noto]
     assert [font.system for font in chain] == [False, False, True, True]
+
+
+def test_the_advice_about_a_collection_works(tmp_path):
+    def member(name, **names):
+        return font_file(tmp_path / f"{name}.ttf", {name: SQUARE}, **names)
+
+    members = [
+        member("一", family="Song"),
+        member("二", family="Song", style="Bold"),
+        member("三", family="Kai"),
+        member("四", family="Twin", style="Light"),
+        member("五", family="Twin", style="Light"),
+        member("六", family="Long " * 20),
+        member("七", family="A#B"),
+    ]
+    path = collection_file(tmp_path / "Weights.ttc", members)
+    names = ["Song Regular", "Song Bold", "Kai", "3", "4", "5", "6"]
+    assert refused(path).endswith("with one of: " + ", ".join(map(repr, names)))
+    for name, char in zip(names, "一二三四五六七", strict=True):
+        assert open_font(f"{path}#{name}").coverage == {ord(char)}
+    assert "2 faces are called 'Song'; write Weights.ttc#NAME" in refused(f"{path}#Song")
+    assert "0 faces are called '7'" in refused(f"{path}#7")

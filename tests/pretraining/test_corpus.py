@@ -1,0 +1,101 @@
+"""What is kept of a text and its fonts is used again only for the same ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from glyphcrm import files
+from glyphcrm.errors import UserError
+from glyphcrm.pretraining.corpus import (
+    DIGESTS_FILE,
+    VOCABULARY_RECORD,
+    Text,
+    data_directory,
+    prepare_vocabulary,
+    tokenized,
+)
+from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from tests.glyphs.font_files import SQUARE, font_file
+
+
+def options_for(tmp_path: Path, *more: str) -> PretrainOptions:
+    words = ("--preset", "nano", "--data", str(tmp_path / "text.txt"), "--output-dir", str(tmp_path / "run"))
+    return PretrainOptions.parse([*words, "--no-input-only", *more], None)
+
+
+def prepared(options: PretrainOptions) -> tuple[str, ...]:
+    """Prepare vocabulary and tokens as a new process would; return the vocabulary."""
+    files._taken.clear()
+    text, directory = Text(options), data_directory(options)
+    prepare_vocabulary(text, options, directory)
+    tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
+    tokenized(text, tokenizer, directory, 64, progress=False)
+    return tokenizer.tokens
+
+
+def replaced(path: Path, old: bytes, new: bytes) -> None:
+    """Exchange bytes in the middle of a file; its size and time of change stay."""
+    content, status = path.read_bytes(), path.stat()
+    assert len(old) == len(new) and content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_text_exchanged_in_the_middle_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("天地玄黄。" * 20_000 + "日月盈昃" + "宇宙洪荒。" * 20_000, encoding="utf-8")
+    shared, options = str(tmp_path / "data"), options_for(tmp_path, "--data-dir", str(tmp_path / "data"))
+    assert set("日月盈昃") < set(prepared(options))
+    assert prepared(options) == prepared(options_for(tmp_path, "--data-dir", shared, "--seed", "7"))
+    replaced(path, "日月盈昃".encode(), "辰宿列张".encode())
+    with pytest.raises(UserError, match=r"data holds the vocabulary of another run \(text differ\)"):
+        prepared(options)
+    assert set("辰宿列张") < set(prepared(options_for(tmp_path, "--data-dir", str(tmp_path / "other"))))
+
+
+def test_a_font_exchanged_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    font = font_file(tmp_path / "user.ttf", {"天": SQUARE})
+    options = options_for(tmp_path, "--font", str(font))
+    prepared(options)
+    prepared(options)
+    font_file(font, {"天": (100, 0, 900, 700)})
+    with pytest.raises(UserError, match=r"\(font differ\)"):
+        prepared(options)
+
+
+def test_the_digest_of_a_text_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    monkeypatch.setattr(files, "SETTLED_NS", -(10**12))
+    prepared(options_for(tmp_path))
+    kept = json.loads((tmp_path / "run" / "data" / DIGESTS_FILE).read_bytes())
+    assert list(kept) == [str(tmp_path / "text.txt")]
+    monkeypatch.setattr(files.hashlib, "file_digest", None)  # which would fail
+    prepared(options_for(tmp_path))
+
+
+def test_data_of_an_older_version_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    options = options_for(tmp_path)
+    prepared(options)
+    record = data_directory(options) / VOCABULARY_RECORD
+    content = json.loads(record.read_bytes())
+    content["settings"]["text"] = "demo"
+    record.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="was made by an older version"):
+        prepared(options)
+
+
+def test_places_that_cannot_be_written_in(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path / "file" / "data", Path("/proc/data"), tmp_path / ("x" * 300)):
+        with pytest.raises(UserError) as caught:
+            prepared(options_for(tmp_path, "--data-dir", str(place)))
+        assert str(caught.value).startswith(f"{place}: cannot be written in: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "text.txt"]

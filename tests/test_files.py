@@ -1,0 +1,85 @@
+"""A file's digest is read once, and never trusted when the file may be another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from glyphcrm import files
+from glyphcrm.errors import UserError
+from glyphcrm.files import SETTLED_NS, file_digest
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file have been written long ago, and no digest be known."""
+    monkeypatch.setattr(files, "_taken", {})
+    monkeypatch.setattr(time, "time_ns", lambda now=time.time_ns: now() + 2 * SETTLED_NS)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of whole files that were read, as the length of a list."""
+    taken: list[int] = []
+    read = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: (taken.append(1), read(*given))[1])
+    return taken
+
+
+def test_a_file_is_read_once_and_again_when_it_changed(
+    tmp_path: Path, settled: None, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = tmp_path / "text", tmp_path / "data" / "digests.json"
+    path.write_bytes(b"a" * 100)
+    assert file_digest(path, cache) == file_digest(path, cache) == sha256(b"a" * 100)
+    assert len(reads) == 1 and not cache.exists()
+    cache.parent.mkdir()
+    file_digest(path, cache)
+    assert len(reads) == 1 and cache.exists()
+    monkeypatch.setattr(files, "_taken", {})  # another process
+    assert file_digest(path, cache) == sha256(b"a" * 100) and len(reads) == 1
+    status = path.stat()
+    with open(path, "r+b") as file:  # the same inode and size, and the old time of change set again
+        file.seek(50)
+        file.write(b"b")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file_digest(path, cache) == sha256(b"a" * 50 + b"b" + b"a" * 49) and len(reads) == 2
+    other = tmp_path / "other"
+    other.write_bytes(b"c" * 100)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert file_digest(path, cache) == sha256(b"c" * 100) and len(reads) == 3
+
+
+def test_the_digest_of_a_file_that_just_changed_is_not_kept(tmp_path: Path, reads: list[int]) -> None:
+    path, cache = tmp_path / "text", tmp_path / "digests.json"
+    path.write_bytes(b"a")
+    assert file_digest(path, cache) == file_digest(path, cache) == sha256(b"a")
+    assert len(reads) == 2 and not cache.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"text": 3}'])
+def test_a_damaged_cache_is_no_cache(tmp_path: Path, settled: None, content: bytes) -> None:
+    path, cache = tmp_path / "text", tmp_path / "digests.json"
+    path.write_bytes(b"a")
+    cache.write_bytes(content.replace(b"text", os.fsencode(path)))
+    assert file_digest(path, cache) == sha256(b"a")
+    assert json.loads(cache.read_bytes())[str(path)]["sha256"] == sha256(b"a")
+
+
+def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path: Path, settled: None) -> None:
+    path, cache = tmp_path / "text", tmp_path / "digests.json"
+    path.write_bytes(b"a")
+    cache.mkdir()
+    assert file_digest(path, cache) == sha256(b"a")
+    with pytest.raises(UserError, match="absent: cannot be read: No such file"):
+        file_digest(tmp_path / "absent", cache)
