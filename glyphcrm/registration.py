@@ -3,7 +3,8 @@
 Importing anything of `transformers.models` takes a third of a second, and the modelling code several times that. A
 program that uses neither should not pay for it, so:
 
-* configuration and tokenizer are registered when transformers' own Auto modules are imported, which nothing else tells;
+* configuration, tokenizer and fill-mask pipeline are registered when transformers' own modules of these are imported,
+  which nothing else tells;
 * the models are registered when the first `GlyphCRMConfig` is made, which is how every Auto class begins.
 """
 
@@ -31,14 +32,21 @@ def _register_models() -> None:
         getattr(transformers, auto_class).register(GlyphCRMConfig, model_class)
 
 
+def _register_pipeline() -> None:
+    from glyphcrm.fill_mask_pipeline import register
+
+    register()
+
+
 # What registers, by the module that has the class; transformers imports it when the class is named.
 AUTO_MODULES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": lambda: transformers.AutoConfig.register(
         GlyphCRMConfig.model_type, GlyphCRMConfig
     ),
     "transformers.models.auto.tokenization_auto": lambda: transformers.AutoTokenizer.register(
-        GlyphCRMConfig, slow_tokenizer_class=GlyphCRMTokenizer
+        GlyphCRMConfig, tokenizer_class=GlyphCRMTokenizer
     ),
+    "transformers.pipelines": _register_pipeline,
 }
 
 

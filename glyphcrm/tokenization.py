@@ -4,33 +4,54 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable
+import re
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from transformers import BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils import PaddingStrategy
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from glyphcrm.normalization import normalize, normalize_with_offsets
+from glyphcrm.charsmap import precompiled
+from glyphcrm.errors import UserError, shown
+from glyphcrm.normalization import DROPPED, clusters, normalize, stand_ins
 from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 
+TOKENIZER_FILE = "tokenizer.json"
+LARGEST_FILE = 1 << 26  # bytes of a .json; ours have about one million
+# What a tokenizer_config.json may not set: transformers would build another tokenizer from it.
+_NOT_FROM_FILES = (
+    *("tokenizer_file", "tokenizer_object", "gguf_file", "vocab", "merges", "backend"),
+    *("post_processor", "tokenizer_truncation", "tokenizer_padding", "_json_truncation", "_json_padding"),
+)
+_END = "\x01"  # behind a character that is replaced; no text has it, since it is dropped
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACEMENT = "\ufffd"  # what half of a surrogate pair is read as
 
-class GlyphCRMTokenizer(PreTrainedTokenizer):
+
+class GlyphCRMTokenizer(PreTrainedTokenizerFast):
     """Splits text into characters and looks each up among the atlas rows.
 
     Text is normalised first (`glyphcrm.normalization`): NFC; white space, line ends, control and
-    zero-width characters dropped; full-width forms and case kept. A pair becomes
-    ``[CLS] a [SEP] b [SEP]`` with token types 0 and 1.
+    zero-width characters dropped; full-width forms and case kept. A character without a row is read as
+    its compatibility form if that has rows (`stand_ins`): ⼈ (U+2F08) as 人, ㎡ as m2, ⻔ as 门; else it is [UNK].
+    A pair becomes ``[CLS] a [SEP] b [SEP]`` with token types 0 and 1.
 
-    Besides what every transformers tokenizer does, `return_offsets_mapping=True` gives for each token
-    its range of code points in the text as it was given ((0, 0) for special tokens and padding), so that
-    tags of characters can be carried over; with `is_split_into_words=True`, in the words joined together.
-    Of `vocab_file`, UTF-8, each line is the token of an atlas row.
+    It is a fast tokenizer, on the `tokenizers` library, with all that these have: `word_ids()` (each character a
+    word), `char_to_token`, overflow with a stride, offsets. Offsets are ranges of code points of the text as
+    it was given; the token of a letter has its accents, jamo and what lies between them in its range. Ids do not
+    depend on what else is asked for, and several threads may call one tokenizer. Ids that are no row decode to [UNK].
+
+    `vocab_file` is UTF-8, each line the token of an atlas row. It alone decides about rows: ``tokenizer.json``, which
+    is saved beside it for other programs, is read for added tokens only.
+
+    Raises:
+        UserError: a file is missing, damaged or too large, or `model_max_length` is no number above 0.
     """
 
-    vocab_files_names = {"vocab_file": VOCABULARY_FILE}
+    vocab_files_names = {"vocab_file": VOCABULARY_FILE, "tokenizer_file": TOKENIZER_FILE}
     model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
 
     def __init__(
@@ -41,18 +62,22 @@ class GlyphCRMTokenizer(PreTrainedTokenizer):
         pad_token: str = "[PAD]",
         cls_token: str = "[CLS]",
         mask_token: str = "[MASK]",
+        model_max_length: float = 512,
         **kwargs: Any,
     ) -> None:
+        if isinstance(model_max_length, bool) or not isinstance(model_max_length, int | float) or model_max_length < 1:
+            raise UserError(f"model_max_length: {shown(str(model_max_length))}; give a number of tokens, 1 or more")
         self._tokens = read_vocabulary(vocab_file)
         self._ids = {token: row for row, token in enumerate(self._tokens)}
-        kwargs.setdefault("model_max_length", 512)
+        self._stand_ins = stand_ins(self._ids)
+        self._tokenizer = self._backend(*map(str, (unk_token, cls_token, sep_token)))
         super().__init__(
             unk_token=unk_token,
             sep_token=sep_token,
             pad_token=pad_token,
             cls_token=cls_token,
             mask_token=mask_token,
-            special_tokens_pattern="cls_sep",
+            model_max_length=model_max_length,
             **kwargs,
         )
 
@@ -64,6 +89,28 @@ class GlyphCRMTokenizer(PreTrainedTokenizer):
         write_vocabulary(tokens, path)
         return cls(path)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *inputs: Any, **kwargs: Any) -> GlyphCRMTokenizer:
+        """As of every tokenizer; raise `UserError` for damaged files."""
+        where = pretrained_model_name_or_path
+        for path in Path(where).glob("*.json") if isinstance(where, str | os.PathLike) else ():
+            if path.stat().st_size > LARGEST_FILE and "token" in path.name:
+                raise UserError(f"{path}: larger than {LARGEST_FILE >> 20} MiB; is this a saved tokenizer?")
+        try:
+            return super().from_pretrained(where, *inputs, **kwargs)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # whatever damaged files make transformers raise
+            reason = shown(f"{type(error).__name__}: {error}")
+            raise UserError(f"{where}: no tokenizer that can be read ({reason}); copy its files again") from error
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Leave the files as they are for `__init__`; transformers asks for this after it has found them."""
+        if kwargs.get("vocab_file") is None:
+            raise UserError(f"{kwargs.get('name_or_path')}: no {VOCABULARY_FILE}; copy it from where it was saved")
+        return {name: value for name, value in kwargs.items() if name not in _NOT_FROM_FILES}
+
     @property
     def vocab_size(self) -> int:
         """Rows of the atlas: all ids that can be read (the model may predict fewer)."""
@@ -74,76 +121,83 @@ class GlyphCRMTokenizer(PreTrainedTokenizer):
         """The token of each row."""
         return self._tokens
 
-    def get_vocab(self) -> dict[str, int]:
-        """Return token -> id."""
-        return {**self._ids, **self.get_added_vocab()}
+    def encode_characters(self, text: str) -> np.ndarray:
+        """Return the ids of a raw text, int32, without special tokens: the fast path of pre-training.
+
+        Unlike `__call__` it reads the letters of "[MASK]" in the text as letters, and knows no added tokens.
+        """
+        text = normalize(text)
+        ids = self._look_up(text)
+        if ids.size and ids.min() < 0:
+            ids = self._look_up(normalize(text.translate(self._translation)))
+        return ids
+
+    def _look_up(self, text: str) -> np.ndarray:
+        return self._id_of_code_point[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")]
 
     @functools.cached_property
     def _id_of_code_point(self) -> np.ndarray:
+        """Ids by code point, int32; -1 where something else is to be read."""
         table = np.full(0x110000, self.unk_token_id, dtype=np.int32)
         for token, row in self._ids.items():
             if len(token) == 1:
                 table[ord(token)] = row
+        table[[ord(char) for char in self._stand_ins]] = -1
+        table[0xD800:0xE000] = table[ord(_REPLACEMENT)]
         return table
 
-    def encode_characters(self, text: str) -> np.ndarray:
-        """Return the ids of a raw text, int32, without special tokens: the fast path of pre-training.
+    @functools.cached_property
+    def _translation(self) -> dict[int, str]:
+        return str.maketrans(self._stand_ins)
 
-        Unlike `__call__` it reads the letters of "[MASK]" in the text as letters.
-        """
-        code_points = np.frombuffer(normalize(text).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        return self._id_of_code_point[code_points]
+    def _backend(self, unk_token: str, cls_token: str, sep_token: str) -> Tokenizer:
+        # WordPiece, not WordLevel, of single characters: NER pipelines ask it where words end.
+        backend = Tokenizer(models.WordPiece(self._ids, unk_token=unk_token))
+        dropped = _character_class(point for first, last in DROPPED for point in range(first, last + 1))
+        steps = [normalizers.Replace(Regex(f"{dropped}+"), ""), normalizers.NFC()]
+        # `Precompiled` replaces a whole grapheme, with its accents; a control behind the character ends the grapheme.
+        replaced = _character_class(map(ord, self._stand_ins))
+        steps.append(normalizers.Replace(Regex(f"(?<={replaced})"), _END))
+        steps += [normalizers.Precompiled(precompiled({**self._stand_ins, _END: ""})), normalizers.NFC()]
+        backend.normalizer = normalizers.Sequence(steps)
+        backend.pre_tokenizer = pre_tokenizers.FixedLength(length=1)
+        backend.decoder = decoders.Fuse()
+        ids = [(token, self._ids[token]) for token in dict.fromkeys((cls_token, sep_token)) if token in self._ids]
+        if len(ids) < 2 or unk_token not in self._ids:
+            names = ", ".join(map(shown, (unk_token, cls_token, sep_token)))
+            raise UserError(f"unk_token, cls_token, sep_token: {names}; give different tokens of {VOCABULARY_FILE}")
+        single = f"{cls_token}:0 $A:0 {sep_token}:0"
+        backend.post_processor = processors.TemplateProcessing(single, f"{single} $B:1 {sep_token}:1", ids)
+        return backend
 
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return list(normalize(text))
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        # Padding and truncation are settings of the one backend: no other thread may set them meanwhile.
+        with _lock:
+            try:
+                encoding = super()._encode_plus(text, text_pair, *args, **kwargs)
+            except (UnicodeEncodeError, TypeError):
+                whole, whole_pair = _without_surrogates(text), _without_surrogates(text_pair)
+                if (whole, whole_pair) == (text, text_pair):
+                    raise
+                encoding = super()._encode_plus(whole, whole_pair, *args, **kwargs)
+        if "offset_mapping" in encoding:
+            samples = _samples(text, text_pair, bool(kwargs.get("is_split_into_words")))
+            _stretch_over_clusters(encoding, samples)
+        return encoding
 
-    def _convert_token_to_id(self, token: str) -> int:
-        return self._ids.get(token, self.unk_token_id)
+    def _decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return super()._decode(self._as_rows(ids), *args, **kwargs)
 
-    def _convert_id_to_token(self, index: int) -> str:
-        return self._tokens[index]
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Return the token of an id, or a list of those of several; [UNK] for one that is no row."""
+        if isinstance(ids, int):
+            return super().convert_ids_to_tokens(self._as_rows([ids])[0])
+        return super().convert_ids_to_tokens(self._as_rows(ids), skip_special_tokens)
 
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join the characters; nothing stands between them."""
-        return "".join(tokens)
-
-    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # type: ignore[override]
-        if not kwargs.get("return_offsets_mapping"):
-            return super()._encode_plus(text, text_pair, **kwargs)
-        return_tensors = kwargs.pop("return_tensors", None)
-        words = kwargs.pop("is_split_into_words", False)
-        if isinstance(text, list | tuple) and not (words and (not text or isinstance(text[0], str))):
-            # Each sequence comes back through the branch below; padding then lengthens its ids.
-            encoding = super()._encode_plus(cast(Any, text), text_pair, is_split_into_words=words, **kwargs)
-            offsets = encoding["offset_mapping"]
-            for row, ids in zip(offsets, encoding["input_ids"], strict=True):
-                padding = [(0, 0)] * (len(ids) - len(row))
-                row[:] = row + padding if self.padding_side == "right" else padding + row
-            return BatchEncoding(dict(encoding), tensor_type=return_tensors)
-        # The ids travel through truncation, special tokens and padding with their offsets on them.
-        ids = self._located_ids("".join(text) if words else text)
-        pair_ids = None if text_pair is None else self._located_ids("".join(text_pair) if words else text_pair)
-        kwargs["padding"] = kwargs.pop("padding_strategy", PaddingStrategy.DO_NOT_PAD).value
-        kwargs["truncation"] = kwargs.pop("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE).value
-        encoding = self.prepare_for_model(ids, pair_ids, **kwargs)
-        encoding["offset_mapping"] = [getattr(i, "offset", (0, 0)) for i in encoding["input_ids"]]
-        encoding["input_ids"] = [int(i) for i in encoding["input_ids"]]
-        return BatchEncoding(dict(encoding), tensor_type=return_tensors, prepend_batch_axis=True)
-
-    def _located_ids(self, text: str) -> list[int]:
-        ids: list[int] = []
-        start = 0
-        for piece in self.tokens_trie.split(text):
-            if piece in self._added_tokens_encoder:
-                ids.append(_LocatedId(self._added_tokens_encoder[piece], (start, start + len(piece))))
-            else:
-                normalized, offsets = normalize_with_offsets(piece)
-                ids.extend(
-                    _LocatedId(self._convert_token_to_id(char), (start + first, start + last))
-                    for char, (first, last) in zip(normalized, offsets, strict=True)
-                )
-            start += len(piece)
-        return ids
+    def _as_rows(self, ids: Iterable[Any]) -> list[int]:
+        count, unknown = len(self), self.unk_token_id
+        return [i if 0 <= i < count else unknown for i in map(int, ids)]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Write ``vocab.txt`` into `save_directory` and return its path."""
@@ -151,13 +205,86 @@ class GlyphCRMTokenizer(PreTrainedTokenizer):
         write_vocabulary(self._tokens, path)
         return (str(path),)
 
+    def _save_pretrained(
+        self,
+        save_directory: Any,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        written = self.save_vocabulary(save_directory, filename_prefix)
+        backend: Any = self._tokenizer
+        with _lock:  # what the last call asked for is no property of the tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            saved = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        return (*saved, *written)
 
-class _LocatedId(int):
-    """A token id that remembers where in the text it came from."""
 
-    offset: tuple[int, int]
+_lock = threading.RLock()
 
-    def __new__(cls, value: int, offset: tuple[int, int]) -> _LocatedId:
-        self = super().__new__(cls, value)
-        self.offset = offset
-        return self
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)  # the thread that held it has no copy in the child
+
+
+def _character_class(points: Iterable[int]) -> str:
+    """Return a regular expression that matches one of some code points."""
+    ranges: list[list[int]] = []
+    for point in sorted(points):
+        if ranges and ranges[-1][1] == point - 1:
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    return "[" + "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in ranges) + "]"
+
+
+def _without_surrogates(text: Any) -> Any:
+    if isinstance(text, str):
+        return _SURROGATE.sub(_REPLACEMENT, text)
+    return type(text)(map(_without_surrogates, text)) if isinstance(text, list | tuple) else text
+
+
+def _samples(text: Any, text_pair: Any, words: bool) -> list[tuple[Any, ...]]:
+    """Return for each sample its one or two sequences, each a text or a list of words."""
+    first = text[0] if isinstance(text, list | tuple) and text else None
+    if not isinstance(text, list | tuple) or (words and (not text or isinstance(first, str))):
+        return [(text, text_pair)]
+    if text_pair is not None:
+        return list(zip(text, text_pair, strict=True))
+    is_pair = isinstance(first, tuple) if not words else bool(first) and not isinstance(first[0], str)
+    return [tuple(sample) for sample in text] if is_pair else [(sample,) for sample in text]
+
+
+def _stretch_over_clusters(encoding: BatchEncoding, samples: Sequence[tuple[Any, ...]]) -> None:
+    """Let offsets take in all of the cluster that they begin in, where the backend tells its first character."""
+    clusters_of = functools.cache(_wide_clusters)
+    offsets: Any = encoding["offset_mapping"]
+    single = isinstance(offsets, list) and not (offsets and isinstance(offsets[0], list))  # it has no batch axis
+    rows = [offsets] if single else offsets
+    origin = encoding.get("overflow_to_sample_mapping", range(len(rows)))
+    for row, sample, tokens in zip(rows, origin, encoding.encodings or (), strict=True):
+        if not any(clusters_of(text) for part in samples[int(sample)] for text in _texts(part)):
+            continue
+        for i, (part, word) in enumerate(zip(tokens.sequence_ids, tokens.word_ids, strict=True)):
+            if part is None:
+                continue
+            source = samples[int(sample)][part]
+            found = clusters_of(source if isinstance(source, str) else source[word]).get(int(row[i][0]))
+            if found is not None and isinstance(row, list):
+                row[i] = found
+            elif found is not None:
+                row[i][0], row[i][1] = found
+
+
+def _texts(part: Any) -> Sequence[str]:
+    return [part] if isinstance(part, str) else part or ()
+
+
+def _wide_clusters(text: str) -> dict[int, tuple[int, int]]:
+    return {i: (start, end) for start, end in clusters(text) if end > start + 1 for i in range(start, end)}

@@ -6,26 +6,31 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, listed
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_FILE = "vocab.txt"
+LARGEST_VOCABULARY = 1 << 24  # bytes; all of Unicode takes five million
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Read and check a ``vocab.txt``.
 
-    Raises `UserError`: it is missing, not UTF-8, does not begin with the special tokens, or repeats a token.
+    Raises `UserError`: it is missing, too large, not UTF-8, does not begin with the special tokens, or repeats a token.
     """
     try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_VOCABULARY + 1)
+        if len(content) > LARGEST_VOCABULARY:
+            raise UserError(f"{path}: larger than {LARGEST_VOCABULARY >> 20} MiB; give a file of one token a line")
         # Only \n ends a line: other line separators of Unicode may be tokens.
-        tokens = tuple(Path(path).read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n"))
+        tokens = tuple(content.decode("utf-8-sig").removesuffix("\n").split("\n"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the vocab.txt that was saved with the model") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     if (first := tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
-        raise UserError(f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {first}")
+        raise UserError(f"{path}: the first lines must be {' '.join(SPECIAL_TOKENS)}, not {listed(first)}")
     lines: dict[str, int] = {}
     for line, token in enumerate(tokens, 1):
         if lines.setdefault(token, line) != line:

@@ -13,14 +13,15 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor know nothing of each other.
 FLOORS = (
     ("errors",),
-    ("files", "normalization", "configuration", "tokens"),
+    ("charsmap", "files", "normalization", "configuration", "tokens"),
     ("glyphs", "tokenization", "vocabulary"),
     ("data",),
     ("atlas_sources",),
     ("tasks",),
     ("modeling",),
     ("checkpoint",),
-    ("conversion", "registration"),
+    ("conversion", "fill_mask_pipeline"),
+    ("registration",),
     ("training",),
     ("pretraining", "finetuning"),
     ("reproduce",),

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.sentences import windows
+from glyphcrm.finetuning.unseen import inside, line_of_code_point, settled, speakers
+from glyphcrm.normalization import clusters
 from glyphcrm.tasks import Example, Kind, TaggedExample, TextExample
-from glyphcrm.tokenization import GlyphCRMTokenizer
 
 TEXT_SPECIALS = 2  # [CLS] and [SEP] around a single text
 HEAD_SHARE = 128 / 510  # of a text cut to head and tail: Sun et al. 2019 (arXiv:1905.05583), section 5.3.1
@@ -31,7 +32,7 @@ class Feature:
     token_type_ids: Integers  # (L,)
     labels: Integers  # () for a text; for a window (L,), the tag of a character at its first token, -100 elsewhere
     example: int  # index of the example it comes from
-    characters: Integers  # (n,), for a window: those characters of the example that have a token
+    characters: Integers  # (n,), for a window: the code points of the example's text at which its characters begin
     positions: Integers  # (n,), where the first token of each stands in `input_ids`
     truncated: bool = False  # whether a part of the text was left out
 
@@ -51,8 +52,12 @@ def encode(
     """Return the features of `examples`, in their order.
 
     A text of more than `max_length` tokens is truncated as the tokenizer does it (of a pair, the longer one loses its
-    last token until both fit), or, with "head+tail", to its first quarter and its last three. A sentence to tag is
-    cut into windows instead. A label that is not among `labels` becomes -100.
+    last token until both fit), or, with "head+tail", to its first quarter and its last three. A label that is not among
+    `labels` becomes -100.
+
+    A sentence to tag is cut into windows instead. It is read character by character: what the tokenizer would take for
+    one token, such as "[MASK]" or a word, is not. A tag of a line with several characters is that of the first, and the
+    others continue it; what is not seen has no token and no label, and its tags go where `settled` lets them go.
 
     With a `description`, a progress bar appears if it takes more than a second or two.
     """
@@ -109,16 +114,17 @@ def _head_and_tail(input_ids: list[int], max_length: int) -> list[int]:
 def _encode_sentence(
     tokenizer: PreTrainedTokenizerBase, example: TaggedExample, index: int, ids: dict[str, int], max_length: int
 ) -> list[Feature]:
-    tokens, owners = _locate(tokenizer, example.characters)
-    count = len(example.characters)
-    sizes = np.bincount(owners, minlength=count)
-    tags = np.array([ids.get(tag, IGNORED_LABEL) for tag in example.tags], np.int64)
+    tokens, owners = _locate(tokenizer, example.text)
+    starts = np.unique(owners)
+    tags = np.full(len(example.text), IGNORED_LABEL, np.int64)
+    tags[starts] = [ids.get(tag, IGNORED_LABEL) for tag in _spread(example, starts.tolist())]
+    sizes = np.bincount(owners, minlength=len(example.text))
     features = []
-    for start, end in windows(example.characters, max_length - TEXT_SPECIALS, sizes.tolist()):
+    for start, end in windows(example.text, max_length - TEXT_SPECIALS, sizes.tolist()):
         low, high = np.searchsorted(owners, (start, end))
         high = min(high, low + max_length - TEXT_SPECIALS)  # one character of more tokens than a window has
         if low == high:
-            continue  # white space alone
+            continue  # nothing that can be seen
         characters, firsts = np.unique(owners[low:high], return_index=True)
         positions = firsts + 1  # after [CLS]
         input_ids = np.concatenate([[tokenizer.cls_token_id], tokens[low:high], [tokenizer.sep_token_id]])
@@ -128,16 +134,28 @@ def _encode_sentence(
     return features
 
 
-def _locate(tokenizer: PreTrainedTokenizerBase, characters: Sequence[str]) -> tuple[Integers, Integers]:
-    """Return the tokens of a sentence without special ones, and for each the character that it begins at.
+def _locate(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Integers, Integers]:
+    """Return the tokens of a sentence without special ones, and for each the code point at which its character begins.
 
-    A token of GlyphCRM's tokenizer may stand for several characters that Unicode composes to one; the first owns it.
+    Each character, with its accents, is a word by itself; so no tokenizer joins two.
     """
-    options = {"is_split_into_words": True, "add_special_tokens": False, "return_attention_mask": False}
-    if isinstance(tokenizer, GlyphCRMTokenizer):
-        encoding = tokenizer(list(characters), return_offsets_mapping=True, **options)
-        owners = [start for start, _ in encoding["offset_mapping"]]
-    else:
-        encoding = tokenizer(list(characters), **options)
-        owners = [word for word in encoding.word_ids() if word is not None]
+    ranges = clusters(text)
+    encoding = tokenizer(
+        [text[start:end] for start, end in ranges],
+        is_split_into_words=True,
+        add_special_tokens=False,
+        return_attention_mask=False,
+    )
+    owners = [ranges[word][0] for word in encoding.word_ids() if word is not None]
     return np.array(encoding["input_ids"], np.int64), np.array(owners, np.int64)
+
+
+def _spread(example: TaggedExample, starts: Sequence[int]) -> list[str]:
+    """Return the tag of the character at each of `starts`: of the first of a line its tag, then what continues it."""
+    lines = line_of_code_point(example.characters)
+    tags = settled(example.tags, speakers(example.characters, frozenset(starts)))
+    lines_before = [-1, *(lines[start] for start in starts)]
+    return [
+        inside(tags[lines[start]]) if lines[start] == before else tags[lines[start]]
+        for start, before in zip(starts, lines_before, strict=False)
+    ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glyphcrm.errors import UserError
+from glyphcrm.finetuning.unseen import OUTSIDE, settled, speakers
 from glyphcrm.tasks import Example, Kind, TaggedExample
 
 Prediction = str | tuple[str, ...]
@@ -31,13 +32,17 @@ def score(
 
     For texts and pairs: `accuracy`, and `macro_f1` over `labels`. For tagging: entity-level micro-averaged `precision`,
     `recall` and `f1`; an entity counts when its type and both of its ends are right. Tags are read strictly as IOB2:
-    an I- that continues nothing of its type belongs to no entity, in gold tags and in predicted ones.
+    an I- that continues nothing of its type belongs to no entity, in gold tags and in predicted ones. What no model can
+    see, such as a blank within a name, decides nothing (`settled`): neither the end of an entity, nor one of blanks
+    alone. Where gold has none but of these, and none was predicted, all is right.
 
     Raises:
-        ValueError: as many predictions as examples, or as many tags as characters, are needed.
+        ValueError: as many predictions as examples, or as many tags as lines, are needed.
     """
     if kind is Kind.TAGGING:
         average = _seqeval_report(examples, predictions)["micro avg"]
+        if not average["support"] and _none_but_unseen(examples, predictions):
+            return dict.fromkeys((key.removesuffix("-score") for key in _ENTITY_SCORES), 1.0)
         return {key.removesuffix("-score"): float(average[key]) for key in _ENTITY_SCORES}
     from sklearn.metrics import accuracy_score, f1_score
 
@@ -63,14 +68,23 @@ def entity_scores(examples: Sequence[Example], predictions: Sequence[Prediction]
 _ENTITY_SCORES = ("precision", "recall", "f1-score")  # as seqeval calls them
 
 
+def _none_but_unseen(examples: Sequence[Example], predictions: Sequence[Prediction]) -> bool:
+    tagged = [example for example in examples if isinstance(example, TaggedExample)]
+    seen = (tag for example in tagged for tag in settled(example.tags, speakers(example.characters)))
+    predicted = (tag for tags in predictions for tag in tags)
+    return any(set(example.tags) != {OUTSIDE} for example in tagged) and {*seen, *predicted} == {OUTSIDE}
+
+
 def _seqeval_report(examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
     from seqeval.metrics import classification_report
     from seqeval.scheme import IOB2
 
-    truth = [list(example.tags) for example in examples if isinstance(example, TaggedExample)]
-    guesses = [list(tags) for tags in predictions]
-    if [len(tags) for tags in truth] != [len(tags) for tags in guesses]:
-        raise ValueError("every character of every sentence needs one predicted tag")
+    tagged = [example for example in examples if isinstance(example, TaggedExample)]
+    if [len(example.tags) for example in tagged] != [len(tags) for tags in predictions]:
+        raise ValueError("every line of every sentence needs one predicted tag")
+    follows = [speakers(example.characters) for example in tagged]
+    truth = [list(settled(example.tags, lines)) for example, lines in zip(tagged, follows, strict=True)]
+    guesses = [list(settled(tags, lines)) for tags, lines in zip(predictions, follows, strict=True)]
     with warnings.catch_warnings():
         # Where there is no entity at all, its macro average, which is not looked at, is a mean over nothing.
         warnings.simplefilter("ignore", RuntimeWarning)

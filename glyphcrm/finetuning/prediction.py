@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,9 +14,8 @@ from glyphcrm.finetuning.collator import FinetuningCollator
 from glyphcrm.finetuning.encoding import Feature, Integers, encode
 from glyphcrm.finetuning.metrics import Prediction
 from glyphcrm.finetuning.models import reads_glyphs
+from glyphcrm.finetuning.unseen import OUTSIDE, line_of_code_point, settled, speakers
 from glyphcrm.tasks import Example, Kind, TaggedExample
-
-OUTSIDE = "O"
 
 
 def predict(
@@ -29,7 +28,7 @@ def predict(
     batch_size: int = 32,
     truncation: str = "head",
 ) -> list[Prediction]:
-    """Return the label of each text, or a tuple with the tag of every character of each sentence.
+    """Return the label of each text, or a tuple with the tag of every line (mostly a character) of each sentence.
 
     Long texts are truncated ("head" or "head+tail") to `max_length` tokens, and long sentences cut up and put together
     again, as in `encode`. Labels and tags of the examples themselves are not looked at. `model` is a fine-tuned one, as
@@ -85,14 +84,23 @@ def assemble(
     kind: Kind,
     labels: Sequence[str],
 ) -> list[Prediction]:
-    """Turn the indices that `choose` returned into labels, and windows into sentences.
+    """Turn the indices that `choose` returned into labels, and windows into sentences, with a tag a line.
 
-    A character without a token of its own, such as white space, is outside of all entities.
+    A line has the tag of its first character; one that shows none, such as white space, continues what is around it.
     """
     if kind is not Kind.TAGGING:
         return [labels[int(choice)] for choice in choices]
-    tags = [[OUTSIDE] * len(example.characters) for example in examples if isinstance(example, TaggedExample)]
+    found: list[dict[int, str]] = [{} for _ in examples]  # tags by code point
     for feature, choice in zip(features, choices, strict=True):
-        for character, label in zip(feature.characters.tolist(), choice.tolist(), strict=True):
-            tags[feature.example][character] = labels[label]
-    return [tuple(sentence) for sentence in tags]
+        found[feature.example].update(
+            (character, labels[label])
+            for character, label in zip(feature.characters.tolist(), choice.tolist(), strict=True)
+        )
+    return [_by_line(cast(TaggedExample, e), tags) for e, tags in zip(examples, found, strict=True)]
+
+
+def _by_line(example: TaggedExample, tags: dict[int, str]) -> tuple[str, ...]:
+    lines = line_of_code_point(example.characters)
+    first = {lines[character]: tags[character] for character in sorted(tags, reverse=True)}
+    rows = [first.get(line, OUTSIDE) for line in range(len(example.characters))]
+    return settled(rows, speakers(example.characters, tags.keys()))

@@ -25,6 +25,7 @@ from glyphcrm.finetuning.prediction import assemble
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predictions
 from glyphcrm.finetuning.selection import best_step, evaluation_steps
 from glyphcrm.finetuning.training_order import TrainingOrder
+from glyphcrm.finetuning.unseen import speakers
 from glyphcrm.modeling.backend import check_kernel_backend
 from glyphcrm.tasks import Example, Kind, TaggedExample
 from glyphcrm.training.loop import Training
@@ -185,9 +186,12 @@ class SeedRun:
                     f"{cut:,} of {len(examples):,} test sentences have more than {max_length - TEXT_SPECIALS} tokens; "
                     "they were read in pieces and put together again for scoring"
                 )
-            characters = sum(len(example.characters) for example in examples if isinstance(example, TaggedExample))
-            if unread := characters - sum(len(feature.characters) for feature in features):
-                notes.append(f"{unread:,} characters of the test set have no token (white space, ...) and count as O")
+            tagged = [example for example in examples if isinstance(example, TaggedExample)]
+            if unseen := sum(i != j for example in tagged for i, j in enumerate(speakers(example.characters))):
+                notes.append(
+                    f"{unseen:,} characters of the test set cannot be seen (white space, ...) or are accents, and "
+                    "take the tags around them"
+                )
         return notes
 
 

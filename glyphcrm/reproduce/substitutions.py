@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,8 @@ def rewritten(example: Example, rewrite_text: Callable[[str], str]) -> Example:
     if len(new) != len(old):
         raise ValueError(f"a text of {len(old)} characters became {len(new)}; labels of characters would not fit")
     if isinstance(example, TaggedExample):
-        return replace(example, characters=tuple(new))
+        ends = itertools.accumulate(map(len, example.characters), initial=0)
+        return replace(example, characters=tuple(new[start:end] for start, end in itertools.pairwise(ends)))
     end = len(example.text)
     return replace(example, text=new[:end], pair=None if example.pair is None else new[end:])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -16,14 +16,21 @@ class Kind(StrEnum):
     TAGGING = "tagging"
 
 
+Spelling = tuple[str, str]  # a label as the file writes it, and as it was read
+
+
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """A text with a label; of a `Kind.PAIR` task, a text and its `pair`. `where` is "file:line"."""
+    """A text with a label; of a `Kind.PAIR` task, a text and its `pair`. `where` is "file:line".
+
+    `spellings` are the labels that the file writes with characters that cannot be seen, and that were read as others.
+    """
 
     text: str
     label: str
     pair: str | None = None
     where: str = ""
+    spellings: tuple[Spelling, ...] = field(default=(), compare=False)
 
     @property
     def answer(self) -> str:
@@ -33,14 +40,17 @@ class TextExample:
 
 @dataclass(frozen=True, slots=True)
 class TaggedExample:
-    """Characters (one code point each, as in the file) with a BIO tag each: O, B-PER, I-PER, ...
+    """Characters, as in the file, with a BIO tag each: O, B-PER, I-PER, ...
 
-    `where` is "file:line" of the first character; in BIO columns each further one stands a line below.
+    Where the file gives one tag to a number, a word or an emoji, all of it is one of `characters`; models read its
+    code points one by one. `where` is "file:line" of the first; in BIO columns each further one stands a line below.
+    `spellings` as of a `TextExample`.
     """
 
     characters: tuple[str, ...]
     tags: tuple[str, ...]
     where: str = ""
+    spellings: tuple[Spelling, ...] = field(default=(), compare=False)
 
     @property
     def answer(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """File formats to examples. Every example knows its file and line, and so does every complaint.
 
-UTF-8, with or without a byte order mark; lines end in LF or CR LF; blank lines are skipped.
+UTF-8, with or without a byte order mark; lines end in LF or CR LF; blank lines are skipped. Labels and tags are
+normalised (`normalize_label`), so that none differs from another by what cannot be seen.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import TypeVar
 
 from glyphcrm.data.text_files import DOCUMENT_LIMIT, checked_text, read_json_objects, read_lines
 from glyphcrm.errors import UserError, listed, shown
-from glyphcrm.normalization import is_blank, normalize
-from glyphcrm.tasks.examples import TaggedExample, TextExample
+from glyphcrm.normalization import is_blank, normalize, normalize_label
+from glyphcrm.tasks.examples import Spelling, TaggedExample, TextExample
 
 E = TypeVar("E")
 
 _TAG = re.compile(r"O|[BI]-\S+")
-_BIO_FORMAT = "each line holds one character, a tab and its tag (O, B-x or I-x)"
+_BIO_FORMAT = "each line holds a character, a tab and its tag (O, B-x or I-x)"
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,26 @@ def read_json_lines(path: Path, columns: Columns, labels: Mapping[str, str] | No
 def read_bio(path: Path) -> list[TaggedExample]:
     """Read a character, a tab or space, and its tag a line, with a blank line between sentences.
 
-    Raises `UserError`: the file cannot be read or is not UTF-8, a line does not hold exactly one character and one BIO
-    tag, or there is no sentence.
+    In place of a character may stand several (a number, a word, an emoji with its modifier), with a tab behind them if
+    one is a space. A line of characters of zero width is blank.
+
+    Raises `UserError`: the file cannot be read or is not UTF-8, a line does not hold characters and one BIO tag, or
+    there is no sentence.
     """
     # Of millions of lines a few thousand differ: each is looked at once.
-    known: dict[str, tuple[str, str]] = {}
+    known: dict[str, tuple[str, str, Spelling | None]] = {}
     examples: list[TaggedExample] = []
-    sentence: list[tuple[str, str]] = []
+    sentence: list[tuple[str, str, Spelling | None]] = []
     for number, line in enumerate(itertools.chain(read_lines(path), [""]), start=1):
-        pair = known.get(line)
-        if pair is None and not is_blank(line):
-            pair = known[line] = _tagged_character(path, number, line)
-        if pair is not None:
-            sentence.append(pair)
+        found = known.get(line)
+        if found is None and not is_blank(line):
+            found = known[line] = _tagged_characters(path, number, line)
+        if found is not None:
+            sentence.append(found)
         elif sentence:
-            characters, tags = zip(*sentence, strict=True)
-            examples.append(TaggedExample(characters, tags, f"{path}:{number - len(sentence)}"))
+            characters, tags, respelled = zip(*sentence, strict=True)
+            spellings = tuple(dict.fromkeys(filter(None, respelled)))
+            examples.append(TaggedExample(characters, tags, f"{path}:{number - len(sentence)}", spellings))
             sentence = []
     return _some(path, examples)
 
@@ -169,28 +174,35 @@ def _example(where: str, fields: Sequence[str], labels: Mapping[str, str] | None
         # What nothing is left of after normalisation would reach a model as nothing at all.
         if not normalize(content):
             raise UserError(f"{where}: empty text; take the line out, or give it a text")
-    label = label.strip()
+    label, spelling = _label(label)
     if not label:
         raise UserError(f"{where}: empty label; take the line out, or give it a label")
     if labels is not None:
         if label not in labels:
             raise UserError(f"{where}: unknown label {shown(label)}; known are {listed(labels)}")
         label = labels[label]
-    return TextExample(text, label, pair[0] if pair else None, where)
+    return TextExample(text, label, pair[0] if pair else None, where, (spelling,) if spelling else ())
 
 
-def _tagged_character(path: Path, number: int, line: str) -> tuple[str, str]:
-    if line[1:2] in ("\t", " ") and _TAG.fullmatch(line, 2):
-        return line[0], line[2:]
+def _label(written: str) -> tuple[str, Spelling | None]:
+    """Return a label as it is read, and how it is written if that is more than white space around it."""
+    label = normalize_label(written)
+    return label, (written.strip(), label) if written.strip() != label else None
+
+
+def _tagged_characters(path: Path, number: int, line: str) -> tuple[str, str, Spelling | None]:
+    if line[1:2] in ("\t", " ") and _TAG.fullmatch(normalize_label(line[2:])):
+        return line[0], *_label(line[2:])  # the character itself may be a tab or a space
     where = f"{path}:{number}"
-    text, *tags = re.split(r"[\t ]", line)
+    text, *tags = line.split("\t" if "\t" in line else " ")
     if len(tags) != 1:
         raise UserError(f"{where}: {_columns_of([text, *tags])} in {shown(line)}, expected 2; {_BIO_FORMAT}")
-    if len(text) != 1:
-        raise UserError(
-            f"{where}: {len(text)} characters, {shown(text)}, with one tag (length mismatch); {_BIO_FORMAT}"
-        )
-    raise UserError(f"{where}: {shown(tags[0])} is no BIO tag; {_BIO_FORMAT}")
+    if not text:
+        raise UserError(f"{where}: no character before {shown(tags[0])}; {_BIO_FORMAT}")
+    tag, spelling = _label(tags[0])
+    if not _TAG.fullmatch(tag):
+        raise UserError(f"{where}: {shown(tags[0])} is no BIO tag; {_BIO_FORMAT}")
+    return text, tag, spelling
 
 
 def _some(path: Path, examples: list[E]) -> list[E]:

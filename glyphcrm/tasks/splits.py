@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from glyphcrm.data.permutation import visit
-from glyphcrm.errors import UserError, listed, shown
+from glyphcrm.errors import LISTED_NAMES, UserError, listed, shown
 from glyphcrm.normalization import normalize
 from glyphcrm.tasks.examples import Example, Kind, MissingFilesError, Splits, TaggedExample, Task, TextExample
 
@@ -182,7 +182,7 @@ def _remarks(splits: Splits) -> tuple[str, ...]:
     answers: dict[Hashable, set[Hashable]] = {}
     for example in splits.train:
         answers.setdefault(identity(example), set()).add(example.answer)
-    notes = []
+    notes = list(_spelling_notes(splits))
     if contradicted := sum(len(found) > 1 for found in answers.values()):
         notes.append(f"train gives {contradicted:,} of its {len(answers):,} distinct texts more than one label")
     for name, part in (("dev", splits.dev), ("test", splits.test)):
@@ -191,6 +191,15 @@ def _remarks(splits: Splits) -> tuple[str, ...]:
         if absent := _classes_of(splits.train) - _classes_of(part):
             notes.append(f"{name} has no example of {listed(sorted(absent))}")
     return tuple(notes)
+
+
+def _spelling_notes(splits: Splits) -> Iterable[str]:
+    examples = (example for part in splits.parts.values() for example in part)
+    readings = dict.fromkeys(spelling for example in examples for spelling in example.spellings)
+    if readings:
+        pairs = [f"{shown(written)} as {shown(label)}" for written, label in readings]
+        more = f" and {len(pairs) - LISTED_NAMES} more" if len(pairs) > LISTED_NAMES else ""
+        yield f"labels were read without what cannot be seen in them: {', '.join(pairs[:LISTED_NAMES])}{more}"
 
 
 def _seen(examples: Sequence[Example], known: Set[Hashable]) -> set[int]:

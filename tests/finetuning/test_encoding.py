@@ -11,14 +11,18 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.finetuning.collator import FinetuningCollator
 from glyphcrm.finetuning.encoding import Feature, encode
+from glyphcrm.finetuning.metrics import score
 from glyphcrm.finetuning.prediction import assemble
 from glyphcrm.finetuning.training_order import TrainingOrder
+from glyphcrm.finetuning.unseen import OUTSIDE, settled, speakers
+from glyphcrm.normalization import clusters
 from glyphcrm.tasks import Kind, TaggedExample, TextExample
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 TAGS = ("O", "B-PER", "I-PER")
 # A mark in, white space, a combining accent, a letter that is composed with it, a ligature that NFC takes apart.
-ODD = "天地玄。，！ \t\u3000\u200be\u0301龘\ufb1d𠮷A"
+ACCENT = "\u0301"
+ODD = f"天地玄。，！ \t\u3000\u200be{ACCENT}龘\ufb1d𠮷A"
 
 
 @pytest.fixture(params=["glyphcrm", "pieces"])
@@ -29,23 +33,31 @@ def any_tokenizer(
 
 
 @settings(deadline=None)
-@given(characters=st.text(ODD, min_size=1, max_size=40), data=st.data())
+@given(lines=st.lists(st.text(ODD, min_size=1, max_size=3), min_size=1, max_size=30), data=st.data())
 def test_tags_survive_cutting_and_gluing(
-    characters: str, data: st.DataObject, tokenizer: GlyphCRMTokenizer, bert_tokenizer: BertTokenizer
+    lines: list[str], data: st.DataObject, tokenizer: GlyphCRMTokenizer, bert_tokenizer: BertTokenizer
 ) -> None:
-    tags = tuple(data.draw(st.lists(st.sampled_from(TAGS), min_size=len(characters), max_size=len(characters))))
-    example = TaggedExample(tuple(characters), tags)
+    tags = tuple(data.draw(st.lists(st.sampled_from(TAGS), min_size=len(lines), max_size=len(lines))))
+    example = TaggedExample(tuple(lines), tags)
+    expected = settled(tags, speakers(lines))
     for reader in (tokenizer, bert_tokenizer):
         features = encode(reader, [example], Kind.TAGGING, TAGS, max_length=12)
         assert all(len(feature) <= 12 for feature in features)
         assert all((feature.labels[feature.positions] != IGNORED_LABEL).all() for feature in features)
         assert sum((feature.labels != IGNORED_LABEL).sum() for feature in features) == sum(map(_tokens, features))
-        # A model that is always right: what has a token gets its tag back, all else is outside.
+        starts = [int(start) for feature in features for start in feature.characters]
+        kept = clusters(example.text)
+        if reader is bert_tokenizer:
+            kept = [(start, end) for start, end in kept if example.text[start] != ACCENT]  # it drops accents
+            if len(kept) < len(clusters(example.text)):
+                continue
+        assert starts == [start for start, _ in kept]
+        # A model that gives each token its gold tag is right about every entity.
         right = [feature.labels[feature.positions] for feature in features]
         (predicted,) = assemble(features, right, [example], Kind.TAGGING, TAGS)
-        seen = {int(character) for feature in features for character in feature.characters}
-        assert predicted == tuple(tag if i in seen else "O" for i, tag in enumerate(tags))
-        assert all(i in seen for i, character in enumerate(characters) if character in "天地玄。，！龘𠮷A")
+        assert predicted == expected
+        if "B-PER" in expected or set(expected) < {OUTSIDE} < set(tags):
+            assert score(Kind.TAGGING, [example], [predicted], TAGS)["f1"] == 1.0
 
 
 def _tokens(feature: Feature) -> int:
@@ -63,6 +75,27 @@ def test_each_character_keeps_its_own_tag_among_odd_ones(
     assert feature.labels.tolist() == [IGNORED_LABEL, 1, 0, 1, IGNORED_LABEL]
     (feature,) = encode(bert_tokenizer, [example], Kind.TAGGING, TAGS, 64)
     assert feature.characters.tolist() == [0, 2, 4]
+    # A mark that is not composed is a token without a tag of its own; letters of a special token are letters.
+    (feature,) = encode(tokenizer, [TaggedExample(tuple("z\u0304天"), ("B-PER", "O", "O"))], Kind.TAGGING, TAGS, 64)
+    assert feature.labels.tolist() == [IGNORED_LABEL, 1, IGNORED_LABEL, 0, IGNORED_LABEL]
+    (feature,) = encode(tokenizer, [TaggedExample(tuple("[MASK]"), ("B-PER",) * 6)], Kind.TAGGING, TAGS, 64)
+    assert len(feature.characters) == 6 and tokenizer.mask_token_id not in feature.input_ids
+
+
+def test_a_tag_is_spread_over_the_characters_of_its_line(
+    tokenizer: GlyphCRMTokenizer, bert_tokenizer: BertTokenizer
+) -> None:
+    example = TaggedExample(("天", "1998", "地", "NBA", "\U0001f44d\U0001f3fd"), ("O", "B-PER", "I-PER", "B-PER", "O"))
+    expected = [0, 1, 2, 2, 2, 2, 1, 2, 2, 0, 0]
+    for reader in (tokenizer, bert_tokenizer):
+        features = encode(reader, [example], Kind.TAGGING, TAGS, max_length=8)
+        assert all(len(feature.characters) <= 6 for feature in features)  # the length counts characters, not lines
+        labels = [feature.labels[feature.positions] for feature in features]
+        assert np.concatenate(labels).tolist() == expected
+        assert assemble(features, labels, [example], Kind.TAGGING, TAGS) == [example.tags]
+    # The first character of a line speaks for it.
+    labels = [np.where(row == 2, 0, row) for row in labels]
+    assert assemble(features, labels, [example], Kind.TAGGING, TAGS) == [("O", "B-PER", "O", "B-PER", "O")]
 
 
 @pytest.mark.parametrize("pair", [None, "宇宙洪荒日月"])

@@ -57,6 +57,15 @@ def test_pairs_without_header(tmp_path: Path) -> None:
     assert {e.pair.replace("答", "问") == e.text for e in splits.train} == {True}
 
 
+def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
+    odd = REVIEWS.replace("很好\t5", "很好\t\ufeff5", 3).replace("很差\t1", "很差\t1\u200b", 2)
+    splits = load_splits(own(tmp_path, SENTENCE, **{"a.tsv": odd}), None)
+    assert splits.labels == ("1", "5")
+    assert splits.notes[-1] == (
+        "labels were read without what cannot be seen in them: '\\ufeff5' as '5', '1\\u200b' as '1'"
+    )
+
+
 @pytest.mark.parametrize("ending", ["bio", "txt"])
 def test_tagging(tmp_path: Path, ending: str) -> None:
     sentences = "\n".join(f"京 B-LOC\n{chr(0x4E00 + i)} O\n" for i in range(30))

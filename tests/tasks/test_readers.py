@@ -107,6 +107,31 @@ def test_a_last_sentence_without_line_end_and_many_equal_lines(tmp_path: Path) -
     ]
 
 
+def test_a_line_may_hold_several_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a.bio"
+    lines = ["1998 B-TIME", "NBA\tB-ORG", "New York\tB-LOC", "  O", "\t\tO", "\U0001f1e8\U0001f1f3 O", "京 O"]
+    path.write_text("\n".join(lines) + "\n\ufeff\n\ufeff中\tB-LOC\n\u200b\n国\tO\n", encoding="utf-8")
+    first, second, third = read_bio(path)
+    assert first.characters == ("1998", "NBA", "New York", " ", "\t", "\U0001f1e8\U0001f1f3", "京")
+    assert first.tags == ("B-TIME", "B-ORG", "B-LOC", "O", "O", "O", "O")
+    # Byte order marks come with files that were joined.
+    assert (second.text, second.where) == ("\ufeff中", f"{path}:9")
+    assert (third.text, third.where) == ("国", f"{path}:11")
+
+
+def test_tags_and_labels_differ_only_by_what_can_be_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.bio"
+    path.write_text("中\tB-PER\u200b\n国\tI-\u00adPER\n\n京 B-cafe\u0301 \n", encoding="utf-8")
+    first, second = read_bio(path)
+    assert first.tags == ("B-PER", "I-PER") and second.tags == ("B-caf\u00e9",)
+    assert first.spellings == (("B-PER\u200b", "B-PER"), ("I-\u00adPER", "I-PER"))
+    path.write_text("\ufefftext\tlabel\n一\t\ufeff1 \n二\t 1\n三\t a\u00a0b\u200b\n", encoding="utf-8")
+    examples = read_columns(path, Columns("text", "label"))
+    assert [example.label for example in examples] == ["1", "1", "a b"]
+    assert [example.spellings for example in examples] == [(("\ufeff1", "1"),), (), (("a\u00a0b\u200b", "a b"),)]
+    assert read_columns(path, Columns("text", "label"), {"1": "yes", "a b": "no"})[0].label == "yes"
+
+
 def tsv(path: Path) -> object:
     return read_columns(path, Columns("text", "label"), {"0": "no", "1": "yes"})
 
@@ -153,8 +178,9 @@ def objects(path: Path) -> object:
         (objects, '{"text": "\\ud800一", "label": "0"}', "a:1: 'text' holds half of a surrogate pair"),
         (objects, '{"text": "\\n", "label": "0"}', "a:1: empty text"),
         (read_bio, "\n\n", "a: no examples"),
-        (read_bio, "中\tB-LOC\n中国\tB-LOC\n", "a:2: 2 characters, '中国', with one tag"),
-        (read_bio, "中\tB-LOC\n\tO\n", "a:2: 0 characters"),
+        (read_bio, "中\tB-LOC\n中 国 B-LOC\n", "a:2: 3 columns in '中 国 B-LOC', expected 2"),
+        (read_bio, "中\tB-LOC\n中国\tE-LOC\n", "a:2: 'E-LOC' is no BIO tag"),
+        (read_bio, "中\tB-LOC\n\tO\n", "a:2: no character before 'O'"),
         (read_bio, "中\tB-LOC\n国\n", "a:2: 1 column in '国', expected 2"),
         (read_bio, "中\tB-LOC\tns\n", "a:1: 3 columns"),
         (read_bio, "中,B-LOC\n", "a:1: 1 column"),

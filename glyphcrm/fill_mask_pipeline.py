@@ -1,0 +1,28 @@
+"""transformers' fill-mask pipeline for models that predict fewer characters than they read."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from transformers.pipelines import PIPELINE_REGISTRY, FillMaskPipeline
+
+
+class ReadOnlyTargetsPipeline(FillMaskPipeline):
+    """As transformers', but a target that the model can read and not predict is replaced by [UNK], with a warning."""
+
+    def get_target_ids(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Return the ids of the targets, each once."""
+        ids = super().get_target_ids(*args, **kwargs)
+        tokenizer: Any = self.tokenizer
+        predicted: int = getattr(self.model.config, "vocab_size", len(tokenizer))
+        if (read_only := ids >= predicted).any():
+            names = " ".join(tokenizer.convert_ids_to_tokens(ids[read_only].tolist()))
+            warnings.warn(f"targets that the model reads but does not predict, taken as [UNK]: {names}", stacklevel=2)
+        return np.unique(np.where(read_only, tokenizer.unk_token_id, ids))
+
+
+def register() -> None:
+    """Let ``pipeline("fill-mask")`` be this one; for models that predict all that they read nothing changes."""
+    PIPELINE_REGISTRY.supported_tasks["fill-mask"]["impl"] = ReadOnlyTargetsPipeline
