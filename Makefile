@@ -1,9 +1,10 @@
 # `make pretrain`, `make finetune` and `make test` are all that a newcomer needs; each can be repeated.
-.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-sanitizers lint bench throughput \
-	gpu-proof clean
+.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-peer test-sanitizers lint bench \
+	throughput gpu-proof clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
 MODEL ?= checkpoints/glyphcrm-tiny
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -47,6 +48,17 @@ DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compi
 # The C functions under gcc's address and undefined-behaviour sanitizers, and as clang builds them.
 test-sanitizers: .venv/installed
 	$(BIN)/python -m pytest tests/kernels/test_compilers.py
+
+# transformers' own tests of a model, on ours: they are in its source distribution, which its wheel is without.
+test-peer: .venv/transformers-$(TRANSFORMERS)/tests/__init__.py
+	$(BIN)/python -m pytest tests/peer
+
+.venv/transformers-$(TRANSFORMERS)/tests/__init__.py: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt parameterized
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --no-build-isolation --dest .venv \
+	    transformers==$(TRANSFORMERS)
+	tar -xzf .venv/transformers-$(TRANSFORMERS).tar.gz -C .venv
+	touch $@
 
 # What pip installs, built and installed into empty environments: the whole, and the kernels alone.
 test-distribution: .venv/installed

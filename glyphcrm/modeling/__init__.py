@@ -1,5 +1,7 @@
 """The models, as transformers' `PreTrainedModel`s."""
 
+from glyphcrm.modeling.drop_in import BertPatch, patch_bert
+from glyphcrm.modeling.embedding import HanGlyphEmbedding
 from glyphcrm.modeling.heads import (
     GlyphCRMForMaskedLM,
     GlyphCRMForNextSentencePrediction,
@@ -11,6 +13,7 @@ from glyphcrm.modeling.heads import (
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 
 __all__ = [
+    "BertPatch",
     "GlyphCRMForMaskedLM",
     "GlyphCRMForNextSentencePrediction",
     "GlyphCRMForPreTraining",
@@ -19,4 +22,6 @@ __all__ = [
     "GlyphCRMForTokenClassification",
     "GlyphCRMModel",
     "GlyphCRMPreTrainedModel",
+    "HanGlyphEmbedding",
+    "patch_bert",
 ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from glyphcrm_kernels import glyph_conv, glyph_stem_conv
+from glyphcrm_kernels import glyph_conv, glyph_stem, glyph_stem_conv, unpack_bits
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -58,6 +58,10 @@ class GlyphTable(nn.Module):
         self.register_buffer("bitmaps", torch.zeros(config.num_glyphs, PACKED_BYTES, dtype=torch.uint8))
         self.register_buffer("sources", torch.zeros(config.num_glyphs, dtype=torch.uint8))
 
+    def forward(self) -> Tensor:
+        """Return the bitmaps; they may be offloaded, and arrive when they are asked for so."""
+        return self.bitmaps
+
 
 class HanGlyph(GradientCheckpointingLayer):
     """The glyph CNN: stem, a residual block of 9x9 and one of 3x3 convolutions, three projections."""
@@ -67,9 +71,9 @@ class HanGlyph(GradientCheckpointingLayer):
     def __init__(self, config: GlyphCRMConfig) -> None:
         super().__init__()
         c1, c2, d = config.stem_channels, config.glyph_channels, config.hidden_size
-        self.stem = nn.Conv2d(3, c1, 3)
+        self.stem = nn.Conv2d(3, c1, 3, padding=1)
         self.block1 = nn.ModuleList(nn.Conv2d(c1, c1, 9) for _ in range(3))
-        self.expand = nn.Conv2d(c1, c2, 3)
+        self.expand = nn.Conv2d(c1, c2, 3, padding=1)
         self.block2 = nn.ModuleList(nn.Conv2d(c2, c2, 3) for _ in range(3))
         self.vector = nn.Linear(c2 * 3 * 3, d)
         self.skip1 = nn.Linear(c1 * 12 * 12, d)
@@ -80,14 +84,30 @@ class HanGlyph(GradientCheckpointingLayer):
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
         backend = kernel_backend(self.config, device=rows.device)
-        stem, convolution = _weights(self.stem), _weights(self.block1[0])
-        first, shortcut = glyph_stem_conv(rows, bitmaps, *stem, self.positions, *convolution, backend=backend)
+        first, shortcut = self._first_convolutions(rows, bitmaps, backend)
         block1 = _rest_of_block(first, shortcut, self.block1, backend)
-        expanded = _conv(block1, self.expand, backend, padding=1)
+        expanded = _conv(block1, self.expand, backend)
         first = _conv(expanded, self.block2[0], backend)
         block2 = _rest_of_block(first, F.max_pool2d(expanded, 2), self.block2, backend)
         # Flattened channel by channel, as the released checkpoints expect.
         return block1.flatten(1), block2.flatten(1)
+
+    def _first_convolutions(self, rows: Tensor, bitmaps: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        """Return ``relu(conv1(stem))`` of block 1, and the stem's pooled shortcut."""
+        stem, convolution = self.stem, self.block1[0]
+        assert isinstance(stem.weight, Tensor)
+        if is_plain(stem) and is_plain(convolution):
+            weights = (*_weights(stem), self.positions, *_weights(convolution))
+            return glyph_stem_conv(rows, bitmaps, *weights, backend=backend)
+        if is_plain(stem):
+            of_stem = kernel_backend(self.config, "glyph_stem")
+            activation, shortcut = glyph_stem(rows, bitmaps, *_weights(stem), self.positions, backend=of_stem)
+        else:
+            ink = unpack_bits(bitmaps[rows], stem.weight.dtype)
+            channels = self.positions.to(ink.dtype).expand(len(rows), -1, -1, -1)
+            activation = F.relu(stem(torch.cat([ink, channels], 1)))
+            shortcut = F.max_pool2d(activation, 2)
+        return _conv(activation, convolution, backend), shortcut
 
     def forward(self, rows: Tensor, bitmaps: Tensor) -> GlyphVectors:
         """Return the three vectors of each wanted atlas row.
@@ -144,8 +164,28 @@ def _rest_of_block(first: Tensor, shortcut: Tensor, convolutions: nn.ModuleList,
     return _conv(_conv(first, second, backend), third, backend, residual=shortcut, pool=True)
 
 
-def _conv(x: Tensor, convolution: nn.Module, backend: str, **more: Any) -> Tensor:
-    return glyph_conv(x, *_weights(convolution), relu=True, backend=backend, **more)
+def _conv(
+    x: Tensor, convolution: nn.Module, backend: str, residual: Tensor | None = None, pool: bool = False
+) -> Tensor:
+    if is_plain(convolution):
+        assert isinstance(convolution, nn.Conv2d) and isinstance(convolution.padding, tuple)
+        sizes: dict[str, Any] = {"pool": pool, "padding": convolution.padding[0]}
+        return glyph_conv(x, *_weights(convolution), residual=residual, relu=True, backend=backend, **sizes)
+    y = convolution(x)
+    y = F.relu(y if residual is None else y + residual)
+    return F.max_pool2d(y, 2) if pool else y
+
+
+PLAIN_LAYERS = (HanGlyph, nn.Conv2d, nn.Linear, nn.ModuleList)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether HanGlyph or a layer of it is no more than its weights, which the kernels may then read.
+
+    Else it has to be called: an adapter in its place, a forward hook, weights that arrive when they are needed.
+    """
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer) in PLAIN_LAYERS and "forward" not in layer.__dict__ and not any(hooks)
 
 
 def _weights(convolution: nn.Module) -> tuple[Tensor, Tensor]:

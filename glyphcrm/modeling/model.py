@@ -345,7 +345,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         """Return glyph vectors and skips, and for each token its row in them, ``(B, L)`` int64."""
         if glyph_vectors is not None:
             return glyph_vectors, cast(Tensor, glyph_index)
-        bitmaps = self.glyph_table.bitmaps
+        bitmaps = self.glyph_table()
         self._check_drawn(bitmaps)
         if self.config.glyph_cache and not self.training and not torch.is_grad_enabled() and not is_traced():
             rows = cast(Tensor, input_ids if glyph_ids is None else glyph_ids)
@@ -365,8 +365,10 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         # Dropout comes after the gather, so that each token draws its own.
         embeds = tokens if glyphs is None else self.dropout(F.embedding(tokens, glyphs.vector))
         positions, segments = self.position_embeddings, self.token_type_embeddings
-        position = positions.weight[: embeds.shape[1]] if position_ids is None else positions(position_ids)
-        segment = segments.weight[0] if token_type_ids is None else segments(token_type_ids)
+        # Called, not indexed: their weights may be offloaded, and arrive when they are called.
+        counted = torch.arange(embeds.shape[1], device=embeds.device)
+        position = positions(counted if position_ids is None else position_ids)
+        segment = segments(counted.new_zeros(1) if token_type_ids is None else token_type_ids)
         # Autocast would leave float32 here, and every add-norm and linear layer after it would move twice the bytes.
         return self.dropout(self.embedding_norm(embeds + position + segment).to(embeds.dtype))
 

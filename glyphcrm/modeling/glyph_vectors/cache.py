@@ -16,10 +16,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.backend import kernel_backend
 from glyphcrm.modeling.glyph_vectors.file import load_vectors, vectors_digest
-from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
+from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph, is_plain
 
-# An adapter or a quantised layer inside HanGlyph may change what it says without changing a parameter.
-PLAIN_MODULES = (HanGlyph, nn.Conv2d, nn.Linear, nn.ModuleList)
 PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
@@ -149,7 +147,8 @@ def _fill(table: _Table, hanglyph: HanGlyph, bitmaps: Tensor, rows: Tensor) -> N
 
 def _origin(hanglyph: HanGlyph, sources: list[Tensor]) -> tuple[Any, ...] | None:
     """Return what the vectors depend on, cheap and comparable; None if they may depend on more."""
-    if not all(type(module) in PLAIN_MODULES for module in hanglyph.modules()):
+    # An adapter, a hook or a quantised layer may change what HanGlyph says without changing a parameter.
+    if not all(is_plain(module) for module in hanglyph.modules()):
         return None
     # Sharded parameters are tensors of other types, or have no memory of their own.
     if not all(type(source) in PLAIN_TENSORS and source.data_ptr() for source in sources):

@@ -1,0 +1,159 @@
+"""What a model says of one text, by the kind of its head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from glyphcrm.checkpoint import load_checkpoint, read_config
+from glyphcrm.errors import UserError
+from glyphcrm.finetuning.encoding import encode
+from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, load_finetuned
+from glyphcrm.finetuning.prediction import OUTSIDE, collator_for, predict
+from glyphcrm.modeling import GlyphCRMForMaskedLM
+from glyphcrm.modeling.heads import HEADS
+from glyphcrm.tasks import Kind, TaggedExample, TextExample
+
+MASKS = ("[MASK]", "▢")
+FILLERS = ("AutoModelForPreTraining", "AutoModelForMaskedLM")
+SHOWN_LABELS = 5
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name in a text: its range of code points, and what it names."""
+
+    start: int
+    end: int
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of a text: names in it, or choices: labels with probabilities, for each mask or of the whole."""
+
+    text: str  # as given, or filled in
+    as_json: dict[str, Any]
+    names: tuple[Name, ...] = ()
+    labels: tuple[str, ...] = ()  # all that names can have
+    choices: tuple[tuple[tuple[str, float], ...], ...] = ()
+    note: str = ""  # what the user must know, such as a text that was cut
+
+
+Answerer = Callable[[str, str], Answer]  # of a text, and where it stands
+
+
+def load_answerer(directory: Path, top: int) -> Answerer:
+    """Load a saved model, and return the function that asks it; the kind of answer is that of its head.
+
+    `top` is the number of characters for each mask.
+
+    Raises:
+        UserError: no model there, a damaged one, or one without such a head. The function raises it for a text without
+            a character or a mask that the model could read.
+    """
+    name = (read_config(directory).get("architectures") or ["nothing"])[0]
+    if name in {HEADS[auto_class].__name__ for auto_class in FILLERS}:
+        model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM)
+        return Filler(model.eval(), tokenizer, top)
+    if name in {model_class.__name__ for model_class in CLASSIFIERS.values()}:
+        return Classifier(*load_finetuned(directory))
+    if name in {model_class.__name__ for model_class in TAGGERS.values()}:
+        return Tagger(*load_finetuned(directory))
+    raise UserError(
+        f"{directory}: holds {name}, which neither labels texts nor fills masks; "
+        "give a pre-trained GlyphCRM or a model that `glyphcrm finetune --keep-model best` has kept"
+    )
+
+
+class _WithModel:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+        self.longest = model.config.max_position_embeddings
+
+    def check(self, text: str, where: str) -> None:
+        if not self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            raise UserError(f"{where}: holds no character that is read, only white space or the like")
+
+
+class Classifier(_WithModel):
+    """Labels of a text, or of two with a tab between them, and how probable each is."""
+
+    @torch.no_grad()
+    def __call__(self, text: str, where: str) -> Answer:
+        """Return all labels, the best ones first; those of a model with several at once are independent."""
+        first, tab, second = text.partition("\t")
+        for part in (first, second) if tab else (first,):
+            self.check(part, where)
+        example = TextExample(first, self.labels[0], second if tab else None)
+        kind = Kind.PAIR if tab else Kind.SENTENCE
+        (feature,) = encode(self.tokenizer, [example], kind, self.labels, self.longest)
+        batch = collator_for(self.model)([feature])
+        del batch["labels"]
+        logits = self.model(**{key: value.to(self.model.device) for key, value in batch.items()}).logits[0].float()
+        several = self.model.config.problem_type == "multi_label_classification"
+        shares = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+        ranked = tuple(sorted(zip(self.labels, shares, strict=True), key=lambda pair: -pair[1]))
+        note = f"too long: the first {self.longest} tokens were read" if feature.truncated else ""
+        as_json = {"text": text, "label": ranked[0][0], "probabilities": dict(ranked)}
+        return Answer(text, as_json, choices=(ranked[:SHOWN_LABELS],), note=note)
+
+
+class Tagger(_WithModel):
+    """Names in a text; a long one is read in windows."""
+
+    def __call__(self, text: str, where: str) -> Answer:
+        """Return the names, in their order."""
+        self.check(text, where)
+        example = TaggedExample(tuple(text), (OUTSIDE,) * len(text))
+        (tags,) = predict(self.model, self.tokenizer, [example], Kind.TAGGING, self.labels, self.longest)
+        names = tuple(Name(start, end, text[start:end], label) for start, end, label in spans(tags))
+        labels = tuple(sorted({tag.partition("-")[2] for tag in self.labels if tag != OUTSIDE}))
+        return Answer(text, {"text": text, "names": [asdict(name) for name in names]}, names, labels)
+
+
+def spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return start, end and label of the entities in BIO tags; an I- without its B- begins one."""
+    found: list[tuple[int, int, str]] = []
+    for place, tag in enumerate(tags):
+        prefix, _, label = tag.partition("-")
+        if tag == OUTSIDE:
+            continue
+        if prefix == "I" and found and found[-1][1:] == (place, label):
+            found[-1] = (found[-1][0], place + 1, label)
+        else:
+            found.append((place, place + 1, label))
+    return found
+
+
+class Filler(_WithModel):
+    """Characters for the masks in a text, each by itself."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, top: int) -> None:
+        super().__init__(model, tokenizer)
+        self.top = min(top, model.config.vocab_size)
+
+    @torch.no_grad()
+    def __call__(self, text: str, where: str) -> Answer:
+        """Return the text with the best characters, and the `top` best ones for each mask."""
+        mask = str(self.tokenizer.mask_token)
+        pieces = text.replace(MASKS[1], mask).split(mask)
+        if len(pieces) == 1:
+            raise UserError(f"{where}: has no {' or '.join(MASKS)}; this model fills masks; a fine-tuned one labels")
+        batch = self.tokenizer(mask.join(pieces), return_tensors="pt")
+        ids = batch["input_ids"]
+        if ids.shape[1] > self.longest:
+            raise UserError(f"{where}: {ids.shape[1]} tokens; the model reads {self.longest} at once, shorten the text")
+        positions = (ids[0] == self.tokenizer.mask_token_id).nonzero().squeeze(1)
+        shares, best = self.model(**batch).logits[0, positions].float().softmax(-1).topk(self.top)
+        characters = [self.tokenizer.convert_ids_to_tokens(row) for row in best.tolist()]
+        choices = tuple(tuple(zip(*row, strict=True)) for row in zip(characters, shares.tolist(), strict=True))
+        filled = pieces[0] + "".join(row[0][0] + piece for row, piece in zip(choices, pieces[1:], strict=True))
+        return Answer(filled, {"text": text, "filled": filled, "masks": choices}, choices=choices)

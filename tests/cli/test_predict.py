@@ -1,0 +1,164 @@
+"""`glyphcrm predict`: labels, names, masks; and what is wrong, in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from glyphcrm.checkpoint import save_checkpoint
+from glyphcrm.cli.answers import spans
+from glyphcrm.cli.entry import main
+from glyphcrm.modeling import (
+    GlyphCRMForPreTraining,
+    GlyphCRMForSequenceClassification,
+    GlyphCRMForTokenClassification,
+    GlyphCRMModel,
+)
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from tests.classic import TEXT
+
+SHIPPED = str(Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+@pytest.fixture
+def directories(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> dict[str, str]:
+    """A classifier and a tagger as `finetune` keeps them, and an encoder without a head."""
+    for name, head, labels in (
+        ("classifier", GlyphCRMForSequenceClassification, ("bad", "good", "so-so")),
+        ("tagger", GlyphCRMForTokenClassification, TAGS),
+        ("headless", None, ()),
+    ):
+        made = model.glyphcrm
+        if head is not None:
+            config = type(model.config)(**model.config.to_dict())
+            config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+            made = head(config)
+            made.glyphcrm.load_state_dict(model.glyphcrm.state_dict())
+        assert isinstance(made, GlyphCRMModel) == (head is None)
+        save_checkpoint(made, tokenizer, tmp_path / name)
+    return {name: str(tmp_path / name) for name in ("classifier", "tagger", "headless")}
+
+
+def answers(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, object]]:
+    assert main(["predict", "--json", *words]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_labels_are_the_models_own(directories: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    where = directories["classifier"]
+    found = answers(capsys, "--model", where, TEXT[:9], f"{TEXT[:4]}\t{TEXT[4:9]}")
+    classifier = GlyphCRMForSequenceClassification.from_pretrained(where).eval()
+    tokenizer = GlyphCRMTokenizer.from_pretrained(where)
+    for answer, texts in zip(found, ((TEXT[:9],), (TEXT[:4], TEXT[4:9])), strict=True):
+        shares = classifier(**tokenizer(*texts, return_tensors="pt")).logits[0].softmax(-1).tolist()
+        expected = dict(zip(("bad", "good", "so-so"), shares, strict=True))
+        assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
+        assert answer["label"] == max(expected, key=expected.__getitem__)
+    assert main(["predict", "--model", where, TEXT[:9]]) == 0
+    text, shares = capsys.readouterr().out.splitlines()
+    assert text == TEXT[:9] and shares.split()[0] == found[0]["label"] and shares.count("%") == 3
+
+
+def test_a_long_text_is_cut_and_that_is_said(directories: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--model", directories["classifier"], "天" * 200]) == 0
+    assert capsys.readouterr().err == "text 1: too long: the first 64 tokens were read\n"
+
+
+def test_names_are_where_the_tags_are(
+    directories: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tagger = GlyphCRMForTokenClassification.from_pretrained(directories["tagger"])
+    with torch.no_grad():  # so that all tags occur
+        tagger.classifier.linear.weight.normal_(0, 1)
+    tagger.save_pretrained(directories["tagger"])
+    text = TEXT + " " + TEXT[::-1]  # longer than a window
+    (answer,) = answers(capsys, "--model", directories["tagger"], text)
+    names = answer["names"]
+    assert isinstance(names, list) and len(names) > 3
+    assert all(name["text"] == text[name["start"] : name["end"]] for name in names)
+    assert all(name["label"] in ("PER", "LOC") for name in names)
+
+    assert main(["predict", "--model", directories["tagger"], text]) == 0
+    plain = capsys.readouterr().out.rstrip("\n")
+    rest = plain
+    for name in names:
+        before, marked, rest = rest.partition(f"[{name['text']} {name['label']}]")
+        assert marked and "[" not in before
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(["predict", "--model", directories["tagger"], text]) == 0
+    coloured = capsys.readouterr().out
+    assert coloured.count("\033[0m") == len(names) and "[" not in coloured.replace("\033[", "")
+
+
+def test_spans_of_tags() -> None:
+    tags = ["O", "B-PER", "I-PER", "B-PER", "I-LOC", "I-LOC", "O", "I-PER", "B-LOC"]
+    assert spans(tags) == [(1, 3, "PER"), (3, 4, "PER"), (4, 6, "LOC"), (7, 8, "PER"), (8, 9, "LOC")]
+
+
+def test_masks_are_filled(capsys: pytest.CaptureFixture[str]) -> None:
+    (answer,) = answers(capsys, "--model", SHIPPED, "--top", "3", "我们去北▢，他去上[MASK]。")
+    masks = answer["masks"]
+    assert isinstance(masks, list) and [len(row) for row in masks] == [3, 3]
+    assert answer["filled"] == f"我们去北{masks[0][0][0]}，他去上{masks[1][0][0]}。"
+    for row in masks:
+        shares = [share for _, share in row]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+
+
+def test_texts_of_a_file_and_of_standard_input(
+    directories: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "\ufeff天地玄黄\r\n\n宇宙洪荒\n"
+    (tmp_path / "texts").write_text(lines, encoding="utf-8")
+    of_file = answers(capsys, "--model", directories["classifier"], "--file", str(tmp_path / "texts"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert answers(capsys, "--model", directories["classifier"]) == of_file
+    assert [answer["text"] for answer in of_file] == ["天地玄黄", "宇宙洪荒"]
+
+
+def test_what_a_terminal_would_obey_is_not_printed(
+    directories: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "--model", directories["classifier"], "天\033[2J地\udcff"]) == 0
+    assert capsys.readouterr().out.startswith("天·[2J地?\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "words", "complaint"),
+    [
+        ("nowhere", ["天"], "no config.json there"),
+        ("headless", ["天"], "holds GlyphCRMModel, which neither labels texts nor fills masks"),
+        ("classifier", ["天", " "], "text 2: is empty"),
+        ("classifier", ["\u200b"], "text 1: holds no character that is read"),
+        ("classifier", ["天\t"], "text 1: holds no character that is read"),
+        ("classifier", ["天" * 1_000_000], "text 1: more than 20,000 characters"),
+        ("classifier", ["--file", "missing"], "missing: cannot be read: No such file"),
+        ("classifier", ["--file", "long"], "long:2: more than 20,000 characters"),
+        ("classifier", ["--file", "latin"], "latin: is not UTF-8"),
+        ("classifier", ["--file", "blank"], "no text; give one"),
+        (SHIPPED, ["天地"], "text 1: has no [MASK] or ▢"),
+        (SHIPPED, ["▢" * 600], "text 1: 602 tokens; the model reads 512"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    where: str,
+    words: list[str],
+    complaint: str,
+    directories: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("long").write_text("天\n" + "地" * 1_000_000, encoding="utf-8")
+    Path("latin").write_bytes("天\n".encode() + b"\xe9\n")
+    Path("blank").write_text("\n \n")
+    assert main(["predict", "--model", directories.get(where, where), *words]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1

@@ -1,0 +1,98 @@
+"""What tools put around layers is seen everywhere: hooks, offloaded weights, adapters, also inside HanGlyph."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glyphcrm.modeling import GlyphCRMForPreTraining
+
+IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 30, 7, 3, 0]])
+CPU = torch.device("cpu")
+
+
+def logits(model: nn.Module, grad: bool) -> Tensor:
+    with torch.set_grad_enabled(grad):
+        found: Tensor = model(input_ids=IDS).prediction_logits
+    return found.detach()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("where", ["cpu", "cpu with buffers", "disk"])
+def test_weights_that_are_elsewhere_come_when_they_are_needed(
+    where: str, grad: bool, model: GlyphCRMForPreTraining, tmp_path: Path
+) -> None:
+    expected = logits(model, grad)
+    if where == "disk":
+        accelerate.disk_offload(model, str(tmp_path), execution_device=CPU)
+    else:
+        accelerate.cpu_offload(model, execution_device=CPU, offload_buffers=where != "cpu")
+    assert model.glyphcrm.hanglyph.block1[0].weight.is_meta
+    torch.testing.assert_close(logits(model, grad), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_layer_with_weights_is_called(model: GlyphCRMForPreTraining) -> None:
+    """With a hook on each of them; and a hook that changes what a convolution says changes the logits each time."""
+    expected = logits(model, False)
+    called = set()
+    for name, layer in model.named_modules():
+        if any(True for _ in layer.parameters(recurse=False)):
+            layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    having_weights = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    for _ in range(2):
+        called.clear()
+        torch.testing.assert_close(logits(model, False), expected, rtol=1e-5, atol=1e-5)
+        assert called == having_weights
+    model.glyphcrm.hanglyph.expand.register_forward_hook(lambda _, __, output: output + 1)
+    assert not torch.allclose(logits(model, False), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["stem", "block1.0", "block1.2", "expand", "block2.1"])
+def test_a_layer_in_the_place_of_a_convolution(part: str, model: GlyphCRMForPreTraining) -> None:
+    """As adapters do it; gradients arrive at it."""
+
+    class Adapted(nn.Module):
+        def __init__(self, inner: nn.Conv2d) -> None:
+            super().__init__()
+            self.inner, self.extra = inner, copy.deepcopy(inner)
+            self.weight = inner.weight
+            nn.init.zeros_(self.extra.weight)
+            nn.init.zeros_(self.extra.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) + self.extra(x)
+
+    expected = logits(model, False)
+    hanglyph = model.glyphcrm.hanglyph
+    adapted = Adapted(hanglyph.get_submodule(part))
+    hanglyph.set_submodule(part, adapted)
+    torch.testing.assert_close(logits(model, False), expected, rtol=1e-5, atol=1e-5)
+    model(input_ids=IDS).prediction_logits.square().mean().backward()
+    assert adapted.extra.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        adapted.extra.bias.fill_(0.5)
+    assert not torch.allclose(logits(model, False), expected, atol=1e-3)
+
+
+def test_lora(model: GlyphCRMForPreTraining, tmp_path: Path) -> None:
+    """peft on the targets that the documentation names, and on convolutions: training, saving, merging."""
+    peft = pytest.importorskip("peft")
+    plain = copy.deepcopy(model)
+    expected = logits(model, False)
+    settings = peft.LoraConfig(r=2, target_modules=["query", "value", "block1.1", "vector"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, settings).eval()
+    changed = logits(adapted, False)
+    assert not torch.allclose(changed, expected, atol=1e-4)
+    adapted(input_ids=IDS).prediction_logits.square().mean().backward()
+    trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert trained and all(weight.grad is not None for weight in trained.values())
+    assert {name.split("lora")[0].split(".")[-2] for name in trained} == {"query", "value", "1", "vector"}
+    adapted.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+    assert torch.equal(logits(again, False), changed)
+    torch.testing.assert_close(logits(again.merge_and_unload(), False), changed, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,1 @@
+"""transformers' own tests of a model, run on GlyphCRM: `make test-peer`."""
