@@ -88,7 +88,7 @@ def read_bio(path: Path) -> list[TaggedExample]:
     sentence: list[tuple[str, str]] = []
     for number, line in enumerate(itertools.chain(read_lines(path), [""]), start=1):
         pair = known.get(line)
-        if pair is None and not is_blank(line):
+        if pair is None and line and not line.isspace():
             pair = known[line] = _tagged_character(path, number, line)
         if pair is not None:
             sentence.append(pair)
