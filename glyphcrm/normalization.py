@@ -43,7 +43,7 @@ def normalize(text: str) -> str:
 
 def is_blank(text: str) -> bool:
     """Whether `normalize(text)` is empty; reads no further than the first character that stays."""
-    for char in text:  # as `all` of a generator, but three times as fast on a line of text
+    for char in text:  # noqa: SIM110 (the start of a generator takes longer than this)
         if _DROP_TABLE[ord(char)] is not None:
             return False
     return True
