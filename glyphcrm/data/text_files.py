@@ -169,7 +169,7 @@ def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
     paragraphs: list[str] = []
     characters = 0
     for line in read_lines(path):
-        if not is_blank(line):
+        if line[:1].isalnum() or not is_blank(line):  # the first question is the quicker one
             paragraphs.append(line)
             characters += len(line)
             if characters > DOCUMENT_LIMIT:

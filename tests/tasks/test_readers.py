@@ -229,8 +229,6 @@ def test_lines_of_zero_width_are_blank(tmp_path: Path) -> None:
     ):
         path.write_text(content, encoding="utf-8")
         assert len(read(path)) == 1  # type: ignore[arg-type]
-    path.write_text("一\tO\n\u200b\n\u3000\tO\n", encoding="utf-8")
-    assert [example.characters for example in read_bio(path)] == [("一",), ("\u3000",)]
 
 
 def test_columns_of_any_name_are_asked_for_in_one_line(tmp_path: Path) -> None:
