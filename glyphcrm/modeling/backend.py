@@ -27,8 +27,10 @@ STAND_INS = {"hopper": "triton", "triton": "reference"}
 def kernel_backend(config: GlyphCRMConfig, op: str = "glyph_conv") -> str:
     """Return one of `BACKENDS` for an operation: the environment's choice, else the configuration's, or its stand-in.
 
-    `glyph_conv` has an implementation of every name.
+    `glyph_conv` has an implementation of every name. A graph that is exported consists of PyTorch's own operators.
     """
+    if torch.compiler.is_exporting():
+        return "reference"
     backend = OVERRIDE or config.kernel_backend
     while backend != "auto" and backend not in OPS[op].implementations:
         backend = STAND_INS[backend]
