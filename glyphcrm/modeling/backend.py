@@ -29,8 +29,10 @@ def kernel_backend(config: GlyphCRMConfig, op: str = "glyph_conv", device: torch
 
     Both are wishes for devices that can have them: for tensors on a `device` that none of the chosen kernels run on,
     "auto" is returned, so that a model for a GPU is built and loaded on a CPU. `glyph_conv` has an implementation of
-    every name.
+    every name. A graph that is exported consists of PyTorch's own operators.
     """
+    if torch.compiler.is_exporting():
+        return "reference"
     backend = OVERRIDE or config.kernel_backend
     if device is not None and lacks_device(backend, device):
         return "auto"

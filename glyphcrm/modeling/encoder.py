@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.attention import SelfAttention
 from glyphcrm.modeling.backend import kernel_backend
+from glyphcrm.modeling.packing import at_positions
 
 
 class EncoderBlock(GradientCheckpointingLayer):
@@ -47,8 +48,8 @@ class EncoderBlock(GradientCheckpointingLayer):
         backend = kernel_backend(self.config, "add_norm", hidden_states.device)
         wanted = hidden_states
         if positions is not None:
-            wanted = hidden_states.take_along_dim(positions.unsqueeze(2), 1)
-            skip_index = None if skip_index is None else skip_index.take_along_dim(positions, 1)
+            wanted = at_positions(hidden_states, positions)
+            skip_index = None if skip_index is None else skip_index.gather(1, positions)
         attention, _ = self.attention(hidden_states, attention_mask, wanted, **kwargs)
         hidden_states = self.attention_norm(attention, wanted, backend=backend)
         feed_forward = self.output(self.activation(self.intermediate(hidden_states)))

@@ -117,7 +117,8 @@ class HanGlyph(GradientCheckpointingLayer):
             bitmaps: ``(N, 288)`` uint8, the packed atlas.
         """
         pieces = 1 if rows.is_cuda or torch.compiler.is_compiling() else max(1, math.ceil(len(rows) / CPU_PIECE))
-        block1, block2 = in_pieces(lambda piece: self.features(piece, bitmaps), rows.chunk(pieces))
+        parts = [rows] if pieces == 1 else rows.chunk(pieces)
+        block1, block2 = in_pieces(lambda piece: self.features(piece, bitmaps), parts)
         projected = (self.vector(block2), self.skip1(block1), self.skip2(block2))
         return GlyphVectors(*map(torch.tanh, projected))
 

@@ -355,6 +355,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
                 return kept, rows if glyph_ids is None else rows[cast(Tensor, glyph_index)]
         if found_here := glyph_ids is None:
             glyph_ids, glyph_index = torch.unique(cast(Tensor, input_ids), return_inverse=True)
+            torch._check(glyph_ids.shape[0] > 0)  # which a graph without values cannot know
         self._check_ids(glyph_ids, on_any_device=found_here)
         return self.hanglyph(glyph_ids, bitmaps), cast(Tensor, glyph_index)
 

@@ -160,8 +160,14 @@ def first_positions(attention_mask: Tensor | None, rows: Tensor) -> Tensor:
     It is at 0 unless there is an `attention_mask` ``(B, L)``.
     """
     if attention_mask is None or attention_mask.dim() != 2:
-        return torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)
+        return torch.zeros(rows.shape[0], 1, dtype=torch.int64, device=rows.device)
     return (attention_mask != 0).int().argmax(1, keepdim=True).to(rows.device)
+
+
+def at_positions(states: Tensor, positions: Tensor) -> Tensor:
+    """Return of states ``(B, L, d)`` those at positions ``(B, Q)``, ``(B, Q, d)``."""
+    # `take_along_dim` would fix the sizes of an exported graph.
+    return states.gather(1, positions.unsqueeze(2).expand(-1, -1, states.shape[2]))
 
 
 def only_first(
@@ -191,4 +197,4 @@ def first_states(hidden_states: Tensor, attention_mask: Tensor | None, cu_seq_le
     if cu_seq_lens is not None:
         starts = cu_seq_lens[:-1].long().clamp(max=hidden_states.shape[1] - 1)
         return hidden_states[0].index_select(0, starts)
-    return hidden_states.take_along_dim(first_positions(attention_mask, hidden_states).unsqueeze(2), 1)[:, 0]
+    return at_positions(hidden_states, first_positions(attention_mask, hidden_states))[:, 0]

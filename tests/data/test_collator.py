@@ -15,6 +15,7 @@ KEYS = [
     "input_ids",
     "token_type_ids",
     "attention_mask",
+    "token_index",
     "glyph_ids",
     "glyph_index",
     "labels",
@@ -52,6 +53,7 @@ def test_batches(lengths: list[int], multiple: int, seed: int) -> None:
         assert (input_ids[row, n:] == PAD).all()
         assert batch["attention_mask"][row].tolist() == [1] * n + [0] * (width - n)
         assert batch["next_sentence_label"][row] == sample["next_sentence_label"]
+    assert torch.equal(batch["token_index"], batch["attention_mask"].flatten().nonzero()[:, 0])
     flat = batch["labels"].flatten()
     assert batch["prediction_index"].tolist() == [i for i, label in enumerate(flat.tolist()) if label != IGNORED_LABEL]
 
