@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from glyphcrm_kernels.addnorm.api import add_norm
@@ -17,10 +18,18 @@ class AddNorm(nn.LayerNorm):
         d: width.
         p: dropout probability, on the sub-layer's output, in training.
         eps: added to the variance.
+        device, dtype: of weight and bias.
     """
 
-    def __init__(self, d: int, p: float = 0.0, eps: float = 1e-12) -> None:
-        super().__init__(d, eps=eps)
+    def __init__(
+        self,
+        d: int,
+        p: float = 0.0,
+        eps: float = 1e-12,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(d, eps=eps, device=device, dtype=dtype)
         self.p = p
 
     def forward(  # type: ignore[override]

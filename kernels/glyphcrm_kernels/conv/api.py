@@ -17,7 +17,7 @@ from glyphcrm_kernels.conv.reference import glyph_conv_reference, output_shape
 def glyph_conv(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
     relu: bool = False,
@@ -31,7 +31,7 @@ def glyph_conv(
         x: ``(U, C, H, W)``, float16, bfloat16 or float32, in channels-last memory order (NHWC) or copied to it;
             under autocast all tensors but the bias are cast to autocast's dtype.
         weight: ``(K, C, k, k)`` in the dtype of x; the kernels take C and K of 4, 8, 16, 32, 64 and 128.
-        bias: ``(K,)``.
+        bias: ``(K,)``, or None for zeros.
         residual: ``(U, K, H', W')``, added before the ReLU.
         relu: whether to clamp at zero.
         pool: whether to max-pool 2x2 with stride 2; the kernels need even H' and W'.
@@ -51,9 +51,11 @@ def glyph_conv(
 
 
 def _arguments(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, pool: bool, padding: int
 ) -> tuple[Any, ...]:
     """Return the arguments of the implementations: as in `glyph_conv_reference`, cast as autocast would."""
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[:1])
     narrow = autocast_dtype(x)
     if narrow is not None and x.is_floating_point():
         x, weight = x.to(narrow), weight.to(narrow)

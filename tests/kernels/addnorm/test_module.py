@@ -24,6 +24,13 @@ class FusedOutput(nn.Module):
         return self.norm(self.dense(hidden_states), input_tensor, backend=self.backend)
 
 
+def test_it_is_made_where_and_as_asked_for() -> None:
+    norm = AddNorm(8, 0.1, device="meta", dtype=torch.bfloat16)
+    assert norm.weight.is_meta and norm.bias.dtype == torch.bfloat16
+    plain = nn.LayerNorm(8)
+    assert AddNorm(8).state_dict().keys() == plain.state_dict().keys()
+
+
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_bert_with_fused_add_norms_is_bert(backend: str) -> None:
     """Same weights, same hidden states and gradients; in training, dropout is on."""

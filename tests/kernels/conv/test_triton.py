@@ -138,6 +138,13 @@ def test_layers_of_hanglyph(buffers: GuardedBuffers, shape: dict[str, int], opti
     hold_against_truth(inputs, cotangent, buffers, padding=shape.get("padding", 0), **options)
 
 
+@pytest.mark.parametrize("backend", ["auto", "triton", "reference"])
+def test_without_a_bias_it_is_zero(backend: str) -> None:
+    (x, weight, bias), _ = convolution(8, torch.float32, size=5, height=12, width=12, with_residual=False)
+    expected = glyph_conv(x, weight, torch.zeros_like(bias), relu=True, backend=backend)
+    assert torch.equal(glyph_conv(x, weight, relu=True, backend=backend), expected)
+
+
 def test_memory_order_does_not_matter() -> None:
     """NCHW, sliced and broadcast tensors give what their channels-last copies give."""
     inputs, cotangent = convolution(1, torch.float32)
