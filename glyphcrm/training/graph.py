@@ -11,6 +11,7 @@ are made, or that one which continues makes them again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -64,9 +65,15 @@ class CudaRecorder:
     def record(self, work: Work, pool: Any) -> Work:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile (pinning memory for the next batches) is none of the graph's business.
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        try:
+            # What other threads do meanwhile (pinning memory for the next batches) is none of the graph's business.
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError:
+            # A capture that became invalid ends without telling the allocator; one that is over has told it.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self._stream.device_index, pool)
+            raise
         return graph.replay
 
     def recover(self) -> None:
@@ -74,7 +81,8 @@ class CudaRecorder:
         # A failed recording may leave the generator in the belief that it goes on; a copy of it does not share that.
         generator = torch.cuda.default_generators[self._stream.device_index]
         generator.graphsafe_set_state(generator.clone_state())
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # it is refused as long as the allocator believes in a capture
+            torch.cuda.empty_cache()
 
 
 class Recording:
@@ -146,6 +154,8 @@ class Graphs:
         if part == 0:
             if recording.has_run and not recording.replays and self._steps > 1 and not self._given_up:
                 self._record(recording)
+            if self._given_up:
+                recording.replays = []
             recording.has_run = True
             recording.is_replayed = bool(recording.replays)
         recording.is_between = part + 1 < len(recording.parts)
@@ -153,23 +163,30 @@ class Graphs:
 
     def _record(self, recording: Recording) -> None:
         # What a part hands to the next one stays alive between them, while recordings of one part are replayed.
-        pool = self._pools.setdefault(len(recording.parts), self._recorder.new_pool())
+        kind = len(recording.parts)
+        if kind not in self._pools:
+            self._pools[kind] = self._recorder.new_pool()
         try:
             # Copies of weights in 16 bits that autocast may have kept from elsewhere are not part of the work.
             torch.clear_autocast_cache()
-            recording.replays = [self._recorder.record(part, pool) for part in recording.parts]
+            recording.replays = [self._recorder.record(part, self._pools[kind]) for part in recording.parts]
             self._recordings.append(recording)
             return
         except RuntimeError as error:
-            first = error.__context__ or error  # how a recording ended badly says less than why
-            reason = (str(first) or type(first).__name__).splitlines()[0]
-        # Only here has the memory been freed that the error held.
+            reason = _reason(error)
+        # Only here, without the error, is the memory free that it held.
         self._given_up = True
         self._tell(f"no CUDA graph could be made ({reason}); training goes on without")
         for other in self._recordings:
             if not other.is_between:
                 other.replays = []
         self._recorder.recover()
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return a line; how a recording ended badly says less than why."""
+    first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+    return (str(first) or type(first).__name__).splitlines()[0]
 
 
 def in_place_of(model: torch.nn.Module) -> Callable[[], Iterable[Tensor]]:

@@ -107,3 +107,15 @@ def same_logs(run: Path, other: Path) -> bool:
         and all(entry[name] == pytest.approx(expected[name], abs=2e-3) for name in entry if name not in timed)
         for entry, expected in pairs
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="no NVIDIA GPU")
+def test_a_gpu_learns_the_same_recorded_launched_and_continued(text_file: Path, tmp_path: Path) -> None:
+    """With dropout: replays draw what launched steps draw."""
+    course = (*MORE, "--bf16", "off", "--dropout", "0.1")
+    for name, more in (("recorded", ()), ("launched", ("--cuda-graph", "off"))):
+        assert main(command(text_file, tmp_path / name, *course, *more)) == 0
+    for more in (("--stop-after", "5"), ()):
+        assert main(command(text_file, tmp_path / "continued", *course, *more)) == 0
+    assert same_logs(tmp_path / "recorded", tmp_path / "launched")
+    assert same_logs(tmp_path / "continued", tmp_path / "recorded")

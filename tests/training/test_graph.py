@@ -254,11 +254,8 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[Trained], Non
         )
 
     def one_pool(trained: Trained) -> None:
-        class Same(dict[int, Any]):
-            def setdefault(self, key: int, default: Any = None) -> Any:
-                return super().setdefault(0, default)
-
-        trained.graphed._graphs._pools = Same()
+        pool = trained.recorder.new_pool()
+        trained.graphed._graphs._pools = {1: pool, 2: pool}
 
     def gradients_left(trained: Trained) -> None:
         monkeypatch.setattr(torch, "_foreach_zero_", lambda tensors: None)
