@@ -1,5 +1,5 @@
 # `make pretrain`, `make finetune` and `make test` are all that a newcomer needs; each can be repeated.
-.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-sanitizers lint bench throughput \
+.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-sanitizers test-robustness lint bench throughput \
 	gpu-proof clean
 
 PYTHON ?= python3
@@ -47,6 +47,10 @@ DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compi
 # The C functions under gcc's address and undefined-behaviour sanitizers, and as clang builds them.
 test-sanitizers: .venv/installed
 	$(BIN)/python -m pytest tests/kernels/test_compilers.py
+
+# Malformed inputs through every public surface: minutes, and totals. A short part of it is in `make test`.
+test-robustness: .venv/installed
+	$(BIN)/python -m pytest tests/robustness
 
 # What pip installs, built and installed into empty environments: the whole, and the kernels alone.
 test-distribution: .venv/installed
