@@ -1,6 +1,6 @@
 # `make pretrain`, `make finetune` and `make test` are all that a newcomer needs; each can be repeated.
-.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-peer test-sanitizers lint bench \
-	throughput gpu-proof clean
+.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-peer test-robustness test-sanitizers \
+	lint bench throughput gpu-proof clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -59,6 +59,10 @@ test-peer: .venv/transformers-$(TRANSFORMERS)/tests/__init__.py
 	    transformers==$(TRANSFORMERS)
 	tar -xzf .venv/transformers-$(TRANSFORMERS).tar.gz -C .venv
 	touch $@
+
+# Malformed inputs through every public surface: minutes, and totals. A short part of it is in `make test`.
+test-robustness: .venv/installed
+	$(BIN)/python -m pytest tests/robustness
 
 # What pip installs, built and installed into empty environments: the whole, and the kernels alone.
 test-distribution: .venv/installed
