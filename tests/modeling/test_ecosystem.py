@@ -265,3 +265,26 @@ def test_sentence_transformers_round_trip(directory: Path, tmp_path: Path) -> No
     whole.save(str(tmp_path / "saved"))
     again = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     assert (again.encode(sentences, batch_size=2) == vectors).all()
+
+
+def test_pipelines_say_what_the_model_says(directory: Path) -> None:
+    """Three that need no masks, with the answers counted out by hand."""
+    text = TEXT[3:12]
+    batch = GlyphCRMTokenizer.from_pretrained(directory)(text, return_tensors="pt")
+    with torch.no_grad():
+        classifier = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=3).eval()
+        shares = classifier(**batch).logits[0].softmax(-1)
+        tagger = AutoModelForTokenClassification.from_pretrained(directory, num_labels=5).eval()
+        tags = tagger(**batch).logits[0, 1:-1].argmax(-1)
+        states = AutoModel.from_pretrained(directory).eval()(**batch).last_hidden_state
+    tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
+    (labels,) = pipeline("text-classification", classifier, tokenizer=tokenizer, top_k=None)([text])
+    assert {answer["label"]: answer["score"] for answer in labels} == pytest.approx(
+        {f"LABEL_{i}": share for i, share in enumerate(shares.tolist())}, abs=1e-5
+    )
+    found = pipeline("token-classification", tagger, tokenizer=tokenizer, ignore_labels=[])(text)
+    assert [(answer["word"], answer["entity"]) for answer in found] == [
+        (character, f"LABEL_{tag}") for character, tag in zip(text, tags.tolist(), strict=True)
+    ]
+    vectors = pipeline("feature-extraction", str(directory))(text)
+    torch.testing.assert_close(torch.tensor(vectors), states, rtol=1e-4, atol=1e-5)
