@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from transformers import PreTrainedConfig
@@ -39,6 +41,14 @@ OPTIONAL = ("classifier_dropout", "pad_token_id", "label2id")
 MAX_LABELS = 1 << 16
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
+# Beside every saved config.json: lets `trust_remote_code=True` find this package where nothing has imported it.
+LOADER_FILE = "load_glyphcrm.py"
+LOADER = '''"""With this file transformers loads the model given trust_remote_code=True; the code is in the package."""
+
+from glyphcrm import GlyphCRMConfig as GlyphCRMConfig
+'''
+AUTO_MAP = {"AutoConfig": f"{Path(LOADER_FILE).stem}.GlyphCRMConfig"}  # which registers all the others
 
 # Called whenever a configuration is made; `glyphcrm.registration` waits for the first.
 WHEN_MADE: list[Callable[[], None]] = []
@@ -116,6 +126,21 @@ class GlyphCRMConfig(PreTrainedConfig):
         self._check()
         for call in WHEN_MADE:
             call()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the entry that names `LOADER_FILE`."""
+        return {**super().to_dict(), "auto_map": AUTO_MAP}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in transformers; writes `LOADER_FILE`, too."""
+        path = Path(save_directory, LOADER_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(LOADER, encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: else transformers would put copies of this module beside the models that it saves."""
 
     @classmethod
     def get_config_dict(

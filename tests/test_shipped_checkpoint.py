@@ -36,6 +36,7 @@ def test_it_is_small_and_holds_what_a_checkpoint_needs() -> None:
     assert files == {
         "README.md",
         "config.json",
+        "load_glyphcrm.py",
         "model.safetensors",
         "pretraining.json",
         "tokenizer_config.json",

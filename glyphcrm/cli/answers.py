@@ -75,7 +75,8 @@ def load_answerer(directory: Path, top: int) -> Answerer:
 class _WithModel:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+        labels: Any = model.config.id2label
+        self.labels = tuple(labels[i] for i in sorted(labels))
         self.longest = model.config.max_position_embeddings
 
     def check(self, text: str, where: str) -> None:

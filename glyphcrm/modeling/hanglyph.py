@@ -100,7 +100,7 @@ class HanGlyph(GradientCheckpointingLayer):
             weights = (*_weights(stem), self.positions, *_weights(convolution))
             return glyph_stem_conv(rows, bitmaps, *weights, backend=backend)
         if is_plain(stem):
-            of_stem = kernel_backend(self.config, "glyph_stem")
+            of_stem = kernel_backend(self.config, "glyph_stem", rows.device)
             activation, shortcut = glyph_stem(rows, bitmaps, *_weights(stem), self.positions, backend=of_stem)
         else:
             ink = unpack_bits(bitmaps[rows], stem.weight.dtype)

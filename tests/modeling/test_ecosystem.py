@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -206,3 +207,84 @@ def test_read_only_characters_are_read_apart(model: GlyphCRMForPreTraining, toke
     assert model.config.vocab_size == VOCABULARY_SIZE < model.config.num_glyphs
     states = [model.glyphcrm(torch.tensor([tokenizer.encode(char)])).last_hidden_state for char in READ_ONLY]
     assert not any(torch.allclose(states[0], other, atol=1e-4) for other in states[1:])
+
+
+def run_without_import(program: str, directory: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in which nothing imports glyphcrm but transformers itself."""
+    program = f"from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, pipeline\n{program}"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", program, str(directory)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, input="")
+
+
+def test_a_saved_model_is_loaded_without_import(directory: Path, tmp_path: Path) -> None:
+    """By `trust_remote_code=True`; without it transformers says what is missing."""
+    program = (
+        "import sys; where = sys.argv[1]\n"
+        "try:\n    AutoConfig.from_pretrained(where, trust_remote_code=False)\n"
+        "except ValueError as error:\n    assert 'trust_remote_code=True' in str(error), error\n"
+        "assert 'glyphcrm' not in sys.modules\n"
+        "fill = pipeline('fill-mask', where, trust_remote_code=True)\n"
+        "assert type(fill.model).__module__ == 'glyphcrm.modeling.heads'\n"
+        "assert type(fill.tokenizer).__module__.startswith('glyphcrm')\n"
+        "print(len(fill('天地[MASK]黄', top_k=3)))\n"
+        "fill.model.save_pretrained(where + '-again')\n"
+    )
+    result = run_without_import(program, directory, tmp_path / "cache")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "3"
+    again = {path.name for path in Path(f"{directory}-again").iterdir()}
+    assert again == {"config.json", "load_glyphcrm.py", "model.safetensors"}  # and no copies of our modules
+    config = json.loads(Path(f"{directory}-again", "config.json").read_text(encoding="utf-8"))
+    assert config["auto_map"] == {"AutoConfig": "load_glyphcrm.GlyphCRMConfig"}
+
+
+def test_without_the_package_a_saved_model_says_what_is_missing(directory: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'glyphcrm':\n            raise ModuleNotFoundError(\"No module named 'glyphcrm'\")\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+    )
+    result = run_without_import(program, directory, tmp_path / "cache")
+    assert result.returncode == 1 and "pip install glyphcrm" in result.stderr.splitlines()[-1]
+
+
+def test_sentence_transformers_round_trip(directory: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    sentences = ["天地玄黄", "宇宙洪荒。日月盈昃", "寒来暑往"]
+    whole = library.SentenceTransformer(str(directory), device="cpu")
+    vectors = whole.encode(sentences, batch_size=2)
+    tokenizer, encoder = GlyphCRMTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory).eval()
+    for sentence, vector in zip(sentences, vectors, strict=True):
+        with torch.no_grad():
+            mean = encoder(**tokenizer(sentence, return_tensors="pt")).last_hidden_state.mean(1)[0]
+        torch.testing.assert_close(torch.tensor(vector), mean, rtol=1e-4, atol=1e-5)
+    whole.save(str(tmp_path / "saved"))
+    again = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert (again.encode(sentences, batch_size=2) == vectors).all()
+
+
+def test_pipelines_say_what_the_model_says(directory: Path) -> None:
+    """Three that need no masks, with the answers counted out by hand."""
+    text = TEXT[3:12]
+    batch = GlyphCRMTokenizer.from_pretrained(directory)(text, return_tensors="pt")
+    with torch.no_grad():
+        classifier = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=3).eval()
+        shares = classifier(**batch).logits[0].softmax(-1)
+        tagger = AutoModelForTokenClassification.from_pretrained(directory, num_labels=5).eval()
+        tags = tagger(**batch).logits[0, 1:-1].argmax(-1)
+        states = AutoModel.from_pretrained(directory).eval()(**batch).last_hidden_state
+    tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
+    (labels,) = pipeline("text-classification", classifier, tokenizer=tokenizer, top_k=None)([text])
+    assert {answer["label"]: answer["score"] for answer in labels} == pytest.approx(
+        {f"LABEL_{i}": share for i, share in enumerate(shares.tolist())}, abs=1e-5
+    )
+    found = pipeline("token-classification", tagger, tokenizer=tokenizer, ignore_labels=[])(text)
+    assert [(answer["word"], answer["entity"]) for answer in found] == [
+        (character, f"LABEL_{tag}") for character, tag in zip(text, tags.tolist(), strict=True)
+    ]
+    vectors = pipeline("feature-extraction", str(directory))(text)
+    torch.testing.assert_close(torch.tensor(vectors), states, rtol=1e-4, atol=1e-5)

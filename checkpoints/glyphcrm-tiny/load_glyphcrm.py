@@ -1,0 +1,3 @@
+"""With this file transformers loads the model given trust_remote_code=True; the code is in the package."""
+
+from glyphcrm import GlyphCRMConfig as GlyphCRMConfig
