@@ -9,12 +9,14 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 pretrain: .venv/installed
-	$(BIN)/torchrun --standalone --nproc-per-node=1 pretrain.py $(ARGS)
+	$(BIN)/python pretrain.py $(ARGS)
 
 # Both task families on texts that a pip package brings along: sentiment of reviews, names in the news.
 finetune: .venv/installed
-	$(BIN)/python finetune.py --task demo_sentiment --model $(MODEL) --seeds 1 --train-samples 1000 $(ARGS)
-	$(BIN)/python finetune.py --task demo_ner --model $(MODEL) --seeds 1 --train-samples 1000 $(ARGS)
+	$(BIN)/python finetune.py --task demo_sentiment --model $(MODEL) --seeds 1 --train-samples 1000 \
+	    --keep-model best $(ARGS)
+	$(BIN)/python finetune.py --task demo_ner --model $(MODEL) --seeds 1 --learning-rate 1e-3 \
+	    --keep-model best $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"

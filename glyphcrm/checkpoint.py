@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterable
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
-from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.configuration import GlyphCRMConfig, check_values
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
+from glyphcrm.modeling.glyph_vectors.file import VECTORS_FILE
 from glyphcrm.modeling.heads import HEADS
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.tokenization import GlyphCRMTokenizer
@@ -26,6 +30,11 @@ AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
 WEIGHTS_FILE = "model.safetensors"
 TABLE = "glyph_table."
+# Of what transformers reads in a model's directory: configuration, weights (whole, in parts, pickled), adapters,
+# tokenizer. No code is read.
+DECIDING = (".json", ".txt", ".safetensors", ".bin", ".model")
+# They lie beside a model and change nothing that is computed with it. Kept vectors equal those of the weights.
+UNREAD = (VECTORS_FILE, "generation_config.json", "training_args.bin", "trainer_state.json", "complete.json")
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -44,32 +53,62 @@ def save_with_tokens(model: PreTrainedModel, tokens: Iterable[str], directory: P
 
 
 def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT")) -> dict[str, Any]:
-    """Return the config.json of one of some kinds of model; raise `UserError` if there is none of these."""
+    """Return the config.json of one of some kinds of model; raise `UserError` if there is none that can be one."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         found = f"a {config['model_type']} model"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         config, found = {}, "no config.json there that names a model"
     if config.get("model_type") not in [name.lower() for name in models]:
         raise UserError(f"{directory}: {found}; give a directory with a saved {' or '.join(models)}")
+    try:
+        check_values(config)
+    except UserError as error:
+        raise UserError(f"{directory / 'config.json'}: {error}") from None
     return config
 
 
+def architecture_of(config: dict[str, Any]) -> str | None:
+    """Return the name of the class that a config.json's model was saved with, if it has one."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
+def digests_of_model(directory: Path) -> dict[str, str]:
+    """Return name -> SHA-256 of every file of a model's directory that what is computed with it may depend on.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digests = {}
+    try:
+        for path in sorted(directory.iterdir()):
+            if path.suffix in DECIDING and path.name not in UNREAD and path.is_file():
+                with open(path, "rb") as file:
+                    digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{directory}: {error.strerror}; give a directory with a saved GlyphCRM or BERT") from None
+    return digests
+
+
 def load_checkpoint(
-    directory: Path, model_class: type[AnyModel], **settings: Any
+    directory: Path, model_class: type[AnyModel], heads: bool = False, **settings: Any
 ) -> tuple[AnyModel, GlyphCRMTokenizer]:
-    """Load a model, with `settings` changed in its configuration, and its tokenizer; raise `UserError` if damaged."""
+    """Load a model, with `settings` changed in its configuration, and its tokenizer.
+
+    Unless `heads` have to be there, those that are missing start afresh. Raises `UserError` if it is damaged.
+    """
     read_config(directory, ("GlyphCRM",))
     try:
+        _check_shapes(directory, model_class)
         loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
         tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
-    except UserError:
-        raise
+    except UserError as error:
+        raise error if str(directory) in str(error) else UserError(f"{directory}: {error}") from error
     except Exception as error:  # whatever a damaged configuration or file makes transformers raise
         raise UserError(f"{directory}: damaged or incomplete ({type(error).__name__}); copy it again") from error
     model, report = loaded
-    # Heads may be missing: they start afresh.
-    encoder = "" if model.base_model is model else f"{model.base_model_prefix}."
+    encoder = "" if heads or model.base_model is model else f"{model.base_model_prefix}."
     missing = sorted(name for name in report["missing_keys"] if name.startswith(encoder))
     if missing or report["mismatched_keys"]:
         raise UserError(
@@ -77,6 +116,33 @@ def load_checkpoint(
         )
     check_tokenizer(model, tokenizer, directory)
     return model, tokenizer
+
+
+def _check_shapes(directory: Path, model_class: type[PreTrainedModel]) -> None:
+    """Raise `UserError` if the model that config.json describes is not the weights'.
+
+    Before anything of its size is made; weights in parts or pickled are left to transformers.
+    """
+    if not (directory / WEIGHTS_FILE).exists():
+        return
+    with torch.device("meta"), no_init_weights():
+        described = model_class(GlyphCRMConfig.from_pretrained(directory))
+    prefix = f"{described.base_model_prefix}."
+    try:
+        with safe_open(directory / WEIGHTS_FILE, framework="np") as file:
+            found = {name.removeprefix(prefix): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{directory / WEIGHTS_FILE}: truncated, or no weights ({error}); copy it again") from error
+    encoder = {name.removeprefix(prefix) for name in described.base_model.state_dict()}
+    for name, tensor in described.state_dict().items():
+        name = name.removeprefix(prefix)
+        if name not in found and name in encoder:
+            raise UserError(f"{directory}: the weights lack {name}, which config.json describes; copy it again")
+        if name in found and found[name] != list(tensor.shape):
+            raise UserError(
+                f"{directory}: {name} is {tuple(found[name])} in the weights, {tuple(tensor.shape)} by config.json; "
+                "copy both from the same checkpoint"
+            )
 
 
 def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedModel, GlyphAtlas]:
@@ -88,18 +154,20 @@ def load_as_saved(directory: Path, **settings: Any) -> tuple[GlyphCRMPreTrainedM
     # Of this package's classes: a name cannot make other code run.
     known: tuple[type[GlyphCRMPreTrainedModel], ...] = (GlyphCRMModel, *HEADS.values())
     classes = {model_class.__name__: model_class for model_class in known}
-    name = next(iter(read_config(directory, ("GlyphCRM",)).get("architectures") or []), None)
+    name = architecture_of(read_config(directory, ("GlyphCRM",)))
     if name not in classes:
         raise UserError(
             f"{directory}: no config.json there that names one of {', '.join(sorted(classes))}; "
             "give a directory with a saved GlyphCRM"
         )
-    return load_checkpoint(directory, classes[name], **settings)[0], load_atlas(directory)
+    return load_checkpoint(directory, classes[name], heads=True, **settings)[0], load_atlas(directory)
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where: Path) -> None:
     """Raise `UserError` for a tokenizer whose ids are not the rows of the model's atlas."""
     config = model.config
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise UserError(f"{where}: model_max_length in tokenizer_config.json is no number; copy the tokenizer again")
     if tokenizer.vocab_size != config.num_glyphs or tokens_digest(tokenizer.tokens) != config.tokens_sha256:
         raise UserError(
             f"{where}: {VOCABULARY_FILE} ({tokenizer.vocab_size} tokens) does not belong to the model's atlas "
@@ -111,6 +179,8 @@ def load_atlas(directory: Path) -> GlyphAtlas:
     """Return the atlas inside a checkpoint directory, without loading the model; raise `UserError` if it is damaged."""
     try:
         config = GlyphCRMConfig.from_pretrained(directory)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
     except Exception as error:  # whatever a damaged configuration makes transformers raise
         raise UserError(f"{directory}: no config.json that can be read ({type(error).__name__})") from error
     tokens = read_vocabulary(directory / VOCABULARY_FILE)

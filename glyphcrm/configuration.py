@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from glyphcrm.errors import UserError, shown
 
 POSITION_MAPS = ("paper", "release")
 POSITION_INITIALIZERS = ("normal", "sinusoidal")
@@ -16,12 +17,33 @@ CHOICES = {
     "position_initializer": POSITION_INITIALIZERS,
     "kernel_backend": KERNEL_BACKENDS,
 }
+# The least and the most that a model can be made of; a damaged configuration must not ask for the machine's memory.
+SIZES = {
+    "vocab_size": (5, 1 << 22),
+    "num_glyphs": (5, 1 << 22),
+    "hidden_size": (1, 1 << 14),
+    "num_hidden_layers": (1, 256),
+    "num_attention_heads": (1, 1 << 14),
+    "intermediate_size": (1, 1 << 16),
+    "max_position_embeddings": (1, 1 << 20),
+    "type_vocab_size": (1, 1 << 10),
+    "stem_channels": (1, 1 << 10),
+    "glyph_channels": (1, 1 << 10),
+}
+FRACTIONS: dict[str, float] = {
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "layer_norm_eps"), 1),
+    **dict.fromkeys(("initializer_range", "glyph_initializer_spread", "position_initializer_scale"), 100),
+}
+TOKEN_IDS = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+OPTIONAL = ("classifier_dropout", "pad_token_id", "label2id")
+MAX_LABELS = 1 << 16
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 # Called whenever a configuration is made; `glyphcrm.registration` waits for the first.
 WHEN_MADE: list[Callable[[], None]] = []
 
 
-@strict
 class GlyphCRMConfig(PreTrainedConfig):
     """Configuration of a GlyphCRM model; the defaults are the paper's base model.
 
@@ -46,6 +68,8 @@ class GlyphCRMConfig(PreTrainedConfig):
             (empty in a configuration without an atlas).
 
     The other fields mean what they mean in `transformers.BertConfig`.
+
+    Raises `UserError`, which is a `ValueError`, for a value that no model can be made of.
     """
 
     model_type = "glyphcrm"
@@ -83,21 +107,102 @@ class GlyphCRMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        check_values({"id2label": self.id2label, "label2id": self.label2id, **kwargs})
+        try:
+            super().__post_init__(**kwargs)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"no configuration of a model ({error})") from error
+        self._check()
         for call in WHEN_MADE:
             call()
 
-    def validate_sizes(self) -> None:
-        """Refuse sizes that do not fit each other."""
-        if self.num_glyphs < self.vocab_size:
-            raise ValueError(f"num_glyphs={self.num_glyphs} must be at least vocab_size={self.vocab_size}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
-            )
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Do what transformers' does; raise `UserError` for a file that holds no JSON object."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, RecursionError, TypeError) as error:
+            raise UserError(f"{pretrained_model_name_or_path}: config.json holds no configuration") from error
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Make a configuration of a dict, with `kwargs` changed; as in transformers, those are checked like the dict.
+
+        Raises:
+            UserError: it is no dict, or has a value that no model can be made of.
+        """
+        if not isinstance(config_dict, dict):
+            raise UserError(f"a configuration is a JSON object, not {shown(str(config_dict))}")
+        made: Any = super().from_dict(config_dict, **kwargs)
+        (made[0] if isinstance(made, tuple) else made)._check()
+        return made
+
+    def _check(self) -> None:
+        """Refuse values of the wrong kind or size, and sizes that do not fit each other."""
+        values = {name: getattr(self, name) for name in (*SIZES, *FRACTIONS, *TOKEN_IDS, "id2label", "label2id")}
+        if missing := [name for name, value in values.items() if value is None and name not in OPTIONAL]:
+            raise UserError(f"{missing[0]} is null; leave it out or give a value")
+        check_values(values)
+        for name in TOKEN_IDS:
+            _check_number(name, values[name], 0, self.num_glyphs - 1, int)
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(choices)}")
+                raise UserError(f"{name} is {shown(str(value))}; give {', '.join(choices)}")
+        for name in ("glyph_cache", "tie_word_embeddings"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UserError(f"{name} is {shown(str(value))}; give true or false")
+        for name in ("hidden_act", "tokens_sha256", "bitmaps_sha256"):
+            if not isinstance(value := getattr(self, name), str):
+                raise UserError(f"{name} is {shown(str(value))}; give a string")
+        for name in ("glyph_fonts", "architectures"):
+            value = getattr(self, name)
+            if value is not None and not (
+                isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+            ):
+                raise UserError(f"{name} is {shown(str(value))}; give strings")
+        if self.hidden_act != "gelu":
+            from transformers.activations import ACT2FN  # imports torch
+
+            if self.hidden_act not in ACT2FN:
+                raise UserError(f"hidden_act is {shown(self.hidden_act)}; give one that transformers knows")
+        if self.problem_type not in (None, *PROBLEMS):
+            raise UserError(f"problem_type is {shown(str(self.problem_type))}; give one of {', '.join(PROBLEMS)}")
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
+            raise UserError(f"dtype is {shown(str(self.dtype))}; give {', '.join(DTYPES)}")
+        if self.num_glyphs < self.vocab_size:
+            raise UserError(f"num_glyphs is {self.num_glyphs}; give at least vocab_size, {self.vocab_size}")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size is {self.hidden_size}; give a multiple of num_attention_heads, {self.num_attention_heads}"
+            )
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Check numbers and labels in a configuration, of GlyphCRM or of a BERT, before anything is made of them.
+
+    What is not there, or None, is left to its default. Raises `UserError` for what no model can be made of.
+    """
+    for name, (low, high) in SIZES.items():
+        _check_number(name, values.get(name), low, high, int)
+    for name, most in FRACTIONS.items():
+        _check_number(name, values.get(name), 0, most, (int, float))
+    _check_number("num_labels", values.get("num_labels"), 1, MAX_LABELS, int)
+    for name in ("id2label", "label2id"):
+        labels = values.get(name)
+        if labels is not None and not (isinstance(labels, dict) and len(labels) <= MAX_LABELS):
+            raise UserError(f"{name} is {shown(str(labels))}; give an object with at most {MAX_LABELS} labels")
+    for key in values.get("id2label") or ():
+        if not str(key).isdecimal():
+            raise UserError(f"id2label has the id {shown(str(key))}; give whole numbers")
+
+
+def _check_number(name: str, value: Any, low: float, high: float, kind: Any) -> None:
+    # True is an int to Python; NaN lies in no range.
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high):
+        whole = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is {shown(str(value))}; give {whole} from {low} to {high}")
 
 
 # Sizes of the presets; "nano" is for tests.

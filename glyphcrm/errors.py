@@ -8,10 +8,31 @@ USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 SHOWN_CHARACTERS = 40
 LISTED_NAMES = 20
+LINE_CHARACTERS = 1000
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that names what, where, and what to do instead."""
+    """A mistake in what the user gave: one line that names what, where, and what to do instead.
+
+    Messages quote file names, keys and labels that anybody may have written: what would break the line or steer a
+    terminal is shown escaped, and of a message that is too long the middle is left out.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(message: str) -> str:
+    """Return a message as one line of printable characters, 1,000 at most: its beginning and its end."""
+    if not message.isprintable():  # line ends, controls, surrogates, what turns the direction of writing
+        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in _ends(message))
+        message = "".join(escaped)
+    return _ends(message)
+
+
+def _ends(message: str) -> str:
+    half = LINE_CHARACTERS // 2 - 2
+    return message if len(message) <= LINE_CHARACTERS else f"{message[:half]} … {message[-half:]}"
 
 
 def shown(value: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 
-from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError
+from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError, one_line
 
 # Name -> where its command line is read, and what it does.
 COMMANDS = {
@@ -27,6 +29,7 @@ COMMANDS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command that `words` (default: this process's) begin with; return the exit code."""
+    write_all_characters()
     words = sys.argv[1:] if words is None else list(words)
     if words and words[0] in COMMANDS:
         return run_command(words[0], words[1:], f"glyphcrm {words[0]}")
@@ -42,13 +45,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, words: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run one command on `words` and return its exit code: 2 after a `UserError`, 130 after Ctrl-C.
+    """Run one command on `words` and return its exit code.
+
+    That is 2 after a `UserError` and after what the machine refuses, 130 after Ctrl-C.
 
     Args:
         name: one of `COMMANDS`.
         words: its command line; default: this process's.
         prog: what its usage calls it; default: this program.
     """
+    write_all_characters()
     module, _, parse = COMMANDS[name][0].partition(":")
     try:
         run = getattr(importlib.import_module(f"glyphcrm.cli.{module}"), parse)(words, prog)
@@ -57,10 +63,29 @@ def run_command(name: str, words: Sequence[str] | None = None, prog: str | None 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         exit_code: int = run()
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
         return exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # nor shall Python's own flush at exit complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: the program that reads the output has ended", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except OSError as error:
+        if error.errno is None:
+            raise
+        what = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {one_line(what + str(error.strerror))}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
+
+
+def write_all_characters() -> None:
+    r"""Let a terminal that lacks a character, such as one of GBK or ASCII, show its code (\u9f98), not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from glyphcrm.checkpoint import WEIGHTS_FILE
+from glyphcrm.checkpoint import WEIGHTS_FILE, load_atlas
+from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
 
@@ -23,16 +24,22 @@ def convert_half(directory: Path, out: Path) -> None:
     Integers, such as the atlas, stay as they are. The configuration's `dtype` stays too, so that
     `from_pretrained` casts the weights back to what the model was trained in.
 
-    Raises `UserError`: no checkpoint with one safetensors file, a weight beyond float16's range, or `out` cannot be
-    written.
+    Raises `UserError`: no checkpoint with one safetensors file, pictures without the digest that config.json has, a
+    weight beyond float16's range, or `out` cannot be written.
     """
     source = directory / WEIGHTS_FILE
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("config.json holds no object")
+        if config.get("model_type") == GlyphCRMConfig.model_type:
+            load_atlas(directory)
         with safe_open(source, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"{directory}: no config.json and {WEIGHTS_FILE} that can be read ({error})") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point():

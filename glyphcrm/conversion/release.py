@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def convert_release(weights: Path, vocabulary: Path, bitmaps: Path) -> tuple[Gly
     parameters = _read_parameters(weights)
     config = _configuration(parameters, weights)
     tokens = read_vocabulary(vocabulary)
-    packed = _read_bitmaps(bitmaps)
+    packed = _read_bitmaps(bitmaps, config.vocab_size)
     for file, count in ((vocabulary, len(tokens)), (bitmaps, len(packed))):
         if count != config.vocab_size:
             raise UserError(
@@ -133,7 +134,10 @@ def _read_parameters(path: Path) -> dict[str, Tensor]:
 
 def _is_plain(value: object) -> bool:
     # position_ids, which some versions of transformers saved, are integers.
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_complex() or value.is_meta)
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.is_meta:
+        return False
+    # Strides of 0 would let a few bytes stand for any number of elements.
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def renamed(parameters: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:
@@ -184,12 +188,21 @@ def _configuration(parameters: dict[str, Tensor], path: Path) -> GlyphCRMConfig:
     )
 
 
-def _read_bitmaps(path: Path) -> NDArray[np.uint8]:
+def _read_bitmaps(path: Path, rows: int) -> NDArray[np.uint8]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the release's bitmaps, .npz")
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        # A packed array may claim any size. Some room, so that too many rows are told as such.
+        if size > 2 * rows * PACKED_BYTES + (1 << 20):
+            raise UserError(
+                f"{path}: {size} bytes when unpacked; {rows} bit-packed pictures have {rows * PACKED_BYTES}"
+            )
         with np.load(path, allow_pickle=False) as arrays:
             (bitmaps,) = (arrays[name] for name in arrays.files)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged or hostile archive makes zipfile and NumPy raise
         raise UserError(f"{path}: damaged, or no .npz with one array ({type(error).__name__})") from error
     if bitmaps.ndim != 2 or bitmaps.shape[1] != PACKED_BYTES or bitmaps.dtype != np.uint8:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glyphcrm.errors import UserError
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.tasks import Example, Splits, TaggedExample, TextExample, load_splits, seen_in_train
 
@@ -78,20 +77,3 @@ def sample(examples: Sequence[Example], count: int | None) -> tuple[Example, ...
         rng.shuffle(members)
         ranked += [((rank + 0.5) / len(members) if rank else 0.0, label, i) for rank, i in enumerate(members)]
     return tuple(examples[i] for i in sorted(i for _, _, i in sorted(ranked)[:count]))
-
-
-def fingerprint_of_model(directory: Path) -> str:
-    """Return what changes when a checkpoint's weights, configuration or vocabulary do.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        files = sorted(f for f in directory.iterdir() if f.is_file() and f.suffix in (".json", ".txt", ".safetensors"))
-        for path in files:
-            with open(path, "rb") as file:
-                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    except OSError as error:
-        raise UserError(f"{directory}: {error.strerror}; give a directory with a saved GlyphCRM or BERT") from None
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertForTokenClassification, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from glyphcrm.checkpoint import load_checkpoint, read_config
+from glyphcrm.checkpoint import architecture_of, load_checkpoint, read_config
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.bert_heads import BertForClsClassification
@@ -78,9 +78,11 @@ def load_finetuned(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     """
     config = read_config(directory)
     known = {cls.__name__: cls for classes in (CLASSIFIERS, TAGGERS) for cls in classes.values()}
-    name = (config.get("architectures") or ["nothing"])[0]
+    name = architecture_of(config)
     if name not in known:
-        raise UserError(f"{directory}: holds {name}, not a fine-tuned model; give one that finetune.py has kept")
+        raise UserError(
+            f"{directory}: holds {name or 'nothing'}, not a fine-tuned model; give one that finetune.py has kept"
+        )
     model, tokenizer = _load(directory, known[name], {"dtype": torch.float32})
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
@@ -95,7 +97,7 @@ def _load(
     directory: Path, model_class: type[PreTrainedModel], settings: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if issubclass(model_class, GlyphCRMPreTrainedModel):
-        return load_checkpoint(directory, model_class, **settings)
+        return load_checkpoint(directory, model_class, heads=model_class is not GlyphCRMModel, **settings)
     if model_class is BertModel:
         settings = {**settings, "add_pooling_layer": False}
     try:

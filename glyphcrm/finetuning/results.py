@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -54,13 +55,15 @@ class SeedResult:
         """
         path = directory / RESULT_FILE
         try:
-            return cls(**read_json(path))
+            found = cls(**read_json(path))
+            for scores in (found.dev, found.test):  # what other seeds are compared by
+                if not math.isfinite(scores[found.metric]):
+                    raise ValueError(f"{found.metric} is {scores[found.metric]}")
+            return found
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}: damaged ({type(error).__name__}); delete {directory} and repeat the command"
-            ) from error
+        except (OSError, LookupError, ValueError, TypeError) as error:
+            raise damaged(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,16 @@ def save_predictions(path: Path, examples: Sequence[Example], predictions: Seque
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
+def damaged(path: Path, error: Exception) -> UserError:
+    """Return what is told of a file of a seed that cannot be read."""
+    return UserError(f"{path}: damaged ({type(error).__name__}); delete {path.parent} and repeat the command")
+
+
 def load_predictions(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a predictions.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    """Return the objects of a predictions.jsonl; raise `UserError` if it is damaged."""
+    try:
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}); delete {path.parent} and repeat the command"
+        ) from error

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from glyphcrm.checkpoint import read_config
+from glyphcrm.checkpoint import digests_of_model, read_config
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
-from glyphcrm.finetuning.data import RunData, fingerprint_of_model, load_data
+from glyphcrm.finetuning.data import RunData, load_data
 from glyphcrm.finetuning.metrics import check_installed
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, Summary, best, load_predictions, spreads
@@ -24,7 +24,7 @@ from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory
 from glyphcrm.tasks import Kind
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.progress import check_tensorboard
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable, write_json
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, RUN_FILE, claim, forget, resumable, write_json
 
 SUMMARY_FILE = "summary.json"
 CHART_FILE = "chart.png"
@@ -51,16 +51,22 @@ def _finetune(options: FinetuneOptions) -> Summary:
     machine = Machine.join("finetune.py", options.bf16)
     options.micro_batch(machine.world)  # or it is refused
     data = load_data(options)
+    is_new = not (options.run_dir / RUN_FILE).exists()
     if machine.is_first:
-        contents = {"model": fingerprint_of_model(model), "data": data.fingerprint()}
+        contents = {"model_files": digests_of_model(model), "data": data.fingerprint()}
         claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
         print(announcement(options, data), flush=True)
     machine.wait()
     results: list[SeedResult] = []
-    for seed in range(options.seeds):
-        results.append(SeedRun(options, data, seed, machine).finish())
-        if machine.is_first:
-            keep_best_model(options, results)
+    try:
+        for seed in range(options.seeds):
+            results.append(SeedRun(options, data, seed, machine).finish())
+            if machine.is_first:
+                keep_best_model(options, results)
+    except Exception:
+        if is_new and machine.is_first and not any(options.run_dir.glob("seed-*")):
+            forget(options.run_dir)  # no seed has begun: the model could not be loaded, a text not be encoded
+        raise
     summary = summarise(options, data, results)
     if machine.is_first:
         draw_chart(options, data, best(results))

@@ -34,7 +34,7 @@ from glyphcrm.training.optimizer import OptimizerSettings
 from glyphcrm.training.options import check_length
 from glyphcrm.training.progress import TENSORBOARD_DIRECTORY, Display, TensorBoardFile
 from glyphcrm.training.run_checkpoint import Progress, path_of, read_weights
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, checkpoints, last_checkpoint
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, check_whole, checkpoints, last_checkpoint
 
 LOGS = 50  # of the training loss, in a run
 
@@ -98,6 +98,7 @@ class SeedRun:
         )
         progress = self._train(model, objective, order.steps)
         best = best_step(progress.history, self.metric)
+        check_whole(path_of(self.directory, best))
         read_weights(path_of(self.directory, best), model)
         predictions = assemble(test, objective.choose(model, test, "test"), splits.test, kind, splits.labels)
         result = self._result(progress, best, predictions, model.num_parameters(), self._notes(test, max_length))

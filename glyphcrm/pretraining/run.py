@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from glyphcrm.checkpoint import load_checkpoint, save_checkpoint, save_with_tokens
+from glyphcrm.checkpoint import digests_of_model, load_checkpoint, save_checkpoint, save_with_tokens
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
@@ -44,6 +44,7 @@ from glyphcrm.training.run_directory import (
     claim,
     forget,
     last_checkpoint,
+    locked,
     resumable,
     step_of,
     write_json,
@@ -143,9 +144,11 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     if origin is not None:
         model, tokenizer = load_initial(origin, options)
     if first:
-        claim(options.run_dir, {**options.identity(), "text": text.fingerprint()})
+        init_files = digests_of_model(origin) if origin else None
+        claim(options.run_dir, {**options.identity(), "text": text.fingerprint(), "init_files": init_files})
         if origin is None:
-            corpora.prepare_vocabulary(text, options, data_dir)
+            with locked(data_dir, wait=True):
+                corpora.prepare_vocabulary(text, options, data_dir)
     if origin is None:
         tokenizer = GlyphCRMTokenizer.from_pretrained(data_dir)
         vocabulary_size = corpora.read_vocabulary_size(data_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
 from pathlib import Path
@@ -14,6 +15,13 @@ from glyphcrm.errors import UserError
 AnyRecipe = TypeVar("AnyRecipe", bound=Any)  # a frozen dataclass
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 BF16 = ("auto", "on", "off")
+
+
+class _Help(ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that there are."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
 def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
@@ -44,7 +52,7 @@ class CommandLineOptions:
         """
         from transformers import HfArgumentParser
 
-        parser = HfArgumentParser(cls, prog=prog, description=cls.__doc__)  # type: ignore[arg-type]
+        parser = HfArgumentParser(cls, prog=prog, description=cls.__doc__, formatter_class=_Help)  # type: ignore[arg-type]
         options, *_, unknown = parser.parse_args_into_dataclasses(
             sys.argv[1:] if words is None else list(words), return_remaining_strings=True, look_for_args_file=False
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import runpy
 import subprocess
 import sys
@@ -88,6 +89,58 @@ def test_errors_of_users_are_one_line(
     monkeypatch.setattr(importlib.import_module("glyphcrm.cli.training"), "parse_pretrain", parse)
     assert entry.main(["pretrain"]) == code
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "ascii:strict", "utf-8"])
+@pytest.mark.parametrize(
+    "program", [["run_module", "glyphcrm", "pretrain"], ["run_path", str(REPOSITORY / "finetune.py")]]
+)
+def test_a_terminal_that_lacks_characters_ends_no_run(program: list[str], encoding: str) -> None:
+    """Printed, and in the line of an error; a name with a byte that is no UTF-8 among them."""
+    start = (
+        "import runpy, sys\nfrom glyphcrm.cli import training\nfrom glyphcrm.errors import UserError\n"
+        "text = '▢ 龘 \\U00020bb7 caf\\xe9 \\udcff'\n"
+        "def parse(words, prog):\n    return lambda: print(text) or 0\n"
+        "def fail(words, prog):\n    raise UserError(text)\n"
+        "program = sys.argv[1:]\n"
+        "for training.parse_pretrain in (parse, fail):\n"
+        "    training.parse_finetune = training.parse_pretrain\n"
+        "    sys.argv = program[1:]\n"
+        "    try:\n"
+        "        getattr(runpy, program[0])(program[1], run_name='__main__')\n"
+        "    except SystemExit as end:\n        print(end.code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start, *program],
+        capture_output=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.stdout.split()[-1] == b"2" and b"\n0\n" in done.stdout, done.stderr
+    assert b"Traceback" not in done.stderr and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    program = (
+        "import sys\nfrom glyphcrm.cli import entry, training\n"
+        "training.parse_pretrain = lambda words, prog: lambda: print('x' * 100) or 0\n"
+        "sys.exit(entry.main(['pretrain']))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_help_tells_no_default_where_there_is_none() -> None:
+    for name in ("pretrain", "finetune", "reproduce"):
+        _, output = exit_code_and_output(name, "--help")
+        assert "(default: None)" not in output and "(default: " in output
 
 
 def test_help_imports_no_command() -> None:

@@ -59,3 +59,13 @@ def test_a_truncated_checkpoint_is_refused(
     assert str(checkpoint) in error and error.count("\n") == 1 and not (tmp_path / "half").exists()
     shutil.rmtree(checkpoint)
     assert main(["convert-half", "--model", str(checkpoint), "--out", str(tmp_path / "half")]) == 2
+
+
+def test_damaged_pictures_are_not_copied(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["glyphcrm.glyph_table.bitmaps"][7, 100] ^= 1
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert main(["convert-half", "--model", str(checkpoint), "--out", str(tmp_path / "half")]) == 2
+    error = capsys.readouterr().err
+    assert "do not match config.json" in error and error.count("\n") == 1 and not (tmp_path / "half").exists()
