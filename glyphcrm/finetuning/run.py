@@ -23,6 +23,7 @@ from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, Summary, b
 from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory
 from glyphcrm.tasks import Kind
 from glyphcrm.training.machine import Machine
+from glyphcrm.training.progress import check_tensorboard
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, resumable, write_json
 
 SUMMARY_FILE = "summary.json"
@@ -44,6 +45,7 @@ def finetune(options: FinetuneOptions) -> Summary:
 
 def _finetune(options: FinetuneOptions) -> Summary:
     check_installed()
+    check_tensorboard()
     model = Path(options.model)
     length_of(options, int(read_config(model).get("max_position_embeddings", 512)))
     machine = Machine.join("finetune.py", options.bf16)

@@ -35,6 +35,7 @@ from glyphcrm.training.progress import (
     Display,
     MetricsFile,
     TensorBoardFile,
+    check_tensorboard,
     read_metrics,
 )
 from glyphcrm.training.run_directory import (
@@ -60,6 +61,7 @@ def pretrain(options: PretrainOptions) -> None:
         UserError: for what the user can mend: text, fonts, settings, a full disk, a loss that diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
+    check_tensorboard()
     with resumable(options.run_dir):
         machine = Machine.join("pretrain.py", options.bf16)
         accumulation(options.recipe.batch_size, options.recipe.micro_batch_size, machine.world)  # or it is refused

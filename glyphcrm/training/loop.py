@@ -155,7 +155,9 @@ class Training:
             return self.progress
         machine.share(model)
         if plan.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5 renames it on its way.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         self.optimizer = make_optimizer(model, plan.optimizer)
         step = Step(model, self.objective, self.optimizer, machine, self._graphs())
         stop = OrderlyStop(hears=machine.world == 1)
@@ -181,7 +183,7 @@ class Training:
         finally:
             self.display.close()
         if stop.asked:
-            raise KeyboardInterrupt(f"stopped; {self._newest}, and the same command continues")
+            raise KeyboardInterrupt(f"stopped; {self._newest}; the same command continues")
         return self.progress
 
     @property

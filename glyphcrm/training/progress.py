@@ -106,7 +106,7 @@ def check_tensorboard() -> None:
     try:
         import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
-        raise UserError('tensorboard: not installed; pip install "glyphcrm[pretrain]"') from None
+        raise UserError("tensorboard: not installed; pip install tensorboard") from None
 
 
 def read_metrics(path: Path) -> list[Entry]:

@@ -22,7 +22,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTrain
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
-from glyphcrm.training.run_directory import is_complete
+from glyphcrm.training.run_directory import is_complete, last_checkpoint, step_of
 from tests.pretraining.runs import REPOSITORY, Pretrain, command, environment, main
 
 
@@ -186,6 +186,58 @@ def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_
     for name in ("micro", "two", "two, micro"):
         assert last[name] == pytest.approx(last["one"], abs=1e-4), name
         assert first_norm[name] == pytest.approx(first_norm["one"], rel=1e-4), name
+
+
+def test_workers_end_when_torchrun_is_killed(text_file: Path, tmp_path: Path) -> None:
+    """Nobody would tell them of each other's end any more; what they leave continues."""
+    run = tmp_path / "orphaned"
+    arguments = command(text_file, run, "--save-every", "1", "--steps", "2000")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = subprocess.Popen(
+        [*torchrun, str(REPOSITORY / "pretrain.py"), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+    wait_for("checkpoint-3/complete.json", run, launcher)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert len(children) == 2
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 60
+    while any(running(int(child)) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (run / "model").exists()
+    whole = [path for path in run.glob("checkpoint-*") if is_complete(path)]
+    assert whole
+    assert last_checkpoint(run) == max(whole, key=step_of)
+
+
+def running(process: int) -> bool:
+    """Whether a process is there, and is no zombie that nobody has waited for."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "metrics.jsonl"])
+def test_a_place_that_cannot_be_written_is_one_line_and_the_run_continues(
+    name: str, finished: Path, text_file: Path, tmp_path: Path, pretrain: Pretrain
+) -> None:
+    """As a read-only directory or a full disk; here a file or a directory stands in the way."""
+    run = tmp_path / "blocked"
+    prepare(PretrainOptions.parse(command(text_file, run)), first=True)
+    place = run / name
+    place.mkdir() if name == "metrics.jsonl" else place.write_text("in the way")
+    blocked = pretrain(*command(text_file, run))
+    assert blocked.returncode == 2, blocked.stderr
+    assert name in blocked.stderr.splitlines()[-1] and "error: " in blocked.stderr.splitlines()[-1]
+    assert "Traceback" not in blocked.stderr
+    place.rmdir() if name == "metrics.jsonl" else place.unlink()
+    assert pretrain(*command(text_file, run)).returncode == 0
+    assert same_weights(run, finished)
 
 
 def test_hanglyph_runs_once_a_step(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
