@@ -49,6 +49,7 @@ class GlyphCRMConfig(PreTrainedConfig):
     """
 
     model_type = "glyphcrm"
+    keys_to_ignore_at_inference = ["mlm_loss", "nsp_loss"]  # `Trainer.predict` would take them for logits
 
     vocab_size: int = 18_612
     num_glyphs: int = 18_612

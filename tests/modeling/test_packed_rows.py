@@ -30,6 +30,7 @@ from glyphcrm.modeling.attention import SelfAttention, sdpa_attention
 from glyphcrm.modeling.heads import HEADS
 from glyphcrm.modeling.packed_attention import WAYS, Sequences, packed_way, sequence_numbers
 from tests.data.test_collator import make_sample
+from tests.modeling.test_attention import gradients_of
 from tests.modeling.test_packing import MASK, assert_same, build, labels_of, results
 
 LENGTHS = [40, 3, 64, 1, 22]  # 130 tokens, of a model with 64 positions
@@ -41,7 +42,8 @@ def sequences_of(atlas: GlyphAtlas) -> list[Tensor]:
     return [torch.randint(5, len(atlas), (n,), generator=generator) for n in LENGTHS]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@torch.no_grad()
 def test_a_packed_row_of_any_length_is_its_sequences(attention: str, atlas: GlyphAtlas) -> None:
     base = build(GlyphCRMForPreTraining, atlas).glyphcrm.eval()
     sequences = sequences_of(atlas)
@@ -70,7 +72,7 @@ def test_packed_rows_that_are_none(atlas: GlyphAtlas) -> None:
     for message, arguments in {
         "must be .1, length": {"input_ids": row.view(2, 65), "cu_seq_lens_q": ENDS},
         "takes no attention_mask": {"attention_mask": torch.ones_like(row), "cu_seq_lens_q": ENDS},
-        "give cu_seq_lens_q as well": {"cu_seq_lens_k": ENDS, "max_length_q": 64},
+        "give cu_seq_lens_q as well": {"input_ids": row[:, :9], "cu_seq_lens_k": ENDS},
         r"\(sequences \+ 1,\) integers": {"cu_seq_lens_q": ENDS[None]},
         "rise from 0 to the row's 130": {"cu_seq_lens_q": ENDS[:-1]},
         "must rise from 0": {"cu_seq_lens_q": torch.tensor([0, 60, 40, 100, 130])},
@@ -88,14 +90,14 @@ def test_packed_rows_that_are_none(atlas: GlyphAtlas) -> None:
 def test_heads_of_a_packed_row(model_class: type[GlyphCRMPreTrainedModel], atlas: GlyphAtlas) -> None:
     """Loss and all gradients in float64 are those of the padded batch, in which rows come in the same order."""
     model = build(model_class, atlas).double()
-    ids = torch.randint(5, len(atlas), MASK.shape, generator=torch.Generator().manual_seed(0))[:5]
-    mask = MASK[:5].sort(1, descending=True).values
-    labels = {name: value[:5] if len(value) == 6 else value for name, value in labels_of(model_class).items()}
-    if "prediction_index" in labels or model_class in (GlyphCRMForMaskedLM, GlyphCRMForTokenClassification):
-        labels["labels"] = torch.where(mask.bool(), ids % 2 + (model_class is not GlyphCRMForTokenClassification), -100)
+    ids = torch.randint(5, len(atlas), MASK.shape, generator=torch.Generator().manual_seed(0))
+    mask = torch.cat([MASK[:5], MASK[:1]]).sort(1, descending=True).values
+    labels = labels_of(model_class)
+    if labels["labels"].dim() == 2:
+        labels["labels"] = torch.where(mask.bool(), ids % 2, -100)
         labels.pop("prediction_index", None)
     padded = {"input_ids": ids * mask, "attention_mask": mask}
-    expected = results(model, padded | labels)
+    expected = trained(model, padded | labels)
 
     places = mask.flatten().nonzero()[:, 0]
     packed = {
@@ -103,21 +105,22 @@ def test_heads_of_a_packed_row(model_class: type[GlyphCRMPreTrainedModel], atlas
     }
     ends = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
     row = {"input_ids": ids.flatten()[places][None], "cu_seq_lens_q": ends}
-    without_logits(expected)
-    assert_same(without_logits(results(model, row | packed)), expected)
+    assert_same(trained(model, row | packed), expected)
     if model_class in (GlyphCRMForPreTraining, GlyphCRMForMaskedLM):
         flat = packed["labels"][0]
         packed |= {"prediction_index": torch.arange(len(flat)), "labels": flat}
-        assert_same(without_logits(results(model, row | packed)), expected)
+        assert_same(trained(model, row | packed), expected)
 
 
-def without_logits(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name in [name for name in found if "logits" in name]:
-        del found[name]
-    return found
+def trained(model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Loss and all gradients."""
+    model.train().zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return {"loss": loss.detach()} | gradients_of(model)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     lengths=st.lists(st.integers(4, 40), min_size=1, max_size=9), tokens=st.integers(40, 120), seed=st.integers(0, 9)
 )
@@ -145,7 +148,7 @@ def step(model: Any, batches: list[dict[str, Any]]) -> dict[str, Tensor]:
         loss = sum(outputs[name] * count[name] / sum(c[name] for c in counts) for name in names)
         loss.backward()
         total += loss.detach()
-    return {"loss": total} | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": total} | gradients_of(model)
 
 
 @settings(max_examples=40, deadline=None)
@@ -247,8 +250,9 @@ def test_nothing_looks_at_values(
     assert logits.shape[-2 if logits.dim() == 2 else 0] in (rows, 1) and outputs.loss.shape == ()
 
 
-@pytest.mark.parametrize("model_class", [GlyphCRMForPreTraining, GlyphCRMForSequenceClassification])
-@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize(
+    ("model_class", "form"), [(GlyphCRMForPreTraining, "packed"), (GlyphCRMForSequenceClassification, "padded")]
+)
 def test_no_graph_break_around_flash_attention(
     model_class: type[GlyphCRMPreTrainedModel], form: str, atlas: GlyphAtlas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
