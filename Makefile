@@ -1,6 +1,6 @@
 # `make pretrain`, `make finetune` and `make test` are all that a newcomer needs; each can be repeated.
-.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-sanitizers test-robustness lint bench throughput \
-	gpu-proof clean
+.PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-sanitizers test-robustness \
+	lint bench throughput gpu-proof clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
