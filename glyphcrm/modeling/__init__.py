@@ -7,6 +7,7 @@ from glyphcrm.modeling.heads import (
     GlyphCRMForNextSentencePrediction,
     GlyphCRMForPreTraining,
     GlyphCRMForPreTrainingOutput,
+    GlyphCRMForQuestionAnswering,
     GlyphCRMForSequenceClassification,
     GlyphCRMForTokenClassification,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "GlyphCRMForNextSentencePrediction",
     "GlyphCRMForPreTraining",
     "GlyphCRMForPreTrainingOutput",
+    "GlyphCRMForQuestionAnswering",
     "GlyphCRMForSequenceClassification",
     "GlyphCRMForTokenClassification",
     "GlyphCRMModel",

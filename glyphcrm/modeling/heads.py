@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     MaskedLMOutput,
     NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
@@ -82,6 +83,20 @@ class LinearHead(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map ``(..., d)`` to ``(..., num_labels)``."""
+        return self.linear(self.dropout(hidden_states))
+
+
+class SpanHead(nn.Module):
+    """Dropout and one linear layer to two numbers: how well a token starts an answer, and how well it ends one."""
+
+    def __init__(self, config: GlyphCRMConfig) -> None:
+        super().__init__()
+        p = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
+        self.linear = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map ``(..., d)`` to ``(..., 2)``."""
         return self.linear(self.dropout(hidden_states))
 
 
@@ -290,6 +305,44 @@ class GlyphCRMForTokenClassification(_Classification):
     output_class = TokenClassifierOutput
 
 
+class GlyphCRMForQuestionAnswering(GlyphCRMHead):
+    """Extractive question answering: for every character how well an answer starts there, and how well it ends."""
+
+    parts: ClassVar = {"span": SpanHead}
+    span: SpanHead
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """As `GlyphCRMModel.forward`; logits are ``(B, L)``, the least number at padding.
+
+        `start_positions` and `end_positions` ``(B,)`` int64 are the first and the last token of the answers; one
+        outside of the sequence counts for nothing. The loss is the mean of both cross-entropies.
+        """
+        outputs = self.glyphcrm(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
+        )
+        logits = self.span(outputs.last_hidden_state)
+        if attention_mask is not None:
+            logits = logits.masked_fill(attention_mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
+        start, end = logits.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start, end, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(loss, start, end, outputs.hidden_states, outputs.attentions)
+
+
 # Every model with a head, by the name of the transformers Auto class that makes it.
 HEADS: dict[str, type[GlyphCRMHead]] = {
     "AutoModelForPreTraining": GlyphCRMForPreTraining,
@@ -297,4 +350,5 @@ HEADS: dict[str, type[GlyphCRMHead]] = {
     "AutoModelForNextSentencePrediction": GlyphCRMForNextSentencePrediction,
     "AutoModelForSequenceClassification": GlyphCRMForSequenceClassification,
     "AutoModelForTokenClassification": GlyphCRMForTokenClassification,
+    "AutoModelForQuestionAnswering": GlyphCRMForQuestionAnswering,
 }

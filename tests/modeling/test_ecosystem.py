@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     Trainer,
@@ -53,6 +54,7 @@ def test_every_auto_class_loads_the_same_encoder(model: GlyphCRMForPreTraining, 
         AutoModelForNextSentencePrediction,
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
+        AutoModelForQuestionAnswering,
     ):
         loaded = auto_class.from_pretrained(directory).eval()
         assert torch.equal(loaded.glyph_model(ids).last_hidden_state, expected)
@@ -288,3 +290,19 @@ def test_pipelines_say_what_the_model_says(directory: Path) -> None:
     ]
     vectors = pipeline("feature-extraction", str(directory))(text)
     torch.testing.assert_close(torch.tensor(vectors), states, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_are_found_where_they_start_and_end(directory: Path) -> None:
+    """The loss by hand, none for an answer that was cut off; and padding neither starts nor ends one."""
+    model = AutoModelForQuestionAnswering.from_pretrained(directory).eval()
+    tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
+    batch = tokenizer([TEXT[:3], TEXT[5:7]], [TEXT[8:20], TEXT[9:14]], padding=True, return_tensors="pt")
+    starts, ends = torch.tensor([6, 700]), torch.tensor([9, 3])
+    outputs = model(**batch, start_positions=starts, end_positions=ends)
+    start, end = outputs.start_logits.log_softmax(-1), outputs.end_logits.log_softmax(-1)
+    expected = -(start[0, 6] + (end[0, 9] + end[1, 3]) / 2) / 2
+    torch.testing.assert_close(outputs.loss, expected)
+    padding = batch["attention_mask"] == 0
+    assert padding.any() and (start[padding] < -1e9).all() and (end[padding] < -1e9).all()
+    alone = model(**tokenizer(TEXT[5:7], TEXT[9:14], return_tensors="pt"))
+    torch.testing.assert_close(alone.start_logits[0], outputs.start_logits[1, : alone.start_logits.shape[1]])
