@@ -34,7 +34,7 @@ TABLE = "glyph_table."
 # tokenizer. No code is read.
 DECIDING = (".json", ".txt", ".safetensors", ".bin", ".model")
 # They lie beside a model and change nothing that is computed with it. Kept vectors equal those of the weights.
-UNREAD = (VECTORS_FILE, "generation_config.json", "training_args.bin", "trainer_state.json", "complete.json")
+UNREAD = (VECTORS_FILE, "generation_config.json", "training_args.bin", "progress.json", "complete.json")
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
