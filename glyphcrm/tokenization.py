@@ -27,6 +27,7 @@ _NOT_FROM_FILES = (
     *("post_processor", "tokenizer_truncation", "tokenizer_padding", "_json_truncation", "_json_padding"),
 )
 _END = "\x01"  # behind a character that is replaced; no text has it, since it is dropped
+_NO_ID = np.int32(-1).tobytes()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"  # what half of a surrogate pair is read as
 
@@ -128,7 +129,7 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
         """
         text = normalize(text)
         ids = self._look_up(text)
-        if ids.size and ids.min() < 0:
+        if _NO_ID in ids.tobytes():  # for short texts three times as fast as numpy's minimum
             ids = self._look_up(normalize(text.translate(self._translation)))
         return ids
 
