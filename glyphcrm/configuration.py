@@ -24,7 +24,7 @@ SIZES = {
     "vocab_size": (5, 1 << 22),
     "num_glyphs": (5, 1 << 22),
     "hidden_size": (1, 1 << 14),
-    "num_hidden_layers": (1, 256),
+    "num_hidden_layers": (0, 256),
     "num_attention_heads": (1, 1 << 14),
     "intermediate_size": (1, 1 << 16),
     "max_position_embeddings": (1, 1 << 20),

@@ -329,7 +329,11 @@ class GlyphCRMForQuestionAnswering(GlyphCRMHead):
 
         `start_positions` and `end_positions` ``(B,)`` int64 are the first and the last token of the answers; one
         outside of the sequence counts for nothing. The loss is the mean of both cross-entropies.
+
+        Raises `ValueError` for these beside a row that the caller has packed: answers are looked for in a sequence.
         """
+        if start_positions is not None and kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError("a packed row has one softmax for all its sequences; give them as a padded batch")
         outputs = self.glyphcrm(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
         )

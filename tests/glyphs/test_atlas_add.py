@@ -230,7 +230,7 @@ def test_models_and_places_that_do_not_serve_are_refused(
     assert not (tmp_path / "ran").exists()
     with (checkpoint / "model.safetensors").open("r+b") as file:
         os.truncate(file.fileno(), 5000)
-    assert "damaged or incomplete" in error(checkpoint, tmp_path / "more")
+    assert "truncated, or no weights" in error(checkpoint, tmp_path / "more")
     assert not (tmp_path / "more").exists()
 
 

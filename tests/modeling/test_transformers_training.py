@@ -23,7 +23,12 @@ from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import preset
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining, GlyphCRMForTokenClassification
+from glyphcrm.modeling import (
+    GlyphCRMForMaskedLM,
+    GlyphCRMForPreTraining,
+    GlyphCRMForQuestionAnswering,
+    GlyphCRMForTokenClassification,
+)
 from glyphcrm.modeling.heads import HEADS, GlyphCRMHead
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import TEXT, VOCABULARY_SIZE
@@ -123,6 +128,8 @@ def test_trainer_evaluates_every_head(
     elif head is GlyphCRMForTokenClassification:
         collator = DataCollatorForTokenClassification(tokenizer)
         samples = [sample | {"labels": [1] * len(sample["input_ids"])} for sample in samples]
+    elif head is GlyphCRMForQuestionAnswering:
+        samples = [sample | {"start_positions": 1, "end_positions": 2} for sample in samples]
     else:
         samples = [sample | {"label": i % 2} for i, sample in enumerate(samples)]
     arguments = TrainingArguments(
