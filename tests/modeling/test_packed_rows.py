@@ -191,6 +191,22 @@ def test_which_way_is_taken_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packed_way(cpu, single, 64) == "masked"
 
 
+def test_a_row_may_be_shorter_than_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last row of a step often is; the backward of PyTorch's memory-efficient attention would refuse it."""
+    seen: list[Any] = []
+
+    def forward(*arguments: Any, scale: float) -> tuple[Tensor]:
+        seen.extend(arguments)
+        return (arguments[0],)
+
+    monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward", forward)
+    query, key = torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 5, 8)
+    ends = torch.tensor([0, 3, 3], dtype=torch.int32), torch.tensor([0, 5, 5], dtype=torch.int32)
+    found = WAYS["efficient"](query, key, key, Sequences(*ends, 512, 4), 1.0, 0.1, "auto")
+    assert found.shape == (1, 3, 2, 8) and seen[4] is ends[0] and seen[5] is ends[1]
+    assert seen[6:] == [3, 4, 0.1, 0, False]
+
+
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read of the mask, and the fused attention is an exact stand-in."""
