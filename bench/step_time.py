@@ -224,7 +224,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(words)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    machine = Machine.join("bench/step_time.py")
+    device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
+    machine = Machine(device, bf16=has_gpu and torch.cuda.is_bf16_supported())
     facts = {
         "commit": first_line("git", "describe", "--always", "--dirty"),
         "device": torch.cuda.get_device_name() if has_gpu else "CPU",
