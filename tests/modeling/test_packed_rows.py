@@ -20,6 +20,7 @@ from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import (
     GlyphCRMForMaskedLM,
     GlyphCRMForPreTraining,
+    GlyphCRMForQuestionAnswering,
     GlyphCRMForSequenceClassification,
     GlyphCRMForTokenClassification,
     GlyphCRMPreTrainedModel,
@@ -33,6 +34,8 @@ from tests.data.test_collator import make_sample
 from tests.modeling.test_attention import gradients_of
 from tests.modeling.test_packing import MASK, assert_same, build, labels_of, results
 
+# An answer stands in a sequence of its own, which a row of several has no place for.
+PACKED_HEADS = [head for head in HEADS.values() if head is not GlyphCRMForQuestionAnswering]
 LENGTHS = [40, 3, 64, 1, 22]  # 130 tokens, of a model with 64 positions
 ENDS = torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32)
 
@@ -86,7 +89,7 @@ def test_packed_rows_that_are_none(atlas: GlyphAtlas) -> None:
             base(**{"input_ids": row} | arguments)
 
 
-@pytest.mark.parametrize("model_class", HEADS.values(), ids=lambda head: head.__name__)
+@pytest.mark.parametrize("model_class", PACKED_HEADS, ids=lambda head: head.__name__)
 def test_heads_of_a_packed_row(model_class: type[GlyphCRMPreTrainedModel], atlas: GlyphAtlas) -> None:
     """Loss and all gradients in float64 are those of the padded batch, in which rows come in the same order."""
     model = build(model_class, atlas).double()
@@ -244,7 +247,7 @@ def test_a_padded_batch_is_packed_by_its_token_index(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["padded", "packed"])
-@pytest.mark.parametrize("model_class", HEADS.values(), ids=lambda head: head.__name__)
+@pytest.mark.parametrize("model_class", PACKED_HEADS, ids=lambda head: head.__name__)
 def test_nothing_looks_at_values(
     model_class: type[GlyphCRMPreTrainedModel],
     form: str,
