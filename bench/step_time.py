@@ -5,7 +5,8 @@
 
 A shape is sequences a step and tokens a sequence, at most. All ways take the same steps of real text in turn, in one
 process, on the device that pre-training would take; a step is all of it: batches to the device, forward, backward,
-clipping, AdamW, and the measures that a run logs. The ways:
+clipping, AdamW, and the measures that a run logs. As in a run, the host waits for the device only after some steps.
+The ways:
 
 * BERT: transformers' `BertForPreTraining` with SDPA, padded, logits at every position;
 * BERT, masked logits: the same with logits where there is something to predict, as `--arch bert` trains it;
@@ -53,8 +54,8 @@ from glyphcrm.training.step_loader import Batch
 SHAPES = {"base": ("32x512", "256x128", "128x512", "256x512"), "nano": ("8x64",)}
 MICRO_TOKENS = 1 << 16  # of a micro-batch, padding included: of the shapes only 256x512 is cut in two
 GLYPHS = {"base": (1700, 3000), "nano": (12,)}
-STEPS = 3  # of different text, taken in turn
-WARM_UP = 3  # passes over them: kernels compile, each size of a graph runs, is recorded, is replayed
+STEPS = 3  # of different text, one after the other without a wait
+WARM_UP = 3  # times all of them: kernels compile, each size of a graph runs, is recorded, is replayed
 PEER, MASKED, RECORDED = "BERT", "BERT, masked logits", "GlyphCRM, recorded"
 SETTINGS = OptimizerSettings(1e-4, glyph_learning_rate=1e-4)
 
@@ -102,21 +103,23 @@ class Way:
         """Make the micro-batches of each step."""
         self._batches = [self._objective.micro_batches(samples) for samples in steps]
 
-    def __call__(self, number: int) -> None:
-        """Take a step, to its end."""
+    def __call__(self, _: int) -> None:
+        """Take all steps, to their end."""
         if self._machine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            start = _allocated(self._machine)
-        loss, _ = self._step(self._batches[number % len(self._batches)])
+        for batches in self._batches:
+            loss, _ = self._step(batches)
         self.loss = float(loss)  # waits for the device
-        if self._machine.device.type == "cuda":
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated() - start)
+        if self._machine.device.type == "cuda":  # a recording's memory is counted when it is made
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
 
     @property
     def gigabytes(self) -> float:
         """Memory of the model and of a step of it."""
-        own = sum(p.nbytes * 4 for p in self.model.parameters())  # itself, its gradient, two moments
-        return (own + self.peak) / 1e9 if self.peak else 0.0
+        parameters = list(self.model.parameters())
+        own = 3 * sum(p.nbytes for p in parameters)  # itself, two moments
+        kept = sum(p.grad.nbytes for p in parameters if p.grad is not None)  # others come and go with a step
+        return (own + kept + self.peak) / 1e9 if self.peak else 0.0
 
 
 def measure(preset: str, shape: str, text: Sequence[str], rounds: int, machine: Machine) -> Iterator[Row]:
@@ -128,7 +131,7 @@ def measure(preset: str, shape: str, text: Sequence[str], rounds: int, machine: 
         stream = material.stream(material.write_store("steps"))
         steps = [[stream[(s * count + i) % len(stream)] for i in range(count)] for s in range(STEPS)]
         config = amounts.configuration(len(material.atlas))
-        tokens = median(sum(len(sample["input_ids"]) for sample in step) for step in steps)
+        tokens = sum(len(sample["input_ids"]) for step in steps for sample in step) / STEPS
         micro = max(1, min(count, MICRO_TOKENS // length))
 
         def objective(kind: type[PretrainingObjective], packed: PackedCollator | None = None) -> PretrainingObjective:
@@ -151,12 +154,12 @@ def measure(preset: str, shape: str, text: Sequence[str], rounds: int, machine: 
             ways[RECORDED] = glyphcrm(packed=True, recorded=True)
         for way in ways.values():
             way.read(steps)
-            for number in range(STEPS * WARM_UP):
+            for number in range(WARM_UP):
                 way(number)
         seconds = seconds_by_turns(ways, rounds)
         for name, way in ways.items():
             beside = [median(ratios(seconds[peer], seconds[name])) for peer in (PEER, MASKED)]
-            own = median(seconds[name])
+            own = median(seconds[name]) / STEPS
             yield Row(shape, name, 1e3 * own, tokens / own, *beside, way.gigabytes, way.loss)
 
 
@@ -189,10 +192,6 @@ def _to_the_end(machine: Machine, call: Callable[[], object]) -> Callable[[int],
     return run
 
 
-def _allocated(machine: Machine) -> int:
-    return torch.cuda.memory_allocated() if machine.device.type == "cuda" else 0
-
-
 def _tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
@@ -219,7 +218,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="base" if has_gpu else "nano")
     parser.add_argument("--shapes", nargs="+", help="sequences x tokens; default by preset")
     parser.add_argument("--text", nargs="+", default=[], help="training text; default: the demo corpus")
-    parser.add_argument("--rounds", type=int, default=10 if has_gpu else 2)
+    parser.add_argument("--rounds", type=int, default=5 if has_gpu else 2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(words)

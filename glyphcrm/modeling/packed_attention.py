@@ -100,8 +100,10 @@ def _efficient(
 ) -> Tensor:
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     for_backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
+    # Its backward refuses largest lengths beyond those of the row, as a short row has.
+    longest = (min(n, tensor.shape[1]) for n, tensor in zip(sequences[2:], (q, k), strict=True))
     forward = torch.ops.aten._efficient_attention_forward
-    return forward(q, k, v, None, *sequences, p, 0, for_backward, scale=scaling)[0]
+    return forward(q, k, v, None, *sequences[:2], *longest, p, 0, for_backward, scale=scaling)[0]
 
 
 def _by_sequence(

@@ -76,9 +76,9 @@ def find_packing(
     """
     if attention_mask is None or attention_mask.shape != tokens.shape[:2]:
         return None
-    is_flash = is_flash_attention_requested(config)
-    if not is_flash and (config._attn_implementation != "sdpa" or not _is_fused(tokens.device, dtype, config)):
+    if not is_fused_in_sequences(tokens.device, dtype, config):
         return None
+    is_flash = is_flash_attention_requested(config)
     at_hand = is_at_hand(tokens.device)
     if at_hand or token_index is None:
         token_index = None  # the mask is as good
@@ -103,9 +103,11 @@ def is_at_hand(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _is_fused(device: torch.device, dtype: torch.dtype, config: PreTrainedConfig) -> bool:
+def is_fused_in_sequences(device: torch.device, dtype: torch.dtype, config: PreTrainedConfig) -> bool:
+    """Return whether a model attends inside the sequences of a row without the work of all its pairs of tokens."""
     head_size = config.hidden_size // config.num_attention_heads
-    return packed_way(device, dtype, head_size) != "masked"
+    is_ours = config._attn_implementation == "sdpa"
+    return is_flash_attention_requested(config) or (is_ours and packed_way(device, dtype, head_size) != "masked")
 
 
 def _is_captured(device: torch.device) -> bool:

@@ -15,6 +15,7 @@ from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.backend import check_kernel_backend
 from glyphcrm.modeling.bert import BertBaseline
+from glyphcrm.modeling.packing import is_fused_in_sequences
 from glyphcrm.pretraining import corpus as corpora
 from glyphcrm.pretraining.ablations import free_glyphs
 from glyphcrm.pretraining.fill_mask import print_fill_mask
@@ -119,8 +120,13 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
 def packed_collator(
     options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, model: PretrainingModel
 ) -> PackedCollator | None:
-    """Return what makes micro-batches without padding where a GPU reads them; None for a CPU, and for a BERT."""
+    """Return what makes micro-batches without padding where a GPU reads them; None for a CPU, and for a BERT.
+
+    None, too, where attention would do the work of all pairs of a row's tokens: eager, on AMD, bfloat16 on old GPUs.
+    """
     if machine.device.type != "cuda" or not isinstance(model, GlyphCRMForPreTraining):
+        return None
+    if not is_fused_in_sequences(machine.device, torch.bfloat16 if machine.bf16 else torch.float32, model.config):
         return None
     recipe = options.recipe
     budget = options.token_budget or recipe.micro_batch_size * recipe.max_length

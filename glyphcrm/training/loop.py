@@ -111,7 +111,10 @@ class Step:
         self.sum_gradients()
         norm = clip_by_part(self.parts)
         self.optimizer.step()
-        self.model.zero_grad(set_to_none=self.graphed is None)
+        if self.graphed is None:
+            self.model.zero_grad()
+        else:  # in a few launches; `zero_grad` would take one for each parameter
+            torch._foreach_zero_([p.grad for p in self.model.parameters() if p.grad is not None])
         return norm
 
 

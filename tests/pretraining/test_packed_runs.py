@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from glyphcrm.configuration import preset
 from glyphcrm.data.packed_collator import PackedCollator
-from glyphcrm.modeling import backend, packed_attention, packing
+from glyphcrm.modeling import GlyphCRMForPreTraining, backend, packed_attention, packing
 from glyphcrm.modeling import model as model_module
 from glyphcrm.pretraining import run as run_module
 from glyphcrm.training import graphed_gradients
 from glyphcrm.training.loop import Training
+from glyphcrm.training.machine import Machine
 from glyphcrm.training.progress import read_metrics
 from glyphcrm.training.run_directory import is_complete
 from tests.pretraining.runs import command, main
@@ -85,6 +89,24 @@ def test_a_loss_that_diverges_in_a_recorded_step_keeps_the_last_checkpoint(
     checkpoint = max((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert is_complete(checkpoint)
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_rows_are_packed_where_attention_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a row would cost the square of its length, and a padded batch is less work."""
+    recipe = SimpleNamespace(micro_batch_size=4, max_length=32)
+    options: Any = SimpleNamespace(recipe=recipe, token_budget=None, mask_probability=0.15)
+    corpus: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+
+    def is_packed(attention: str, capability: tuple[int, int], bf16: bool) -> bool:
+        monkeypatch.setattr(packed_attention, "_capability", lambda _: capability)
+        model = GlyphCRMForPreTraining(preset("nano", vocab_size=40, num_glyphs=40, attn_implementation=attention))
+        machine = Machine(torch.device("cuda", 0), bf16=bf16)
+        return run_module.packed_collator(options, machine, corpus, model) is not None
+
+    assert is_packed("sdpa", (9, 0), True) and is_packed("sdpa", (7, 5), False)
+    assert not is_packed("eager", (9, 0), True) and not is_packed("sdpa", (7, 5), True)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert not is_packed("sdpa", (9, 0), True)
 
 
 @pytest.mark.parametrize("budget", ["31", "0", "-5"])

@@ -35,8 +35,11 @@ def unpack_bits(bitmaps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _bytes(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return ``(256, 8)``, the bits of every byte, by operations that every exporter takes; shifts of bytes are not."""
-    places = 2 ** torch.arange(7, -1, -1, device=device)  # made on the device: no copy to wait for
+    """Return ``(256, 8)``, the bits of every byte, by operations that every exporter takes; shifts of bytes are not.
+
+    All of it is made on the device: to copy a list there would wait for it, which no CUDA graph can record.
+    """
+    places = 2 ** torch.arange(7, -1, -1, device=device)
     return (torch.arange(256, device=device).unsqueeze(1) // places % 2).to(dtype)
 
 
