@@ -13,6 +13,7 @@ The ways:
 * GlyphCRM, padded / packed / recorded: padded batches, rows without padding, and these as CUDA graphs, which is how
   pre-training runs on an NVIDIA GPU. On a CPU the last one is left out.
 
+What the machine can do comes first: a large matrix product in the numbers of a step, a large copy.
 HanGlyph alone comes last: forward and backward over some characters, beside PyTorch's convolutions. Without a GPU the
 default is `nano`, to try the way.
 """
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench import markdown
+from bench import ceilings, markdown
 from bench.clock import ratios, seconds_by_turns
 from bench.environment import first_line, versions
 from bench.throughput.material import Material, Sizes, documents, limited, sizes
@@ -225,11 +226,14 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
     machine = Machine(device, bf16=has_gpu and torch.cuda.is_bf16_supported())
+    numbers = torch.bfloat16 if machine.bf16 else torch.float32
     facts = {
         "commit": first_line("git", "describe", "--always", "--dirty"),
         "device": torch.cuda.get_device_name() if has_gpu else "CPU",
         "date": time.strftime("%Y-%m-%d"),
         **versions(("torch", "triton", "transformers")),
+        "matrix product, TFLOP/s": f"{ceilings.arithmetic(device.type, numbers):.3g}",
+        "copy, GB/s": f"{ceilings.bandwidth(device.type):,.0f}",
     }
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     rows: list[Row] = []
