@@ -153,8 +153,9 @@ def damaged(path: Path, error: Exception) -> UserError:
 def load_predictions(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a predictions.jsonl; raise `UserError` if it is damaged."""
     try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if not rows or not all({"gold", "predicted"} <= row.keys() for row in rows):
+            raise ValueError("no predictions")
+        return rows
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: damaged ({type(error).__name__}); delete {path.parent} and repeat the command"
-        ) from error
+        raise damaged(path, error) from error
