@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -128,8 +129,9 @@ def describe(summary: Summary) -> str:
         lines.append(f"without the {seen:,} of {summary.sizes['test']:,} test texts that also stand in train:")
         lines += [f"  {name:<10} {spread}" for name, spread in summary.test_unseen.items()]
     lines += [f"note: {note}" for note in summary.notes]
-    kept = f"   model: {summary.kept_model}" if summary.kept_model else ""
-    lines += ["", f"{summary.run_dir}: summary.json chart.png seed-*/predictions.jsonl{kept}"]
+    lines += ["", f"{summary.run_dir}: summary.json chart.png seed-*/predictions.jsonl"]
+    if summary.kept_model:
+        lines.append(f"use it: glyphcrm predict TEXT --model {shlex.quote(summary.kept_model)}")
     return "\n".join(lines)
 
 
