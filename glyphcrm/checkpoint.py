@@ -99,6 +99,7 @@ def load_checkpoint(
     Unless `heads` have to be there, those that are missing start afresh. Raises `UserError` if it is damaged.
     """
     read_config(directory, ("GlyphCRM",))
+    settings = {"return_dict": True, **settings}  # outputs are read by their names here
     try:
         _check_shapes(directory, model_class)
         loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)

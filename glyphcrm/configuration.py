@@ -219,9 +219,11 @@ def check_values(values: Mapping[str, Any]) -> None:
         labels = values.get(name)
         if labels is not None and not (isinstance(labels, dict) and len(labels) <= MAX_LABELS):
             raise UserError(f"{name} is {shown(str(labels))}; give an object with at most {MAX_LABELS} labels")
-    for key in values.get("id2label") or ():
+    for key, label in (values.get("id2label") or {}).items():
         if not str(key).isdecimal():
             raise UserError(f"id2label has the id {shown(str(key))}; give whole numbers")
+        if not isinstance(label, str | int):
+            raise UserError(f"id2label has the label {shown(str(label))}; give strings")
 
 
 def _check_number(name: str, value: Any, low: float, high: float, kind: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glyphcrm.checkpoint import load_checkpoint, read_config
-from glyphcrm.errors import UserError
+from glyphcrm.checkpoint import architecture_of, load_checkpoint, read_config
+from glyphcrm.errors import UserError, listed
 from glyphcrm.finetuning.encoding import encode
 from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, load_finetuned
 from glyphcrm.finetuning.prediction import OUTSIDE, collator_for, predict
 from glyphcrm.modeling import GlyphCRMForMaskedLM
 from glyphcrm.modeling.heads import HEADS
 from glyphcrm.tasks import Kind, TaggedExample, TextExample
+from glyphcrm.tasks.readers import BIO_TAG
 
 MASKS = ("[MASK]", "▢")
 FILLERS = ("AutoModelForPreTraining", "AutoModelForMaskedLM")
@@ -58,25 +59,35 @@ def load_answerer(directory: Path, top: int) -> Answerer:
         UserError: no model there, a damaged one, or one without such a head. The function raises it for a text without
             a character or a mask that the model could read.
     """
-    name = (read_config(directory).get("architectures") or ["nothing"])[0]
+    name = architecture_of(read_config(directory))
     if name in {HEADS[auto_class].__name__ for auto_class in FILLERS}:
         model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM)
         return Filler(model.eval(), tokenizer, top)
     if name in {model_class.__name__ for model_class in CLASSIFIERS.values()}:
         return Classifier(*load_finetuned(directory))
     if name in {model_class.__name__ for model_class in TAGGERS.values()}:
-        return Tagger(*load_finetuned(directory))
+        tagger = Tagger(*load_finetuned(directory))
+        check_tags(directory, tagger.labels)
+        return tagger
     raise UserError(
-        f"{directory}: holds {name}, which neither labels texts nor fills masks; "
+        f"{directory}: holds {name or 'nothing'}, which neither labels texts nor fills masks; "
         "give a pre-trained GlyphCRM or a model that `glyphcrm finetune --keep-model best` has kept"
     )
+
+
+def check_tags(directory: Path, tags: Iterable[str]) -> None:
+    """Raise `UserError` for a model of other tags than O, B-x and I-x: what they mean is not known here."""
+    if others := [tag for tag in tags if not BIO_TAG.fullmatch(tag)]:
+        raise UserError(
+            f"{directory}: its tags are no names' ({listed(others)}); give a model whose tags are O, B-x and I-x"
+        )
 
 
 class _WithModel:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
         labels: Any = model.config.id2label
-        self.labels = tuple(labels[i] for i in sorted(labels))
+        self.labels = tuple(str(labels[i]) for i in sorted(labels))
         self.longest = model.config.max_position_embeddings
 
     def check(self, text: str, where: str) -> None:

@@ -98,8 +98,9 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if issubclass(model_class, GlyphCRMPreTrainedModel):
         return load_checkpoint(directory, model_class, heads=model_class is not GlyphCRMModel, **settings)
+    settings = {"return_dict": True, **settings}
     if model_class is BertModel:
-        settings = {**settings, "add_pooling_layer": False}
+        settings["add_pooling_layer"] = False
     try:
         loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

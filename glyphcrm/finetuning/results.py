@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -128,8 +129,9 @@ def describe(summary: Summary) -> str:
         lines.append(f"without the {seen:,} of {summary.sizes['test']:,} test texts that also stand in train:")
         lines += [f"  {name:<10} {spread}" for name, spread in summary.test_unseen.items()]
     lines += [f"note: {note}" for note in summary.notes]
-    kept = f"   model: {summary.kept_model}" if summary.kept_model else ""
-    lines += ["", f"{summary.run_dir}: summary.json chart.png seed-*/predictions.jsonl{kept}"]
+    lines += ["", f"{summary.run_dir}: summary.json chart.png seed-*/predictions.jsonl"]
+    if summary.kept_model:
+        lines.append(f"use it: glyphcrm predict TEXT --model {shlex.quote(summary.kept_model)}")
     return "\n".join(lines)
 
 
@@ -153,8 +155,9 @@ def damaged(path: Path, error: Exception) -> UserError:
 def load_predictions(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a predictions.jsonl; raise `UserError` if it is damaged."""
     try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if not rows or not all({"gold", "predicted"} <= row.keys() for row in rows):
+            raise ValueError("no predictions")
+        return rows
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: damaged ({type(error).__name__}); delete {path.parent} and repeat the command"
-        ) from error
+        raise damaged(path, error) from error

@@ -47,7 +47,7 @@ def _finetune(options: FinetuneOptions) -> Summary:
     check_installed()
     check_tensorboard()
     model = Path(options.model)
-    length_of(options, int(read_config(model).get("max_position_embeddings", 512)))
+    length_of(options, int(read_config(model).get("max_position_embeddings") or 512))
     machine = Machine.join("finetune.py", options.bf16)
     options.micro_batch(machine.world)  # or it is refused
     data = load_data(options)

@@ -129,7 +129,7 @@ class GlyphCRMHead(GlyphCRMPreTrainedModel):
     ) -> ModelOutput:
         """As `GlyphCRMModel.forward`, then `logits_and_loss`; the class says what its labels are."""
         form = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index)
-        outputs = self.glyphcrm(*form, self.reads_first_token, **kwargs)
+        outputs = self.glyphcrm(*form, self.reads_first_token, return_dict=True, **kwargs)
         states = outputs.first_states if self.reads_first_token else outputs.last_hidden_state
         logits, loss = self.logits_and_loss(states, labels, **kwargs)
         return self.output_class(loss, logits, outputs.hidden_states, outputs.attentions)
@@ -234,9 +234,8 @@ class GlyphCRMForPreTraining(_MaskedLM):
         (see `logits_and_loss`); `next_sentence_label` ``(B,)`` is 0 when B follows A, 1 when it does not, -100 for a
         pair that does not count. A packed row of S sequences has `next_sentence_label` ``(S,)``.
         """
-        outputs = self.glyphcrm(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
-        )
+        form = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index)
+        outputs = self.glyphcrm(*form, return_dict=True, **kwargs)
         logits, mlm_loss = self.logits_and_loss(outputs.last_hidden_state, labels, prediction_index=prediction_index)
         first = first_states(outputs.last_hidden_state, attention_mask, kwargs.get("cu_seq_lens_q"))
         nsp_logits = self.nsp(first)
@@ -334,9 +333,8 @@ class GlyphCRMForQuestionAnswering(GlyphCRMHead):
         """
         if start_positions is not None and kwargs.get("cu_seq_lens_q") is not None:
             raise ValueError("a packed row has one softmax for all its sequences; give them as a padded batch")
-        outputs = self.glyphcrm(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index, **kwargs
-        )
+        form = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index)
+        outputs = self.glyphcrm(*form, return_dict=True, **kwargs)
         logits = self.span(outputs.last_hidden_state)
         if attention_mask is not None:
             logits = logits.masked_fill(attention_mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)

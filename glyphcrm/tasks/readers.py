@@ -21,7 +21,7 @@ from glyphcrm.tasks.examples import Spelling, TaggedExample, TextExample
 
 E = TypeVar("E")
 
-_TAG = re.compile(r"O|[BI]-\S+")
+BIO_TAG = re.compile(r"O|[BI]-\S+")
 _BIO_FORMAT = "each line holds a character, a tab and its tag (O, B-x or I-x)"
 
 
@@ -191,7 +191,7 @@ def _label(written: str) -> tuple[str, Spelling | None]:
 
 
 def _tagged_characters(path: Path, number: int, line: str) -> tuple[str, str, Spelling | None]:
-    if line[1:2] in ("\t", " ") and _TAG.fullmatch(normalize_label(line[2:])):
+    if line[1:2] in ("\t", " ") and BIO_TAG.fullmatch(normalize_label(line[2:])):
         return line[0], *_label(line[2:])  # the character itself may be a tab or a space
     where = f"{path}:{number}"
     text, *tags = line.split("\t" if "\t" in line else " ")
@@ -200,7 +200,7 @@ def _tagged_characters(path: Path, number: int, line: str) -> tuple[str, str, Sp
     if not text:
         raise UserError(f"{where}: no character before {shown(tags[0])}; {_BIO_FORMAT}")
     tag, spelling = _label(tags[0])
-    if not _TAG.fullmatch(tag):
+    if not BIO_TAG.fullmatch(tag):
         raise UserError(f"{where}: {shown(tags[0])} is no BIO tag; {_BIO_FORMAT}")
     return text, tag, spelling
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from glyphcrm.errors import UserError, shown
 
 LOCK_FILE = ".lock"
 RECORD_BYTES = 1000
+ATTEMPTS = 100  # then it is the place where nothing can be made: /proc, a working directory that is gone
 
 _held: set[int] = set()  # file descriptors
 
@@ -47,15 +49,15 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
     """
     with ExitStack() as stack:
         path = directory / LOCK_FILE
-        while True:
+        for attempt in itertools.count(1):
             try:
                 for missing in [place for place in (directory, *directory.parents) if not place.exists()][::-1]:
                     missing.mkdir(exist_ok=True)
                     stack.callback(_remove_empty, missing)
                 lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:
-                continue  # its holder has removed the directory that it had made
             except OSError as error:
+                if isinstance(error, FileNotFoundError) and attempt < ATTEMPTS:
+                    continue  # its holder has removed the directory that it had made
                 raise UserError(f"{directory}: {error.strerror}; name another directory") from error
             try:
                 _take(lock, directory, wait)

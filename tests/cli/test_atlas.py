@@ -1,7 +1,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.cli.atlas import parse
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs import fonts
@@ -78,3 +80,29 @@ def test_characters_that_no_font_has_are_named(tmp_path):
     path.write_text("中🀀", encoding="utf-8")
     with pytest.raises(UserError, match=r"🀀 \(U\+1F000\)"):
         run("build", "--out", tmp_path / "atlas.safetensors", "--characters", path)
+
+
+def test_the_nearest_characters_are_those_of_the_models_own_vectors(model, tokenizer, tmp_path, capsys):
+    with torch.no_grad():  # a new model's vectors hardly differ
+        model.glyphcrm.hanglyph.vector.weight.normal_(0, 1)
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    words = ("--model", tmp_path / "model")
+    assert run("nearest", "天地天", *words, "--count", 3) == 0
+    printed = capsys.readouterr().out.splitlines()
+    base = model.eval().glyphcrm
+    vectors = base.hanglyph(torch.arange(len(tokenizer.tokens)), base.glyph_table.bitmaps).vector.detach().double()
+    for char, lines in (("天", printed[:4]), ("地", printed[4:])):
+        own = vectors[tokenizer.tokens.index(char)]
+        cosines = torch.cosine_similarity(vectors, own[None])
+        assert lines[0] == f"{char} U+{ord(char):04X}" and len(lines) == 4
+        order = [token for token in (tokenizer.tokens[i] for i in cosines.argsort(descending=True)) if token != char]
+        assert [line.split()[1] for line in lines[1:]] == order[:3]
+        found = [cosines[tokenizer.tokens.index(token)].item() for token in order[:3]]
+        assert [float(line.split()[0]) for line in lines[1:]] == pytest.approx(found, abs=1e-3)
+    for text, more, complaint in (
+        ("\u3000", (), "no characters"),
+        ("🀀", (), "U\\+1F000"),
+        ("天", ("--count", 0), "1 or more"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            run("nearest", text, *words, *more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -127,6 +128,36 @@ def test_what_a_terminal_would_obey_is_not_printed(
 ) -> None:
     assert main(["predict", "--model", directories["classifier"], "天\033[2J地\udcff"]) == 0
     assert capsys.readouterr().out.startswith("天·[2J地?\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"architectures": {"a": 1}}, "holds nothing, which"),
+        ({"architectures": 5}, "holds nothing, which"),
+        ({"architectures": [["x"]]}, "holds nothing, which"),
+        ({"id2label": {"0": ["x"], "1": "y"}}, "id2label has the label"),
+        ({"id2label": dict(enumerate(["O", "S-PER", "B-PER", "I-PER", "E-PER"]))}, "('S-PER', 'E-PER')"),
+        ({"id2label": {i: f"LABEL_{i}" for i in range(5)}}, "give a model whose tags are O, B-x and I-x"),
+    ],
+)
+def test_configurations_that_it_cannot_answer_by(
+    directories: dict[str, str], capsys: pytest.CaptureFixture[str], changes: dict[str, object], complaint: str
+) -> None:
+    path = Path(directories["tagger"], "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label2id": None, **changes}))
+    assert main(["predict", "--model", directories["tagger"], "天 地"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {directories['tagger']}") and complaint in error and error.count("\n") == 1
+
+
+def test_a_configuration_without_return_dict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "return_dict": False}))
+    assert answers(capsys, "--model", str(tmp_path / "model"), "北[MASK]") == answers(
+        capsys, "--model", SHIPPED, "北[MASK]"
+    )
 
 
 @pytest.mark.parametrize(

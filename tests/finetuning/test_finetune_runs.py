@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -158,6 +159,10 @@ def test_a_run_learns_and_leaves_scores_predictions_chart_and_model(
     assert main(two) == 0
     output = capsys.readouterr()
     assert "accuracy" in output.out and "±" in output.out and "step" not in output.err
+    told = output.out.splitlines()[-1]
+    assert told == f"use it: glyphcrm predict TEXT --model {shlex.quote(summary['kept_model'])}"
+    assert run_command("predict", [*shlex.split(told)[5:], splits.test[0].text]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[0] == predictions(run, best)[0]["predicted"]
     assert content(run) == before
 
 

@@ -147,6 +147,16 @@ def test_places_that_cannot_be_written_are_one_line_and_nothing_is_made(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
+def test_a_place_that_vanishes_at_once_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be made in /proc, nor below a working directory that somebody has deleted."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for place in (Path("run"), Path("/proc/run")):
+        with pytest.raises(UserError, match="name another directory"), resumable(place):
+            pytest.fail("there is no such place")
+
+
 def test_what_a_killed_process_was_writing_is_swept(tmp_path: Path) -> None:
     """Whatever `whole_directory` and `write_atomically` call their temporary files."""
     body = (
