@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
 MODEL ?= checkpoints/glyphcrm-tiny
 BIN := .venv/bin
+# A test process a core, each with one thread; tests of a file stay together, as they share what is dear to make.
+PYTEST := -m pytest -n logical --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 pretrain: .venv/installed
@@ -20,11 +22,11 @@ finetune: .venv/installed
 	    --keep-model best $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow"
 
 # The kernels on the Triton that torch 2.13's CUDA build requires; `test` has the newest, where torch requires none.
 test-oldest-triton: .venv/triton-3.7.1
-	PYTHONPATH=.venv/triton-3.7.1 $(BIN)/python -m pytest tests/kernels -m "not slow"
+	PYTHONPATH=.venv/triton-3.7.1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) tests/kernels -m "not slow"
 
 .venv/triton-3.7.1: .venv/installed
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ triton==3.7.1
@@ -32,7 +34,7 @@ test-oldest-triton: .venv/triton-3.7.1
 
 # The oldest versions that are supported. From plain PyPI their torch brings 7 GB of CUDA packages.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -m "not slow" $(OLDEST_TESTS) --deselect $(DESELECTED)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(PYTEST) -m "not slow" $(OLDEST_TESTS) --deselect $(DESELECTED)
 
 OLDEST_TESTS ?= tests/modeling tests/kernels/addnorm tests/finetuning/test_metrics.py \
     tests/finetuning/test_charts.py tests/test_shipped_checkpoint.py
@@ -42,7 +44,7 @@ DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compi
 .venv-oldest/installed: pyproject.toml setup.py constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt \
-	    --editable ".[pretrain,finetune,demo]" pytest pytest-benchmark hypothesis
+	    --editable ".[pretrain,finetune,demo]" pytest pytest-benchmark pytest-xdist hypothesis
 	touch $@
 
 # The C functions under gcc's address and undefined-behaviour sanitizers, and as clang builds them.

@@ -1,10 +1,11 @@
 """Everything that only a GPU can prove, in one command: `make gpu-proof`.
 
-    python -m bench.gpu_proof [--output gpu-proof] [--dry-run]
+    python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--dry-run]
 
-Runs the kernel tests on the device, compute-sanitizer's race, memory and synchronisation checks over every
-kernel (if compute-sanitizer is installed), two pre-training steps with either backend, the static report and the
-benchmarks. Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
+Measures training steps beside BERT's and what the host spends on a call, runs the tests of what a GPU does on the
+device, two pre-training steps with either backend, compute-sanitizer's race, memory and synchronisation checks over
+every kernel (if compute-sanitizer is installed), the static report and the benchmarks, in this order. Writes
+report.json and report.md, anew after each step, and a log for each step, into the output folder.
 Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
 
 `--dry-run` needs no GPU: the same commands, with the kernels in Triton's interpreter and what would take long
@@ -37,7 +38,11 @@ from bench.results import read, table
 
 TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
-TESTS = ("tests/kernels", "tests/modeling/test_backend.py")
+TESTS = (
+    *("tests/kernels", "tests/modeling/test_backend.py", "tests/modeling/test_packed_rows.py"),
+    *("tests/training/test_graph.py", "tests/pretraining/test_packed_runs.py"),
+)
+STEP_TIMES = "step-times.md"
 SYSTEM_TOOLKIT = "/usr/local/cuda"
 TIMEOUT = 7200  # seconds; a step that hangs must not lose the report
 SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something
@@ -92,22 +97,26 @@ class Step:
         self.seconds = time.monotonic() - started
 
 
-def steps(output: Path, dry_run: bool) -> list[Step]:
-    """Return the proof."""
+def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
+    """Return the proof, what says most first; `text` is what the training steps read, by default the demo corpus."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
     exercise = [python, "-m", "bench.exercise_kernels"]
     benchmarks = output / BENCHMARKS
     step_options = ["--preset", "nano", "--batch-size", "2", "--no-bf16", "--small-text"] if dry_run else []
     compiler = {"TRITON_INTERPRET": "0"}  # the report compiles, and never runs a kernel
+    times = [python, "-m", "bench.step_time", "--markdown", str(output / STEP_TIMES)]
+    times += ["--json", str(output / "step-times.json"), *(["--text", *text] if text else [])]
     return [
-        Step("kernel tests", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
+        Step("training steps beside BERT", times, compiler if dry_run else {}),
+        Step("host time of a call", [python, "-m", "bench.host_time"], compiler if dry_run else {}),
+        Step("tests on the device", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
         Step("every kernel, indices checked", exercise, {"GLYPHCRM_CHECK_INDICES": "1"}),
-        *(_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")),
         Step(
             "pre-training steps, both backends",
             [python, "-m", "bench.pretraining_step", "--output", str(output / "pretraining"), *step_options],
         ),
+        *(_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")),
         Step(
             "static report",
             [
@@ -218,7 +227,8 @@ def missing_gpu() -> str:
 def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:
     """Run all steps, write the report after each, and return the exit code."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / BENCHMARKS).unlink(missing_ok=True)  # those of an earlier proof
+    for name in (BENCHMARKS, STEP_TIMES):
+        (output / name).unlink(missing_ok=True)  # those of an earlier proof
     # One GPU: several would ask for torchrun.
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     common = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "TRITON_INTERPRET": "1" if dry_run else "0"}
@@ -267,6 +277,8 @@ def write_report(proof: Sequence[Step], facts: dict[str, Any], output: Path, dry
         f"| {s.name} | {s.status}{f': {s.skip}' if s.skip else ''} | {f'{s.seconds:,.0f}' if not s.skip else ''} |"
         for s in proof
     ]
+    if (output / STEP_TIMES).exists():
+        lines += ["", "## Training steps beside BERT", "", (output / STEP_TIMES).read_text("utf-8").rstrip()]
     if results:
         lines += ["", "## Benchmarks", "", "![chart](benchmarks.png)", "", *table(results)]
     lines += ["", "## Environment", "", "| what | value |", "|---|---|"]
@@ -284,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench.gpu_proof", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("gpu-proof"), help="folder for the report")
+    parser.add_argument("--text", nargs="+", default=[], help="files for the training steps; default: the demo corpus")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: everything else that can run")
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported; the steps of a dry run get it back
@@ -291,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {missing}; --dry-run runs what can run without", file=sys.stderr)
         return 2
     output = options.output.resolve()
-    return prove(steps(output, options.dry_run), output, options.dry_run)
+    return prove(steps(output, options.dry_run, options.text), output, options.dry_run)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _NOT_FROM_FILES = (
     *("post_processor", "tokenizer_truncation", "tokenizer_padding", "_json_truncation", "_json_padding"),
 )
 _END = "\x01"  # behind a character that is replaced; no text has it, since it is dropped
+_NO_ID = np.int32(-1).tobytes()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"  # what half of a surrogate pair is read as
 
@@ -128,7 +129,7 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
         """
         text = normalize(text)
         ids = self._look_up(text)
-        if ids.size and ids.min() < 0:
+        if _NO_ID in ids.tobytes():  # for short texts three times as fast as numpy's minimum
             ids = self._look_up(normalize(text.translate(self._translation)))
         return ids
 
@@ -155,10 +156,11 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
         backend = Tokenizer(models.WordPiece(self._ids, unk_token=unk_token))
         dropped = _character_class(point for first, last in DROPPED for point in range(first, last + 1))
         steps = [normalizers.Replace(Regex(f"{dropped}+"), ""), normalizers.NFC()]
-        # `Precompiled` replaces a whole grapheme, with its accents; a control behind the character ends the grapheme.
-        replaced = _character_class(map(ord, self._stand_ins))
-        steps.append(normalizers.Replace(Regex(f"(?<={replaced})"), _END))
-        steps += [normalizers.Precompiled(precompiled({**self._stand_ins, _END: ""})), normalizers.NFC()]
+        if self._stand_ins:
+            # `Precompiled` replaces a whole grapheme, accents too; a control behind the character ends the grapheme.
+            replaced = _character_class(map(ord, self._stand_ins))
+            steps.append(normalizers.Replace(Regex(f"(?<={replaced})"), _END))
+            steps += [normalizers.Precompiled(precompiled({**self._stand_ins, _END: ""})), normalizers.NFC()]
         backend.normalizer = normalizers.Sequence(steps)
         backend.pre_tokenizer = pre_tokenizers.FixedLength(length=1)
         backend.decoder = decoders.Fuse()
@@ -252,7 +254,7 @@ def _without_surrogates(text: Any) -> Any:
 
 def _samples(text: Any, text_pair: Any, words: bool) -> list[tuple[Any, ...]]:
     """Return for each sample its one or two sequences, each a text or a list of words."""
-    first = text[0] if isinstance(text, list | tuple) and text else None
+    first: Any = text[0] if isinstance(text, list | tuple) and text else None
     if not isinstance(text, list | tuple) or (words and (not text or isinstance(first, str))):
         return [(text, text_pair)]
     if text_pair is not None:

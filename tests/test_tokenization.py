@@ -16,7 +16,7 @@ from transformers import AddedToken, AutoTokenizer
 
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.normalization import clusters, normalize
+from glyphcrm.normalization import clusters, is_dropped, normalize
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.classic import READ_ONLY, TEXT
@@ -157,6 +157,14 @@ def test_voiced_half_width_kana_are_one_kana(tmp_path: Path) -> None:
     assert encoding.tokens() == ["[CLS]", "ガ", "キ", "[SEP]"]
     assert encoding["offset_mapping"][1:-1] == [(0, 2), (2, 3)]
     assert kana.encode_characters("ｶﾞｷ").tolist() == encoding["input_ids"][1:-1]
+
+
+def test_a_vocabulary_that_lacks_nothing_has_no_stand_ins(tmp_path: Path) -> None:
+    everything = [chr(point) for point in range(0x21, 0x20000) if not is_dropped(chr(point)) and point >> 11 != 27]
+    rich = GlyphCRMTokenizer.from_tokens([*SPECIAL_TOKENS, *everything], tmp_path)
+    text = "⼈ｶﾞ㎡e\u0301"
+    assert rich.tokenize(text) == list(normalize(text))
+    assert rich.encode_characters(text).tolist() == rich(text)["input_ids"][1:-1]
 
 
 def test_it_is_saved_whole_and_loaded_by_the_auto_class(tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> None:

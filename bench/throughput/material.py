@@ -108,7 +108,7 @@ class Material:
     """Everything that is made of the texts, with its files in `directory`.
 
     Atlas and tokenizer have the characters by frequency in the training text, then, unless the preset is for tests,
-    every other Han character of the default font, so that the vocabulary is of the paper's size.
+    whatever else the default font draws, so that the vocabulary is of the paper's size.
     """
 
     ATLAS_FILE = "atlas.safetensors"

@@ -145,7 +145,7 @@ class GlyphStep:
         return features
 
     def _rows(self, characters: int) -> Tensor:
-        return torch.arange(self._first, self._first + characters)
+        return torch.arange(self._first, self._first + characters, device=self._bitmaps.device)
 
     def _backward(self, vectors: Sequence[Tensor]) -> None:
         torch.autograd.backward(vectors, [torch.ones_like(part) for part in vectors])

@@ -45,8 +45,10 @@ class Machine:
 
         `bf16` is "auto" (on a GPU that has it), "on" or "off"; `program` is what the user starts.
 
+        A single process on a machine with several GPUs takes the first and says how to use all.
+
         Raises:
-            UserError: a single process has several GPUs, or there are more processes than GPUs.
+            UserError: there are more processes than GPUs.
         """
         world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         device = _own_device(program, int(os.environ.get("LOCAL_RANK", "0")), world)
@@ -170,9 +172,7 @@ def _own_device(program: str, local_rank: int, world: int) -> torch.device:
         return torch.device("cpu")
     count = torch.accelerator.device_count()
     if world == 1 and count > 1:
-        raise UserError(
-            f"there are several GPUs: start it with torchrun --standalone --nproc-per-node=NUMBER {program}"
-        )
+        print(f"one of {count} GPUs is used; for all: torchrun --standalone --nproc-per-node={count} {program}")
     if local_rank >= count:
         raise UserError(f"there are {count} GPUs for more processes; give torchrun --nproc-per-node={count}")
     torch.accelerator.set_device_index(local_rank)

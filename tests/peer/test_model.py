@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 
 from glyphcrm.configuration import GlyphCRMConfig, preset
-from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining, GlyphCRMModel
+from glyphcrm.modeling import (
+    GlyphCRMForMaskedLM,
+    GlyphCRMForPreTraining,
+    GlyphCRMModel,
+    GlyphCRMPreTrainedModel,
+)
+from glyphcrm.modeling.hanglyph import GlyphTable
 from glyphcrm.modeling.heads import HEADS
 from tests.peer.mixins import mixin
 
@@ -61,6 +68,23 @@ def _names_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for auto_class, names in NAMES.items():
         model_class = HEADS.get(auto_class, GlyphCRMModel)
         monkeypatch.setitem(getattr(modeling_auto, names), "glyphcrm", model_class.__name__)
+
+
+@pytest.fixture(autouse=True)
+def _models_have_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mixins make models from configurations alone, whose pictures would all be blank; some compare just those."""
+    if "can_init" in request.node.name:
+        return
+    initialize = GlyphCRMPreTrainedModel._init_weights
+
+    def draw(self: GlyphCRMPreTrainedModel, module: nn.Module) -> None:
+        initialize(self, module)
+        if isinstance(module, GlyphTable):
+            noise = torch.Generator().manual_seed(0)
+            pictures = torch.randint(256, module.bitmaps.shape, dtype=torch.uint8, generator=noise)
+            init.copy_(module.bitmaps, pictures)
+
+    monkeypatch.setattr(GlyphCRMPreTrainedModel, "_init_weights", draw)
 
 
 class TestModel(ModelTesterMixin, TrainingTesterMixin, unittest.TestCase):

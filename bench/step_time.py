@@ -1,0 +1,264 @@
+"""Training steps of GlyphCRM beside BERT's: milliseconds, real tokens a second, memory.
+
+    python -m bench.step_time [--preset base] [--shapes 32x512 256x128 128x512 256x512] [--text FILE ...]
+                              [--rounds N] [--json FILE] [--markdown FILE]
+
+A shape is sequences a step and tokens a sequence, at most. All ways take the same steps of real text in turn, in one
+process, on the device that pre-training would take; a step is all of it: batches to the device, forward, backward,
+clipping, AdamW, and the measures that a run logs. The ways:
+
+* BERT: transformers' `BertForPreTraining` with SDPA, padded, logits at every position;
+* BERT, masked logits: the same with logits where there is something to predict, as `--arch bert` trains it;
+* GlyphCRM, padded / packed / recorded: padded batches, rows without padding, and these as CUDA graphs, which is how
+  pre-training runs on an NVIDIA GPU. On a CPU the last one is left out.
+
+HanGlyph alone comes last: forward and backward over some characters, beside PyTorch's convolutions. Without a GPU the
+default is `nano`, to try the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bench import markdown
+from bench.clock import ratios, seconds_by_turns
+from bench.environment import first_line, versions
+from bench.throughput.material import Material, Sizes, documents, limited, sizes
+from bench.throughput.models import GlyphStep, bert_arguments, build_bert, build_glyphcrm
+from glyphcrm.data.packed_collator import PackedCollator
+from glyphcrm.data.pretraining import Sample
+from glyphcrm.modeling.bert import BertBaseline
+from glyphcrm.pretraining.objective import PretrainingObjective
+from glyphcrm.training.graph import CudaRecorder, Graphs, in_place_of, no_graph_because
+from glyphcrm.training.loop import Step
+from glyphcrm.training.machine import Machine
+from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer, set_rates
+from glyphcrm.training.step_loader import Batch
+
+SHAPES = {"base": ("32x512", "256x128", "128x512", "256x512"), "nano": ("8x64",)}
+MICRO_TOKENS = 1 << 16  # of a micro-batch, padding included: of the shapes only 256x512 is cut in two
+GLYPHS = {"base": (1700, 3000), "nano": (12,)}
+STEPS = 3  # of different text, taken in turn
+WARM_UP = 3  # passes over them: kernels compile, each size of a graph runs, is recorded, is replayed
+PEER, MASKED, RECORDED = "BERT", "BERT, masked logits", "GlyphCRM, recorded"
+SETTINGS = OptimizerSettings(1e-4, glyph_learning_rate=1e-4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one way did at one shape; ratios are of tokens a second, medians over the rounds."""
+
+    shape: str
+    way: str
+    milliseconds: float
+    tokens_per_second: float
+    beside_bert: float
+    beside_masked: float
+    gigabytes: float  # weights, gradients, optimiser and the step's peak; 0 on a CPU
+    loss: float
+
+
+class PlainBert(PretrainingObjective):
+    """transformers' own loss, of logits at every position."""
+
+    def loss(self, model: PreTrainedModel, batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
+        """As `PretrainingObjective.loss`; the two means are one tensor, so that all micro-batches weigh alike."""
+        outputs: Any = model(**bert_arguments(inputs))
+        return outputs.loss * (self.counts(batch)[1] * totals[1].reciprocal())
+
+
+class Way:
+    """A model with its optimiser, and the steps that it takes."""
+
+    def __init__(
+        self, model: PreTrainedModel, objective: PretrainingObjective, machine: Machine, recorded: bool = False
+    ) -> None:
+        self.model, self._objective, self._machine = model.train(), objective, machine
+        model.to(machine.device)  # type: ignore[arg-type]
+        optimizer = make_optimizer(self.model, SETTINGS)
+        set_rates(optimizer, 1.0)
+        graphs = Graphs(CudaRecorder(machine.device), in_place_of(model), _tell) if recorded else None
+        self._step = Step(self.model, objective, optimizer, machine, graphs)
+        self._batches: list[list[Batch]] = []
+        self.loss = math.nan
+        self.peak = 0
+
+    def read(self, steps: Sequence[Sequence[Sample]]) -> None:
+        """Make the micro-batches of each step."""
+        self._batches = [self._objective.micro_batches(samples) for samples in steps]
+
+    def __call__(self, number: int) -> None:
+        """Take a step, to its end."""
+        if self._machine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            start = _allocated(self._machine)
+        loss, _ = self._step(self._batches[number % len(self._batches)])
+        self.loss = float(loss)  # waits for the device
+        if self._machine.device.type == "cuda":
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated() - start)
+
+    @property
+    def gigabytes(self) -> float:
+        """Memory of the model and of a step of it."""
+        own = sum(p.nbytes * 4 for p in self.model.parameters())  # itself, its gradient, two moments
+        return (own + self.peak) / 1e9 if self.peak else 0.0
+
+
+def measure(preset: str, shape: str, text: Sequence[str], rounds: int, machine: Machine) -> Iterator[Row]:
+    """Yield a row for each way at one shape, BERT first."""
+    count, length = map(int, shape.split("x"))
+    with tempfile.TemporaryDirectory() as directory:
+        amounts = Sizes(preset, length=length, batch=count) if preset != "nano" else sizes(preset)
+        material = Material(amounts, list(limited(documents(text), 4_000_000)), [], Path(directory))
+        stream = material.stream(material.write_store("steps"))
+        steps = [[stream[(s * count + i) % len(stream)] for i in range(count)] for s in range(STEPS)]
+        config = amounts.configuration(len(material.atlas))
+        tokens = median(sum(len(sample["input_ids"]) for sample in step) for step in steps)
+        micro = max(1, min(count, MICRO_TOKENS // length))
+
+        def objective(kind: type[PretrainingObjective], packed: PackedCollator | None = None) -> PretrainingObjective:
+            return kind(stream, stream, material.special.pad, micro, machine, 1, packed)
+
+        def glyphcrm(packed: bool, recorded: bool = False) -> Way:
+            collator = PackedCollator(material.special.pad, micro * length, length) if packed else None
+            model = build_glyphcrm(config, material.atlas)
+            return Way(model, objective(PretrainingObjective, collator), machine, recorded)
+
+        ways = {
+            PEER: Way(build_bert(config), objective(PlainBert), machine),
+            MASKED: Way(
+                BertBaseline.for_config(config, attn_implementation="sdpa"), objective(PretrainingObjective), machine
+            ),
+            "GlyphCRM, padded": glyphcrm(packed=False),
+            "GlyphCRM, packed": glyphcrm(packed=True),
+        }
+        if not no_graph_because(machine.device, recomputes=False):
+            ways[RECORDED] = glyphcrm(packed=True, recorded=True)
+        for way in ways.values():
+            way.read(steps)
+            for number in range(STEPS * WARM_UP):
+                way(number)
+        seconds = seconds_by_turns(ways, rounds)
+        for name, way in ways.items():
+            beside = [median(ratios(seconds[peer], seconds[name])) for peer in (PEER, MASKED)]
+            own = median(seconds[name])
+            yield Row(shape, name, 1e3 * own, tokens / own, *beside, way.gigabytes, way.loss)
+
+
+def measure_hanglyph(preset: str, rounds: int, machine: Machine) -> Iterator[tuple[str, float, float]]:
+    """Yield (what, milliseconds, times as fast as PyTorch's convolutions) for HanGlyph alone, forward and backward."""
+    with tempfile.TemporaryDirectory() as directory:
+        text = [["".join(map(chr, range(0x4E00, 0x4E00 + 4000)))]]
+        material = Material(sizes(preset), text, [], Path(directory))
+        model = build_glyphcrm(material.sizes.configuration(len(material.atlas)), material.atlas)
+        step = GlyphStep(model.to(machine.device).glyphcrm, material.special.first_ordinary_id)  # type: ignore[arg-type]
+        for count in GLYPHS.get(preset, GLYPHS["base"]):
+            order, reference = step.faster_reference(count)
+            ways: dict[str, Callable[[int], object]] = {
+                "own": _to_the_end(machine, partial(step.fast, count)),
+                "peer": _to_the_end(machine, partial(reference, count)),
+            }
+            seconds_by_turns(ways, 2)
+            own, peer = seconds_by_turns(ways, rounds).values()
+            ratio = median(ratios(peer, own))
+            yield f"HanGlyph, {count:,} characters, beside PyTorch's convolutions ({order})", 1e3 * median(own), ratio
+
+
+def _to_the_end(machine: Machine, call: Callable[[], object]) -> Callable[[int], object]:
+    def run(_: int) -> None:
+        with machine.autocast():
+            call()
+        if machine.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _allocated(machine: Machine) -> int:
+    return torch.cuda.memory_allocated() if machine.device.type == "cuda" else 0
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[Row], glyphs: Sequence[tuple[str, float, float]]) -> list[str]:
+    """Return the results as Markdown."""
+    header = ("step", "way", "ms", "real tokens/s", f"x {PEER}", f"x {MASKED}", "GB")
+    cells = [
+        (
+            *(r.shape, r.way, f"{r.milliseconds:,.1f}", f"{r.tokens_per_second:,.0f}"),
+            *(f"{r.beside_bert:.2f}", f"{r.beside_masked:.2f}", f"{r.gigabytes:.1f}" if r.gigabytes else "-"),
+        )
+        for r in rows
+    ]
+    alone = [(what, f"{milliseconds:,.1f}", f"{ratio:.2f}") for what, milliseconds, ratio in glyphs]
+    return [*markdown.table(header, cells, left=2), "", *markdown.table(("alone", "ms", "x"), alone)]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.step_time", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--preset", default="base" if has_gpu else "nano")
+    parser.add_argument("--shapes", nargs="+", help="sequences x tokens; default by preset")
+    parser.add_argument("--text", nargs="+", default=[], help="training text; default: the demo corpus")
+    parser.add_argument("--rounds", type=int, default=10 if has_gpu else 2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args(words)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
+    machine = Machine(device, bf16=has_gpu and torch.cuda.is_bf16_supported())
+    facts = {
+        "commit": first_line("git", "describe", "--always", "--dirty"),
+        "device": torch.cuda.get_device_name() if has_gpu else "CPU",
+        "date": time.strftime("%Y-%m-%d"),
+        **versions(("torch", "triton", "transformers")),
+    }
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    rows: list[Row] = []
+    glyphs: list[tuple[str, float, float]] = []
+
+    def keep() -> None:
+        record = {"facts": facts, "rows": [asdict(row) for row in rows], "hanglyph": glyphs}
+        if options.json:
+            options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        if options.markdown:
+            options.markdown.write_text("\n".join(table(rows, glyphs)) + "\n", encoding="utf-8")
+
+    for shape in options.shapes or SHAPES.get(options.preset, SHAPES["base"]):
+        for row in measure(options.preset, shape, options.text, options.rounds, machine):
+            rows.append(row)
+            print(f"{shape:>8}  {row.way:<20} {row.milliseconds:9.1f} ms  x {row.beside_bert:.2f}", flush=True)
+        keep()  # what has been measured stays, whatever comes
+        if has_gpu:
+            torch.cuda.empty_cache()
+    for found in measure_hanglyph(options.preset, options.rounds, machine):
+        glyphs.append(found)
+        keep()
+    print("\n".join(table(rows, glyphs)))
+    bad = [row for row in rows if not math.isfinite(row.loss)]
+    if bad:
+        print(f"error: {bad[0].shape}, {bad[0].way}: the loss is {bad[0].loss}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""The table of training steps beside BERT's, at the size of tests: every way takes its steps, and all are told."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import step_time
+
+
+def test_every_way_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join("天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。" * 3 for _ in range(60)), encoding="utf-8")
+    record, report = tmp_path / "times.json", tmp_path / "times.md"
+    words = ["--preset", "nano", "--rounds", "1", "--text", str(text), "--json", str(record), "--markdown", str(report)]
+    assert step_time.main(words) == 0
+    found = json.loads(record.read_text("utf-8"))
+    ways = [row["way"] for row in found["rows"]]
+    expected = ["BERT", "BERT, masked logits", "GlyphCRM, padded", "GlyphCRM, packed"]
+    assert ways == [*expected, *([step_time.RECORDED] if torch.cuda.is_available() else [])]
+    assert all(row["milliseconds"] > 0 and math.isfinite(row["loss"]) for row in found["rows"])
+    assert found["rows"][0]["beside_bert"] == found["rows"][1]["beside_masked"] == 1
+    # Real tokens a second, whatever the padding: all ways take the same steps.
+    assert len({round(row["tokens_per_second"] * row["milliseconds"]) for row in found["rows"]}) == 1
+    assert len(found["hanglyph"]) == 1
+    assert capsys.readouterr().out.rstrip().endswith(report.read_text("utf-8").rstrip())
