@@ -52,7 +52,7 @@ def read_info(directory: Path) -> StoreInfo:
         fields = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{directory} holds no token store ({STORE} is missing)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); {remedy}") from None
     found = fields.get("format") if isinstance(fields, dict) else None
     if found != FORMAT:

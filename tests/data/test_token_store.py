@@ -109,7 +109,7 @@ def test_a_damaged_store_is_refused(tmp_path: Path, name: str, damage: str) -> N
         TokenStore.open(tmp_path / "s")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}', '{"format": 2, "tokens": 3}', "{"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}', '{"format": 2, "tokens": 3}', "{", "[" * 100_000])
 def test_a_strange_description_is_refused(tmp_path: Path, content: str) -> None:
     write(tmp_path / "s", [["一。"]])
     (tmp_path / "s" / STORE).write_text(content, encoding="utf-8")

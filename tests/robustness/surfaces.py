@@ -21,12 +21,12 @@ from tests.robustness.runner import Surface
 
 # Name -> surface, and how many inputs of it the long and the short test give.
 SURFACES: dict[str, tuple[Surface, int, int]] = {
-    "text": (text, 1000, 40),
+    "text": (text, 600, 40),
     "task": (task, 1000, 40),
     "font": (font, 400, 20),
     "picture": (picture, 500, 20),
     "tokenizer files": (tokenizer_files, 1000, 40),
-    "string": (string, 20_000, 500),
+    "string": (string, 8000, 300),
     "glyphcrm checkpoint": (partial(checkpoint, "glyphcrm"), 800, 40),
     "bert checkpoint": (partial(checkpoint, "bert"), 400, 30),
     "configuration": (configuration, 3000, 300),
