@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _live(
             why, when = "its end", _never
         elif at_file:
             why = moments.pop()
-            when = _appears(run, why)
+            when = appears(run, why)
         else:
             seconds = rng.uniform(0, duration)
             why, when = f"{seconds:.2f} s", _after(seconds)
@@ -112,8 +113,9 @@ def _never() -> bool:
     return False
 
 
-def _appears(run: Path, pattern: str) -> Callable[[], bool]:
-    return lambda: next(run.glob(pattern), None) is not None
+def appears(run: Path, pattern: str) -> Callable[[], bool]:
+    """Return a function that tells whether a file of this pattern is in the run's directory."""
+    return lambda: bool(glob(pattern, root_dir=run))  # unlike Path.glob it does not mind what goes meanwhile
 
 
 def _after(seconds: float) -> Callable[[], bool]:

@@ -71,15 +71,19 @@ class Run:
 
     def kill(self) -> None:
         """End all its processes, those for loading data too, with SIGKILL."""
+        self.signal(signal.SIGKILL)
+        for process in self._processes:
+            process.join()
+
+    def signal(self, number: int) -> None:
+        """Send all its processes a signal."""
         for process in self._processes:
             assert process.pid is not None
             try:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, number)
             except ProcessLookupError:  # it has not got its group yet, or is gone
                 with suppress(ProcessLookupError):
-                    process.kill()
-        for process in self._processes:
-            process.join()
+                    os.kill(process.pid, number)
 
 
 @cache
