@@ -43,6 +43,11 @@ def taken(call: Callable[[], int], place: str) -> int:
 
 
 PRETRAINING_BEGINS = "glyphcrm.pretraining.run.train"
+PRETRAIN = [
+    *("pretrain", "--preset", "nano", "--steps", "4", "--batch-size", "2", "--micro-batch-size", "2"),
+    *("--eval-every", "2", "--eval-samples", "2", "--save-every", "2", "--no-input-only", "--workers", "0"),
+    "--no-reuse-memory",
+]
 FINETUNING_BEGINS = "glyphcrm.finetuning.seed_run.SeedRun._train"
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -100,8 +105,7 @@ def text(rng: random.Random, directory: Path) -> Case:
     path = directory / f"text.{kind}{compression}"
     path.write_bytes(content)
     out = directory / "out"
-    words = ["pretrain", "--preset", "nano", "--data", str(path), "--output-dir", str(out), "--steps", "2"]
-    words += ["--batch-size", "2", "--micro-batch-size", "2", "--no-input-only", "--workers", "0", "--no-reuse-memory"]
+    words = [*PRETRAIN, "--data", str(path), "--output-dir", str(out)]
     return Case(lambda: taken(partial(main, words), PRETRAINING_BEGINS), f"{path.name} {how}", out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import BertConfig, BertForPreTraining
@@ -20,6 +20,7 @@ from tests.classic import TEXT
 
 TOKENS = (*SPECIAL_TOKENS, *TEXT)
 CHARACTERS = TEXT[:-2]  # without the marks
+_PLACE = TemporaryDirectory()  # gone when this process ends
 
 
 def sentence(rng: random.Random) -> str:
@@ -46,9 +47,27 @@ def tagged(rng: random.Random, count: int = 24) -> str:
 
 
 @cache
+def whole_text() -> Path:
+    """Return a text to pre-train on."""
+    path = models() / "text.txt"
+    path.write_text("\n\n".join(documents(random.Random(0))), encoding="utf-8")
+    return path
+
+
+@cache
+def whole_task() -> Path:
+    """Return a task to fine-tune on."""
+    rows = "".join(f"{text}\t{label}\n" for text, label in labelled(random.Random(0)))
+    (models() / "rows.tsv").write_text(f"text\tlabel\n{rows}", encoding="utf-8")
+    path = models() / "task.toml"
+    path.write_text('kind = "sentence"\ntrain = "rows.tsv"\ntext = "text"\nlabel = "label"\nmax_length = 24\n')
+    return path
+
+
+@cache
 def models() -> Path:
     """Return a directory with a small GlyphCRM and a small BERT of the same tokens."""
-    root = Path(mkdtemp())
+    root = Path(_PLACE.name)
     torch.manual_seed(0)
     atlas = GlyphAtlas.build(TOKENS, [default_font()])
     atlas.save(root / "atlas.safetensors")

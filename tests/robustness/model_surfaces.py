@@ -11,6 +11,7 @@ import shutil
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from glyphcrm.cli.entry import main
 from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
-from tests.robustness.material import CHARACTERS, models
+from tests.robustness.file_surfaces import FINETUNING_BEGINS, PRETRAIN, PRETRAINING_BEGINS, taken
+from tests.robustness.material import CHARACTERS, models, whole_task, whole_text
 from tests.robustness.mutation import VALUES, damaged, damaged_json
 from tests.robustness.runner import Case, refusable
 
@@ -34,16 +36,28 @@ def checkpoint(kind: str, rng: random.Random, directory: Path) -> Case:
     else:
         path.write_bytes((damaged_json if path.suffix == ".json" else damaged)(rng, content))
     out = directory / "out"
+    both = (
+        ["convert-half", "--model", str(model), "--out", str(out)],
+        ["finetune", "--task", str(whole_task()), "--seeds", "1", "--model", str(model), "--output-dir", str(out)],
+    )
     commands = {
         "glyphcrm": (
-            ["convert-half", "--model", str(model)],
-            ["atlas", "add", "龟", "--model", str(model)],
-            ["atlas", "show", "天", "--atlas", str(model)],
+            *both,
+            ["atlas", "add", "龟", "--model", str(model), "--out", str(out)],
+            ["atlas", "show", "天", "--atlas", str(model), "--out", str(out)],
+            ["predict", "天[MASK]", "--model", str(model)],
+            [*PRETRAIN, "--data", str(whole_text()), "--init", str(model), "--output-dir", str(out)],
         ),
-        "bert": (["convert-half", "--model", str(model)],),
+        "bert": (*both, ["convert-bert", "--bert", str(model), "--out", str(out)]),
     }
-    words = [*rng.choice(commands[kind]), "--out", str(out)]
-    return Case(partial(main, words), f"{words[:2]} {path.name}", out)
+    words = rng.choice(commands[kind])
+
+    def call() -> int:
+        # What fonts draw beyond a BERT's vocabulary takes seconds.
+        with mock.patch("glyphcrm.conversion.bert.with_input_only", lambda atlas, fonts: atlas):
+            return taken(partial(taken, partial(main, words), PRETRAINING_BEGINS), FINETUNING_BEGINS)
+
+    return Case(call, f"{words[:2]} {path.name}", out)
 
 
 class Hostile:

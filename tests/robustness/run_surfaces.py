@@ -16,8 +16,8 @@ from glyphcrm.cli.entry import COMMANDS, main
 from glyphcrm.pretraining.corpus import Corpus
 from glyphcrm.pretraining.run import PretrainingModel
 from glyphcrm.training.run_directory import claim, last_checkpoint, mark_complete
-from tests.robustness.file_surfaces import FINETUNING_BEGINS, PRETRAINING_BEGINS, taken
-from tests.robustness.material import documents, models
+from tests.robustness.file_surfaces import FINETUNING_BEGINS, PRETRAIN, PRETRAINING_BEGINS, taken
+from tests.robustness.material import models, whole_text
 from tests.robustness.mutation import damaged, damaged_json
 from tests.robustness.runner import Case, refusable
 
@@ -47,26 +47,12 @@ def run_records(rng: random.Random, directory: Path) -> Case:
 
 
 def _pretraining(out: Path, *more: str) -> list[str]:
-    words = ["pretrain", "--preset", "nano", "--data", str(models() / "text.txt"), "--output-dir", str(out)]
-    words += [
-        "--steps",
-        "4",
-        "--batch-size",
-        "2",
-        "--micro-batch-size",
-        "2",
-        "--eval-every",
-        "2",
-        "--eval-samples",
-        "2",
-    ]
-    return [*words, "--save-every", "2", "--no-input-only", "--workers", "0", "--no-reuse-memory", *more]
+    return [*PRETRAIN, "--data", str(whole_text()), "--output-dir", str(out), *more]
 
 
 @cache
 def stopped_run() -> Path:
     """Return the directory of a run that stopped half-way; the model's and the data's files are in it."""
-    (models() / "text.txt").write_text("\n\n".join(documents(random.Random(0), 12)), encoding="utf-8")
     run = models() / "run"
     assert main(_pretraining(run, "--stop-after", "2")) == 0
     assert last_checkpoint(run) == run / "checkpoint-2"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from tests.robustness.file_surfaces import font, fonts, picture, task, text
+from tests.robustness.material import whole_task
 from tests.robustness.model_surfaces import checkpoint, configuration, release, string, tokenizer, tokenizer_files
 from tests.robustness.run_surfaces import (
     command_line,
@@ -42,5 +43,6 @@ def prepare() -> None:
     """Make what several cases share, before a process forks."""
     fonts()
     tokenizer()
+    whole_task()
     undamaged()
     finished_weights()
