@@ -108,10 +108,11 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) ->
         "input_only": options.input_only,
     }
     if os.path.exists(directory / VOCABULARY_RECORD):  # unlike Path.exists it does not raise
-        found = _read_record(directory)["settings"]
-        if not str(found.get("text")).startswith(DIGEST):
+        record = _read_record(directory)
+        found = record["settings"]
+        if not str(found.get("text")).startswith(DIGEST) or not record["sha256"]:
             raise UserError(
-                f"{directory} was made by an older version, which did not look at the whole text; "
+                f"{directory} was made by an older version, which did not look at all bytes; "
                 "delete it, or give another --data-dir"
             )
         if differing := [name for name in settings if settings[name] != found.get(name)]:
@@ -167,11 +168,11 @@ def _read_record(directory: Path) -> dict[str, Any]:
     path = directory / VOCABULARY_RECORD
     try:
         record = read_json(path)
-        size, digest, settings = record["size"], record["sha256"], record["settings"]
+        size, digest, settings = record["size"], record.get("sha256", ""), record["settings"]
         if type(size) is int and isinstance(digest, str) and isinstance(settings, dict):
             return {"size": size, "sha256": digest, "settings": settings}
         reason = "not its fields"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         reason = type(error).__name__
     raise UserError(f"{path}: damaged ({reason}); delete {directory} and repeat the command")
 
