@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -134,7 +135,6 @@ def write_files(
         flush()
     if token_count == 0:
         raise UserError("the documents hold no character that can be drawn")
-    files = {file.path.name: file.path.stat().st_size for file in (tokens, sentence_ends, document_ends)}
     StoreInfo(
         fingerprint=fingerprint,
         dtype=tokens.dtype.name,
@@ -142,7 +142,7 @@ def write_files(
         documents=document_ends.items,
         sentences=sentences,
         tokens=token_count,
-        file_sizes=files,
+        sha256={file.path.name: file.digest.hexdigest() for file in (tokens, sentence_ends, document_ends)},
     ).save(building / STORE)
 
 
@@ -153,11 +153,14 @@ class _ArrayFile:
         self.path = path
         self.dtype: np.dtype = np.dtype(dtype)
         self.items = 0
+        self.digest = hashlib.sha256()  # of what has been written
         self._file = path.open("wb")
 
     def append(self, values: npt.NDArray) -> None:
         # Not ndarray.tofile: its OSError has no errno, so a full disk could not be told.
-        self._file.write(np.ascontiguousarray(values, self.dtype).data)
+        content = np.ascontiguousarray(values, self.dtype).data
+        self._file.write(content)
+        self.digest.update(content)
         self.items += len(values)
 
     def widen(self, dtype: npt.DTypeLike) -> None:
@@ -167,7 +170,7 @@ class _ArrayFile:
         self._file.close()
         narrow, narrow_dtype = self.path.with_suffix(".narrow"), self.dtype
         self.path.rename(narrow)
-        self.dtype, self.items = np.dtype(dtype), 0
+        self.dtype, self.items, self.digest = np.dtype(dtype), 0, hashlib.sha256()
         self._file = self.path.open("wb")
         with narrow.open("rb") as file:
             while block := file.read(FLUSH_TOKENS * narrow_dtype.itemsize):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from glyphcrm.data.store_format import DOCUMENT_ENDS, SENTENCE_ENDS, TOKENS, read_info
+from glyphcrm.data.store_format import DOCUMENT_ENDS, SENTENCE_ENDS, TOKENS, has_its_bytes, read_info
 from glyphcrm.data.store_writer import replacing, write_files
 from glyphcrm.errors import UserError
 
@@ -70,10 +70,14 @@ class TokenStore:
         return store
 
     @staticmethod
-    def matches(directory: Path, fingerprint: str) -> bool:
-        """Whether `directory` holds a whole store with this fingerprint."""
+    def matches(directory: Path, fingerprint: str, digests: Path | None = None) -> bool:
+        """Whether `directory` holds a whole store with this fingerprint, every byte as it was written.
+
+        `digests`: where `glyphcrm.files.file_digest` keeps what it has read once.
+        """
         try:
-            return read_info(directory).fingerprint == fingerprint
+            info = read_info(directory)
+            return info.fingerprint == fingerprint and has_its_bytes(directory, info, digests)
         except UserError:
             return False
 

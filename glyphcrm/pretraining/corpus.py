@@ -24,11 +24,11 @@ from glyphcrm.data.text_files import expand, iter_documents
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
-from glyphcrm.glyphs.atlas import check_fonts_draw
+from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw, tokens_digest
 from glyphcrm.glyphs.fonts import font_chain, open_font, split_spec
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.tokens import SPECIAL_TOKENS
+from glyphcrm.tokens import SPECIAL_TOKENS, VOCABULARY_FILE, write_vocabulary
 from glyphcrm.training.run_directory import DATA_DIRECTORY, read_json, write_json
 
 ATLAS_FILE = "atlas.safetensors"
@@ -108,10 +108,11 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) ->
         "input_only": options.input_only,
     }
     if os.path.exists(directory / VOCABULARY_RECORD):  # unlike Path.exists it does not raise
-        found = _read_record(directory)["settings"]
-        if not str(found.get("text")).startswith(DIGEST):
+        record = _read_record(directory)
+        found = record["settings"]
+        if not str(found.get("text")).startswith(DIGEST) or not record["sha256"]:
             raise UserError(
-                f"{directory} was made by an older version, which did not look at the whole text; "
+                f"{directory} was made by an older version, which did not look at all bytes; "
                 "delete it, or give another --data-dir"
             )
         if differing := [name for name in settings if settings[name] != found.get(name)]:
@@ -140,34 +141,49 @@ def _write_vocabulary(text: Text, options: PretrainOptions, directory: Path, set
     if note := look_alikes_note(atlas):
         print(note)
     atlas.save(directory / ATLAS_FILE)
-    GlyphCRMTokenizer.from_tokens(atlas.tokens, directory).save_pretrained(directory)
+    write_vocabulary(atlas.tokens, directory / VOCABULARY_FILE)
     # Written last: it says that the others are whole.
-    write_json(directory / VOCABULARY_RECORD, {"size": len(vocabulary), "settings": settings})
+    record = {"size": len(vocabulary), "sha256": tokens_digest(vocabulary.tokens), "settings": settings}
+    write_json(directory / VOCABULARY_RECORD, record)
 
 
-def read_vocabulary_size(directory: Path) -> int:
-    """Return how many of the atlas rows that `prepare_vocabulary` wrote can be predicted."""
-    return int(_read_record(directory)["size"])
+def read_prepared(directory: Path) -> tuple[GlyphAtlas, GlyphCRMTokenizer, int]:
+    """Return what `prepare_vocabulary` wrote: the atlas, its tokenizer, and how many of its rows can be predicted.
+
+    Raises `UserError` if the files do not belong together.
+    """
+    record = _read_record(directory)
+    atlas = GlyphAtlas.load(directory / ATLAS_FILE)
+    tokenizer = GlyphCRMTokenizer(directory / VOCABULARY_FILE)
+    size: int = record["size"]
+    if tokenizer.tokens != atlas.tokens or tokens_digest(atlas.tokens[:size]) != record["sha256"]:
+        raise UserError(
+            f"{directory}: {ATLAS_FILE}, {VOCABULARY_FILE} and {VOCABULARY_RECORD} do not belong together; "
+            "delete it and repeat the command"
+        )
+    return atlas, tokenizer, size
 
 
 def _read_record(directory: Path) -> dict[str, Any]:
     path = directory / VOCABULARY_RECORD
     try:
         record = read_json(path)
-        return {"size": record["size"], "settings": record["settings"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: damaged ({type(error).__name__}); delete {directory} and repeat the command"
-        ) from error
+        size, digest, settings = record["size"], record.get("sha256", ""), record["settings"]
+        if type(size) is int and isinstance(digest, str) and isinstance(settings, dict):
+            return {"size": size, "sha256": digest, "settings": settings}
+        reason = "not its fields"
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        reason = type(error).__name__
+    raise UserError(f"{path}: damaged ({reason}); delete {directory} and repeat the command")
 
 
 def tokenized(text: Text, tokenizer: GlyphCRMTokenizer, directory: Path, max_length: int, progress: bool) -> TokenStore:
-    """Open the tokenised text in `directory`, made if it is not there or of another text."""
+    """Open the tokenised text in `directory`, made if it is not there, of another text, or damaged."""
     longest_sentence = (max_length - PAIR_SPECIALS) // 2
     key = json.dumps([text.fingerprint(), tokenizer.tokens, longest_sentence])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     store = directory / STORE_DIRECTORY
-    if TokenStore.matches(store, fingerprint):
+    if TokenStore.matches(store, fingerprint, directory / DIGESTS_FILE):
         return TokenStore.open(store, fingerprint)
     return TokenStore.write(
         store,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, set_seed
 from glyphcrm.checkpoint import digests_of_model, load_checkpoint, save_checkpoint, save_with_tokens
 from glyphcrm.configuration import preset
 from glyphcrm.data.packed_collator import PackedCollator
+from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.backend import check_kernel_backend
@@ -52,6 +53,7 @@ from glyphcrm.training.run_directory import (
     write_json,
 )
 
+VALIDATION = {f"eval_{task}_{value}" for task in ("mlm", "nsp") for value in ("loss", "accuracy")}
 PretrainingModel = GlyphCRMForPreTraining | BertBaseline
 
 
@@ -175,9 +177,8 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
             with locked(data_dir, wait=True):
                 corpora.prepare_vocabulary(text, options, data_dir)
     if origin is None:
-        tokenizer = GlyphCRMTokenizer.from_pretrained(data_dir)
-        vocabulary_size = corpora.read_vocabulary_size(data_dir)
-        model = new_model(options, vocabulary_size, GlyphAtlas.load(data_dir / corpora.ATLAS_FILE))
+        atlas, tokenizer, vocabulary_size = corpora.read_prepared(data_dir)
+        model = new_model(options, vocabulary_size, atlas)
     store = corpora.tokenized(text, tokenizer, data_dir, options.recipe.max_length, progress=first)
     corpus = corpora.build_corpus(store, tokenizer, model.config.vocab_size, options)
     if origin is None:
@@ -252,10 +253,13 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
 
 def report(options: PretrainOptions, corpus: corpora.Corpus) -> None:
     """Draw the chart and print what the run has come to."""
-    metrics = read_metrics(options.run_dir / METRICS_FILE)
+    path = options.run_dir / METRICS_FILE
+    metrics = read_metrics(path)
+    validations = [entry for entry in metrics if entry.keys() >= VALIDATION]
+    if not validations:
+        raise UserError(f"{path}: damaged (no validation); put back a copy of it")
     entropy = corpus.unigram_entropy()
     draw_loss_chart(metrics, entropy, options.run_dir / "loss.png")
-    validations = [entry for entry in metrics if "eval_mlm_loss" in entry]
     start, end = validations[0], validations[-1]
     print(
         f"\nvalidation after {end['step']} steps (before: step {start['step']})\n"

@@ -110,8 +110,19 @@ def check_tensorboard() -> None:
 
 
 def read_metrics(path: Path) -> list[Entry]:
-    """Return the entries of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the entries of a metrics.jsonl; raise `UserError` if one is none that a run has written."""
+    entries = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or not all(isinstance(value, int | float) for value in entry.values()):
+                raise ValueError("no names with numbers")
+            if "step" not in entry:
+                raise ValueError("no step")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: damaged ({error}); put back a copy of it") from None
+        entries.append(entry)
+    return entries
 
 
 def _tag(name: str) -> str:

@@ -109,13 +109,35 @@ def test_a_damaged_store_is_refused(tmp_path: Path, name: str, damage: str) -> N
         TokenStore.open(tmp_path / "s")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 2}', '{"format": 1, "tokens": 3}', "{"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}', '{"format": 2, "tokens": 3}', "{", "[" * 100_000])
 def test_a_strange_description_is_refused(tmp_path: Path, content: str) -> None:
     write(tmp_path / "s", [["一。"]])
     (tmp_path / "s" / STORE).write_text(content, encoding="utf-8")
     assert not TokenStore.matches(tmp_path / "s", "f")
     with pytest.raises(UserError, match="tokenise again"):
         TokenStore.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tokens", 10**9), ("tokens", "x"), ("documents", -1), ("dtype", 1e308), ("dtype", "float16"), ("sha256", [])],
+)
+def test_a_strange_field_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    path = write(tmp_path / "s", [["一。二。"]]).directory / STORE
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), field: value}), encoding="utf-8")
+    with pytest.raises(UserError, match="tokenise again"):
+        TokenStore.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {STORE}))
+def test_a_changed_bit_is_noticed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writer, "FLUSH_TOKENS", 3)
+    path = write(tmp_path / "s", [["一二三。末𠀀。"], ["四五。"]]).directory / name
+    assert TokenStore.matches(tmp_path / "s", "f")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert not TokenStore.matches(tmp_path / "s", "f")
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:

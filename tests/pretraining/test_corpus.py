@@ -16,10 +16,10 @@ from glyphcrm.pretraining.corpus import (
     Text,
     data_directory,
     prepare_vocabulary,
+    read_prepared,
     tokenized,
 )
 from glyphcrm.pretraining.options import PretrainOptions
-from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.glyphs.font_files import SQUARE, font_file
 
 
@@ -33,7 +33,7 @@ def prepared(options: PretrainOptions) -> tuple[str, ...]:
     files._taken.clear()
     text, directory = Text(options), data_directory(options)
     prepare_vocabulary(text, options, directory)
-    tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
+    _, tokenizer, _ = read_prepared(directory)
     tokenized(text, tokenizer, directory, 64, progress=False)
     return tokenizer.tokens
 
@@ -72,11 +72,48 @@ def test_a_font_exchanged_is_noticed(tmp_path: Path) -> None:
 def test_the_digest_of_a_text_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
     monkeypatch.setattr(files, "SETTLED_NS", -(10**12))
-    prepared(options_for(tmp_path))
+    for _ in range(2):
+        prepared(options_for(tmp_path))
     kept = json.loads((tmp_path / "run" / "data" / DIGESTS_FILE).read_bytes())
-    assert list(kept) == [str(tmp_path / "text.txt")]
+    store = tmp_path / "run" / "data" / "tokens"
+    binaries = [str(store / name) for name in ("tokens.bin", "sentence_ends.bin", "document_ends.bin")]
+    assert sorted(kept) == sorted([str(tmp_path / "text.txt"), *binaries])
     monkeypatch.setattr(files.hashlib, "file_digest", None)  # which would fail
     prepared(options_for(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "complaint"),
+    [
+        ("vocab.txt", "天", "地玄", "do not belong together"),
+        ("vocabulary.json", '"size": 10', '"size": 9', "do not belong together"),
+        ("vocabulary.json", '"size": 10', '"size": "10"', "vocabulary.json: damaged"),
+        ("vocabulary.json", '"settings": {', '"settings": 5, "x": {', "vocabulary.json: damaged"),
+    ],
+)
+def test_prepared_files_that_do_not_belong_together(
+    tmp_path: Path, name: str, old: str, new: str, complaint: str
+) -> None:
+    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    options = options_for(tmp_path)
+    assert len(prepared(options)) == 10
+    path = data_directory(options) / name
+    content = path.read_text(encoding="utf-8")
+    assert content.count(old) == 1
+    path.write_text(content.replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError, match=complaint):
+        prepared(options)
+
+
+def test_tokens_exchanged_are_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("天地玄黄。" * 20, encoding="utf-8")
+    options = options_for(tmp_path)
+    prepared(options)
+    path = data_directory(options) / "tokens" / "tokens.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])
+    prepared(options)
+    assert path.read_bytes() == content
 
 
 def test_data_of_an_older_version_is_told_of(tmp_path: Path) -> None:
@@ -85,10 +122,11 @@ def test_data_of_an_older_version_is_told_of(tmp_path: Path) -> None:
     prepared(options)
     record = data_directory(options) / VOCABULARY_RECORD
     content = json.loads(record.read_bytes())
-    content["settings"]["text"] = "demo"
-    record.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match="was made by an older version"):
-        prepared(options)
+    without_digest = {name: value for name, value in content.items() if name != "sha256"}
+    for older in ({**content, "settings": {**content["settings"], "text": "demo"}}, without_digest):
+        record.write_text(json.dumps(older), encoding="utf-8")
+        with pytest.raises(UserError, match="was made by an older version"):
+            prepared(options)
 
 
 def test_places_that_cannot_be_written_in(tmp_path: Path) -> None:

@@ -46,3 +46,20 @@ def damaged_json(rng: random.Random, content: bytes) -> bytes:
     if how < 0.85:
         return damaged(rng, content)
     return rng.choice((b"", b"[]", b"5", b"null", b"{", b'{"a":' * 50_000, b"\xff\xfe", bytes(100), content[:-20]))
+
+
+def damaged_encoding(rng: random.Random, content: bytes) -> bytes:
+    """Return UTF-8 text in another encoding, with other line ends, or with characters that nobody sees."""
+    text = content.decode("utf-8", "replace")
+    how = rng.randrange(5)
+    if how == 0:
+        return text.encode(rng.choice(("gb18030", "utf-16", "utf-16-le", "big5hkscs", "utf-32")), "ignore")
+    if how == 1:
+        return text.replace("\n", rng.choice(("\r", "\r\n", "\x85", "\u2028", "\x0b"))).encode()
+    if how == 2:
+        return b"\xef\xbb\xbf" * rng.randint(1, 3) + content
+    odd = rng.choice(("\0", "\u200b", "\ufeff", "\u0301", "\ud800", "\U000e0100", "\u1100", "\x1b[31m", "\ufffd"))
+    characters = list(text)
+    for _ in range(rng.choice((1, 5, 200))):
+        characters.insert(rng.randrange(len(characters) + 1), odd)
+    return "".join(characters).encode("utf-8", "surrogatepass")

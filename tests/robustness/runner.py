@@ -11,6 +11,7 @@ import resource
 import select
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SECONDS = 20.0
+SECONDS = 60.0  # of the clock, as others may have the processor; what takes so long hangs
 BYTES = 4 << 30  # of address space, over what the process has before
 BATCH = 100  # cases a process, so that what one leaves in memory is not the next one's
 
@@ -43,6 +44,22 @@ class Outcome:
     seed: int
     kind: str  # accepted, refused; faults: traceback, unclear, left, hang, killed
     detail: str = ""
+    seconds: float = 0.0
+    peak: int = 0  # MiB of memory that the process, and those before it, have had at most
+
+
+def refusable(call: Callable[[], None]) -> Callable[[], int]:
+    """Return a library call as a command: 0, or 2 with the message of the `ValueError` that it refuses with."""
+
+    def command() -> int:
+        try:
+            call()
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return command
 
 
 def run(name: str, surface: Surface, count: int, scratch: Path) -> list[Outcome]:
@@ -61,7 +78,11 @@ def faults(outcomes: list[Outcome]) -> list[Outcome]:
 def totals(outcomes: list[Outcome]) -> str:
     """Return the numbers of a surface in one line."""
     kinds = Counter(outcome.kind for outcome in outcomes)
-    return f"{outcomes[0].surface}: {len(outcomes)} inputs, " + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    return (
+        f"{outcomes[0].surface}: {len(outcomes)} inputs, "
+        + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        + (f"; slowest {max(o.seconds for o in outcomes):.1f} s, most memory {max(o.peak for o in outcomes)} MiB")
+    )
 
 
 def _batch(name: str, surface: Surface, seeds: range, scratch: Path) -> Iterator[Outcome]:
@@ -73,8 +94,10 @@ def _batch(name: str, surface: Surface, seeds: range, scratch: Path) -> Iterator
         _limit()
         with open(writing, "w", buffering=1) as pipe:
             for seed in seeds:
+                began = time.monotonic()
                 kind, detail = _outcome(name, surface, seed, scratch)
-                print(json.dumps([kind, detail]), file=pipe)
+                peak = max(resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+                print(json.dumps([kind, detail, time.monotonic() - began, peak >> 10]), file=pipe)
         os._exit(0)
     os.close(writing)
     seed = seeds.start

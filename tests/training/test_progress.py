@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from glyphcrm.errors import UserError
 from glyphcrm.training.progress import MetricsFile, TensorBoardFile, read_metrics
 from tests.pretraining.runs import environment
 
@@ -24,6 +26,14 @@ def test_metrics_of_lost_steps_go(tmp_path: Path) -> None:
     file.begin(HISTORY[:2])
     file.write({"loss": 2.0, "step": 2})
     assert read_metrics(file.path) == [*HISTORY[:2], {"loss": 2.0, "step": 2}]
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"5", b'{"step": "x"}', b'{"loss": 1.0}', b"[" * 100_000, b""])
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged"):
+        read_metrics(path)
 
 
 def test_tensorboard_shows_the_course_of_the_run_that_continued(tmp_path: Path) -> None:
