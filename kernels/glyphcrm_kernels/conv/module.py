@@ -38,9 +38,7 @@ class GlyphConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, bias=bias, device=device, dtype=dtype)
         self.relu, self.pool = relu, pool
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, residual: Tensor | None = None, backend: str = "auto"
-    ) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, backend: str = "auto") -> Tensor:
         """Return ``pool(relu(conv(x) + bias + residual))``; shapes, dtypes and errors as in `glyph_conv`."""
         assert isinstance(self.padding, tuple)
         return glyph_conv(
