@@ -21,6 +21,7 @@ COMMANDS = {
     "convert-release": ("convert:parse_release", "convert a checkpoint of the authors' release"),
     "convert-bert": ("convert:parse_bert", "warm-start from a transformers BERT directory"),
     "convert-half": ("convert:parse_half", "store a checkpoint's weights in float16"),
+    "export": ("export:parse", "write a model as ONNX, for other runtimes"),
     "reproduce": (
         "training:parse_reproduce",
         "pre-train GlyphCRM and BERT, fine-tune both on every task, write RESULTS.md",

@@ -411,7 +411,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
 
     def _check_drawn(self, bitmaps: Tensor) -> None:
         """Raise `UserError` if all pictures are blank; a GPU is waited for once, before the first use."""
-        if self.is_drawn or is_traced() or bitmaps.is_meta:
+        if is_traced() or self.is_drawn or bitmaps.is_meta:
             return
         if not bitmaps.any():
             raise UserError(

@@ -8,8 +8,10 @@ from glyphcrm_kernels.addnorm.api import add_norm
 from glyphcrm_kernels.addnorm.module import AddNorm
 from glyphcrm_kernels.attention.api import dropout_attention
 from glyphcrm_kernels.conv.api import glyph_conv
+from glyphcrm_kernels.conv.module import GlyphConv
 from glyphcrm_kernels.registry import choice
 from glyphcrm_kernels.stem.api import glyph_stem
+from glyphcrm_kernels.stem.module import GlyphStem
 from glyphcrm_kernels.stem.reference import unpack_bits
 from glyphcrm_kernels.stemconv.api import glyph_stem_conv
 
@@ -17,6 +19,8 @@ __all__ = [
     "BACKENDS",
     "AddNorm",
     "Choice",
+    "GlyphConv",
+    "GlyphStem",
     "add_norm",
     "choice",
     "dropout_attention",

@@ -16,6 +16,7 @@ from glyphcrm_kernels._shared import cpu_library, gpus
 from glyphcrm_kernels._shared.targets import Target
 from glyphcrm_kernels.registry import OPS
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tests.kernels.checks import DEVICE
 from tests.kernels.examples import EXAMPLES
@@ -74,6 +75,23 @@ def test_a_joined_op_asks_both_that_it_joins(monkeypatch: pytest.MonkeyPatch) ->
         arguments |= {"conv_bias": arguments["conv_bias"].new_empty(10)}
         chosen = choice("glyph_stem_conv", **arguments)
         assert chosen.implementation == "reference" and "weight has 10 channels" in chosen.reason
+    gpus._target_obstacle.cache_clear()
+
+
+def test_a_number_of_images_that_nobody_knows_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the graph of a model that finds the distinct characters itself, here on a Hopper GPU."""
+    monkeypatch.setattr(gpus, "_can_build", lambda: True)
+    monkeypatch.setattr(gpus, "INTERPRETED", False)
+    monkeypatch.setattr(gpus, "target_of", lambda device: Target("cuda", 90))
+    gpus._target_obstacle.cache_clear()
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        rows = torch.unique(torch.empty(9, dtype=torch.int64, device="cuda"))
+        x = torch.empty(rows.shape[0], 64, 48, 48, device="cuda", dtype=torch.bfloat16)
+        weight, bias = x.new_empty(64, 64, 9, 9), x.new_empty(64)
+        assert choice("glyph_conv", x, weight, bias).implementation == "triton"
+        stem = (x.new_empty(64, 3, 3, 3), bias, x.new_empty(2, 48, 48))
+        bitmaps = torch.empty(20, 288, dtype=torch.uint8, device="cuda")
+        assert choice("glyph_stem_conv", rows, bitmaps, *stem, weight, bias).implementation == "triton"
     gpus._target_obstacle.cache_clear()
 
 

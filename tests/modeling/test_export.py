@@ -1,29 +1,33 @@
-"""The model as a graph that runs without this package."""
+"""The model as one graph for batches of any shape: exported, which runs without this package, and compiled."""
 
 from __future__ import annotations
 
 import torch
+from glyphcrm_kernels._shared import cpu_library
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.compilers import make_boxed_compiler
 
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 
 
+def batch(atlas: GlyphAtlas, rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Return plain ids and a mask; each row is a token shorter than the one before."""
+    ids = torch.randint(5, len(atlas), (rows, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.arange(length) < torch.arange(length, length - rows, -1)[:, None]
+    return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
 def test_an_exported_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> None:
     """From plain ids and a mask, in PyTorch's own operators."""
-
-    def batch(rows: int, length: int) -> dict[str, torch.Tensor]:
-        ids = torch.randint(5, len(atlas), (rows, length), generator=torch.Generator().manual_seed(length))
-        mask = torch.arange(length) < torch.arange(length, length - rows, -1)[:, None]
-        return {"input_ids": ids * mask, "attention_mask": mask.long()}
-
     sizes = {0: torch.export.Dim("rows", max=64), 1: torch.export.Dim("length", min=2, max=64)}
-    shapes = dict.fromkeys(batch(2, 9), sizes)
-    program = torch.export.export(model, (), batch(2, 9), dynamic_shapes=shapes)
+    example = batch(atlas, 2, 9)
+    program = torch.export.export(model, (), example, dynamic_shapes=dict.fromkeys(example, sizes))
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert operators and not any("glyphcrm" in name for name in operators)
     exported = program.module()
     for rows, length in ((2, 9), (3, 20), (1, 5)):
-        inputs = batch(rows, length)
+        inputs = batch(atlas, rows, length)
         with torch.no_grad():
             found, expected = exported(**inputs), model(**inputs)
         real = inputs["attention_mask"].bool()
@@ -33,3 +37,32 @@ def test_an_exported_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTrain
         torch.testing.assert_close(
             found.seq_relationship_logits, expected.seq_relationship_logits, atol=1e-5, rtol=1e-5
         )
+
+
+def test_a_compiled_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> None:
+    """In one piece from plain ids, whose distinct characters it finds itself; with the operators of this package."""
+    operators: list[set[str]] = []  # of each graph
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        operators.append({str(node.target) for node in graph.graph.nodes if node.op == "call_function"})
+        return graph
+
+    def outputs_and_gradients(call: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        model.zero_grad()
+        found = call(**inputs)
+        logits = found.prediction_logits[inputs["attention_mask"].bool()]
+        (logits.square().mean() + found.seq_relationship_logits.square().mean()).backward()
+        # Copies: a model's parameters keep their gradients.
+        return [logits, found.seq_relationship_logits, *(p.grad.clone() for p in model.parameters())]
+
+    backend = aot_autograd(
+        fw_compiler=make_boxed_compiler(keep), bw_compiler=make_boxed_compiler(lambda graph, inputs: graph)
+    )
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for rows, length in ((2, 9), (3, 20)):
+        inputs = batch(atlas, rows, length)
+        found, expected = (outputs_and_gradients(call, inputs) for call in (compiled, model))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert len(operators) == 1
+    if cpu_library.load() is not None:
+        assert {"glyphcrm.stem_conv_cpu.default", "glyphcrm.fourier_conv.default"} <= operators[0]

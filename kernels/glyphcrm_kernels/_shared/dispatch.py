@@ -108,7 +108,10 @@ class Op:
             backend,
             torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
             forward_ad._current_level >= 0,
-            *[(a.shape, a.dtype, a.device) if isinstance(a, Tensor) else _hashable(a) for a in arguments],
+            *[
+                (a.shape, a.dtype, a.device) if isinstance(a, Tensor) else tuple(a) if type(a) is list else a
+                for a in arguments
+            ],
         )
         name = self._chosen.get(call)
         if name is None:
@@ -143,7 +146,3 @@ def _not_exported(implementation: str) -> str:
     if implementation != "reference" and torch.compiler.is_exporting():
         return "an exported program runs without this package"
     return ""
-
-
-def _hashable(argument: Any) -> Any:
-    return tuple(argument) if isinstance(argument, list) else argument

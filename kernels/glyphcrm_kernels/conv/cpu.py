@@ -30,6 +30,7 @@ from torch import Tensor
 from glyphcrm_kernels._shared import buffers, cpu_library
 from glyphcrm_kernels._shared.cpu_library import cpu_obstacle
 from glyphcrm_kernels._shared.operators import operator
+from glyphcrm_kernels._shared.sizes import known
 from glyphcrm_kernels.conv.reference import glyph_conv_reference
 
 SMALLEST_FILTER = 5  # from here on the transforms cost less than they save
@@ -59,7 +60,7 @@ def drawback(
     outputs, _, size, _ = weight.shape
     if padding or height != width or not _has_fast_transform(height):
         return "the transforms take square images without padding, with no prime factor above 5"
-    if size < SMALLEST_FILTER or images < FEWEST_IMAGES:
+    if size < SMALLEST_FILTER or known(images < FEWEST_IMAGES, otherwise=False):
         return "for small filters and for one image the direct sum takes less time"
     return cpu_obstacle(x, weight, bias, residual, channels=(inputs, outputs))
 
@@ -82,7 +83,7 @@ def _nhwc(tensor: Tensor | None) -> Tensor | None:
 def _block(images: int, n: int, channels: int) -> int:
     """Return how many images are transformed together."""
     bytes_an_image = 8 * n * (n // 2 + 1) * channels
-    return min(images, LONGEST_BLOCK, max(1, BLOCK_BYTES // bytes_an_image))
+    return max(1, min(images, LONGEST_BLOCK, BLOCK_BYTES // bytes_an_image))
 
 
 @operator("glyphcrm::fourier_conv")

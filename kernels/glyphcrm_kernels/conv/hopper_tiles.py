@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from glyphcrm_kernels._shared import targets
+from glyphcrm_kernels._shared.sizes import known
 
 SIZE = 9
 CHANNELS = 64
@@ -76,7 +77,13 @@ WEIGHT_PROGRAMS_PER_MULTIPROCESSOR = 3  # one after the other, as one fills it
 def tile(table: dict[int, Any], shape: Sequence[int], dtype: torch.dtype, outputs: int, size: int) -> Any:
     """Return a table's tile where x has `shape` ``(U, C, H, W)``, or None where there is none."""
     images, channels, height, width = shape
-    fits = images > 0 and height == width and channels == outputs == CHANNELS and size == SIZE and dtype in DTYPES
+    fits = (
+        known(images > 0, otherwise=True)
+        and height == width
+        and channels == outputs == CHANNELS
+        and size == SIZE
+        and dtype in DTYPES
+    )
     return table.get(height) if fits else None
 
 

@@ -39,6 +39,7 @@ from glyphcrm_kernels._shared.launch import Plan
 from glyphcrm_kernels._shared.memo import remembered
 from glyphcrm_kernels._shared.operators import operator
 from glyphcrm_kernels._shared.optional_triton import tl, triton
+from glyphcrm_kernels._shared.sizes import known
 from glyphcrm_kernels._shared.targets import Target, dot_arguments, target_of
 from glyphcrm_kernels.conv import hopper, tiles
 from glyphcrm_kernels.conv import triton_kernels as kernels
@@ -62,7 +63,7 @@ def size_obstacle(shape: Sequence[int], filters: Sequence[int], pool: bool, padd
             return f"{name} has {channels} channels; the kernels take {takes}: change them"
     images = shape[0]
     height, width = (side + 2 * padding - filters[3] + 1 for side in shape[2:])
-    if images * height * width >= 2**31:
+    if known(images * height * width >= 2**31, otherwise=False):
         return f"the output has {images} x {height} x {width} pixels; the kernels count in 32 bits: take fewer images"
     if pool and (height % 2 or width % 2):
         return f"pooling needs an even output; here it is {height}x{width}: change the padding"

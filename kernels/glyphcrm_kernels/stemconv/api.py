@@ -73,7 +73,7 @@ def _check(
 
 def _triton_obstacle(rows: Tensor, bitmaps: Tensor, weight: Tensor, *others: Tensor) -> str:
     *stem, conv_weight, _ = others
-    shape = len(rows), len(weight), IMAGE_SIZE, IMAGE_SIZE
+    shape = rows.shape[0], len(weight), IMAGE_SIZE, IMAGE_SIZE
     return stem_triton.obstacle(rows, bitmaps, weight, *stem) or conv_triton.size_obstacle(
         shape, conv_weight.shape, False, 0
     )
@@ -92,7 +92,7 @@ def _hopper_drawback(
     conv_weight: Tensor,
     conv_bias: Tensor,
 ) -> str:
-    shape = len(rows), len(weight), IMAGE_SIZE, IMAGE_SIZE
+    shape = rows.shape[0], len(weight), IMAGE_SIZE, IMAGE_SIZE
     return on_no_gpu(rows) or hopper_tiles.uncovered(shape, result_dtype(weight), conv_weight.shape, False, 0)
 
 

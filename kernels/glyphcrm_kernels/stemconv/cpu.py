@@ -27,7 +27,7 @@ def run(rows: Tensor, bitmaps: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor
     """Return the convolution's output and the shortcut; arguments as in `glyph_stem_conv`."""
     *stem_, weight, bias = tensors
     taps, constant = taps_and_constant(*stem_)
-    like_activation = constant.permute(2, 0, 1).expand(len(rows), -1, -1, -1)
+    like_activation = constant.permute(2, 0, 1).expand(rows.shape[0], -1, -1, -1)
     if conv.drawback(like_activation, weight, bias, None, True, False, 0):
         return one_after_the_other(rows, bitmaps, *tensors, backend="cpu")
     return stem_conv_cpu(rows, bitmaps, taps, constant, weight, bias)

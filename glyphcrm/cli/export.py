@@ -1,0 +1,31 @@
+"""`glyphcrm export`: a saved model as one file for other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+
+def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
+    """Read the command line of `export`; return the work that it asks for."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Write a saved model as ONNX, which runs without this package.",
+        epilog="Inputs are input_ids, attention_mask and token_type_ids, (batch, length) int64, both sizes free.",
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="a saved model, with a head or without"
+    )
+    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
+    return partial(_run, parser.parse_args(words))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from glyphcrm.conversion.onnx import export_onnx
+
+    outputs = export_onnx(arguments.model, arguments.onnx)
+    size = arguments.onnx.stat().st_size
+    print(f"{arguments.onnx}: {size / 1e6:.1f} MB, outputs {', '.join(outputs)}")
+    return 0
