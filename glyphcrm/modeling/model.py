@@ -322,6 +322,8 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             config = copy.copy(config)
             config._attn_implementation_internal = name
         if row is None:
+            if attention_mask is None and name in ("eager", "sdpa"):
+                return None
             if attention_mask is not None and name == "sdpa" and states.device.type != "cpu":
                 # transformers asks the device whether the mask masks anything, and the host waits for the answer.
                 mask = attention_mask.to(states.device)
