@@ -188,7 +188,7 @@ def command_line(rng: random.Random, directory: Path) -> Case:
         with chdir(directory):
             code = taken(partial(taken, run, PRETRAINING_BEGINS), FINETUNING_BEGINS)
         numbers = [value for name, value in pairwise(changes) if name not in PLACES]
-        assert code or not {"nan", "1e400"} & set(numbers), f"{changes} taken"
+        assert code or not {"nan", "inf", "1e400"} & set(numbers), f"{changes} taken"
         return code
 
     return Case(call, str([command, *changes])[:300], out)
