@@ -74,7 +74,7 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[tuple[float, float],
     for (low, high), names in ranges.items():
         for name in names:
             value = values[name]
-            if value is not None and not low <= value <= high:
+            if value is not None and (not low <= value <= high or value == math.inf):
                 allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
                 raise UserError(f"--{name.replace('_', '-')} is {value}; give {allowed}")
 

@@ -137,3 +137,9 @@ def test_places_that_cannot_be_written_in(tmp_path: Path) -> None:
             prepared(options_for(tmp_path, "--data-dir", str(place)))
         assert str(caught.value).startswith(f"{place}: cannot be written in: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "text.txt"]
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "1e400", "-1"])
+def test_a_rate_is_a_finite_number(tmp_path: Path, rate: str) -> None:
+    with pytest.raises(UserError, match=r"--learning-rate is .*; give 0 or more"):
+        options_for(tmp_path, "--learning-rate", rate)
