@@ -142,7 +142,19 @@ def undamaged() -> str:
 
 NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e400", "9" * 30, "-" + "9" * 30, "1.5", "0x10", "1_0", "½", "٣", "")
 STRANGE = ("x", "--", "-", "é\n\x1b[31m", "--no-such-option", "--help=5", "@file", "*", "a" * 5000)
-PLACES = ("--model", "--out", "--file", "--font", "--characters", "--text", "--png", "--atlas", "--bert", "--weights")
+PLACES = (
+    "--model",
+    "--out",
+    "--file",
+    "--font",
+    "--characters",
+    "--text",
+    "--png",
+    "--atlas",
+    "--bert",
+    "--weights",
+    "--onnx",
+)
 OPTIONS = {
     "pretrain": (
         *("--steps", "--batch-size", "--micro-batch-size", "--learning-rate", "--warmup-steps", "--seed", "--dropout"),
@@ -158,6 +170,7 @@ OPTIONS = {
     "atlas": ("--weight", "--vocabulary-size", "--out", "--font", "--characters", "--text", "--png", "--atlas"),
     "convert-half": ("--model", "--out"),
     "convert-bert": ("--bert", "--seed", "--out"),
+    "export": ("--model", "--onnx"),
     "convert-release": ("--weights", "--vocab", "--bitmaps", "--out"),
     "reproduce": ("--size", "--steps", "--seeds", "--output-dir", "--tasks"),
 }
@@ -173,6 +186,7 @@ def command_line(rng: random.Random, directory: Path) -> Case:
         "atlas": ["show", "天", "--atlas", str(models() / "atlas.safetensors"), "--out", str(out)],
         "convert-half": ["--model", str(models() / "glyphcrm"), "--out", str(out)],
         "convert-bert": ["--bert", str(models() / "missing"), "--out", str(out)],
+        "export": ["--model", str(models() / "missing"), "--onnx", str(out)],
         "reproduce": ["--output-dir", str(out), "--no-such-option"],
     }.get(command, [])
     changes = []

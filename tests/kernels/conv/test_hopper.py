@@ -305,10 +305,10 @@ def test_opcheck(launched: list[str]) -> None:
     """The operators are Triton's; told to use Hopper's kernels, schemas and fake tensors still hold."""
     x, weight, bias = randn(1, 64, 32, 32), randn(64, 64, 9, 9), randn(64)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(op._glyph_conv, (x, weight, bias, None, True, True, 0, True), test_utils=tests)
+    torch.library.opcheck(op._glyph_conv.custom, (x, weight, bias, None, True, True, 0, True), test_utils=tests)
     g = randn(1, 64, 24, 24)
-    torch.library.opcheck(op._data_gradient, (g, weight, 0, True), test_utils=tests)
-    torch.library.opcheck(op._weight_gradient, (g, x, weight, 0, True), test_utils=tests)
+    torch.library.opcheck(op._data_gradient.custom, (g, weight, 0, True), test_utils=tests)
+    torch.library.opcheck(op._weight_gradient.custom, (g, x, weight, 0, True), test_utils=tests)
     assert {FORWARD, WEIGHT} == set(launched)
 
 
