@@ -34,17 +34,20 @@ test-oldest-triton: .venv/triton-3.7.1
 
 # The oldest versions that are supported. From plain PyPI their torch brings 7 GB of CUDA packages.
 test-oldest: .venv-oldest/installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(PYTEST) -m "not slow" $(OLDEST_TESTS) --deselect $(DESELECTED)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(PYTEST) -m "not slow" $(OLDEST_TESTS) $(addprefix --deselect ,$(DESELECTED))
 
 OLDEST_TESTS ?= tests/modeling tests/kernels/addnorm tests/finetuning/test_metrics.py \
     tests/finetuning/test_charts.py tests/test_shipped_checkpoint.py
-# With torch 2.9 and dropout, the loss of a compiled graph differs from the plain one by 2e-4 (docs/proof.md).
-DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compiled]"
+# With torch 2.9 and dropout, the loss of a compiled graph differs from the plain one by 2e-4 (docs/proof.md); its compiler
+# takes no distinct characters that it has to find itself, and describes convolutions on "meta" in another memory order.
+DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compiled]" \
+    tests/modeling/test_export.py::test_a_compiled_graph_takes_batches_of_any_shape \
+    tests/modeling/test_packed_rows.py::test_no_graph_break_around_flash_attention
 
 .venv-oldest/installed: pyproject.toml setup.py constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt \
-	    --editable ".[pretrain,finetune,demo]" pytest pytest-benchmark pytest-xdist hypothesis
+	    --editable ".[pretrain,finetune,demo]" accelerate pytest pytest-benchmark pytest-xdist hypothesis
 	touch $@
 
 # The C functions under gcc's address and undefined-behaviour sanitizers, and as clang builds them.

@@ -6,6 +6,7 @@ import os
 
 import torch
 from glyphcrm_kernels import BACKENDS, choice
+from glyphcrm_kernels._shared.operators import is_exporting
 from glyphcrm_kernels.registry import OPS, lacks_device
 
 from glyphcrm.configuration import GlyphCRMConfig
@@ -31,7 +32,7 @@ def kernel_backend(config: GlyphCRMConfig, op: str = "glyph_conv", device: torch
     "auto" is returned, so that a model for a GPU is built and loaded on a CPU. `glyph_conv` has an implementation of
     every name. A graph that is exported consists of PyTorch's own operators.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "reference"
     backend = OVERRIDE or config.kernel_backend
     if device is not None and lacks_device(backend, device):

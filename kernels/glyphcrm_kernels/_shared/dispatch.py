@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from glyphcrm_kernels._shared.memo import MOST, answers
-from glyphcrm_kernels._shared.operators import Operator, is_eager
+from glyphcrm_kernels._shared.operators import Operator, is_eager, is_exporting
 
 BACKENDS = ("auto", "hopper", "triton", "cpu", "reference")
 
@@ -143,6 +143,6 @@ class Op:
 
 def _not_exported(implementation: str) -> str:
     """Return why `torch.export` passes an implementation over, or an empty string."""
-    if implementation != "reference" and torch.compiler.is_exporting():
+    if implementation != "reference" and is_exporting():
         return "an exported program runs without this package"
     return ""

@@ -31,6 +31,11 @@ def is_eager(inputs: Sequence[Any]) -> bool:
     )
 
 
+def is_exporting() -> bool:
+    """Return whether `torch.export` looks; PyTorch's own function says so in every graph of an older `torch.compile`."""
+    return torch.compiler._is_exporting_flag
+
+
 class Operator:
     """A body, and the two ways to it. A call returns the first `results` of what the body returns.
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphcrm_kernels._shared.operators import is_exporting
 from glyphcrm_kernels._shared.sizes import known
 from glyphcrm_kernels.conv.direct import direct_conv
 
@@ -14,7 +15,7 @@ def glyph_conv_reference(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
 ) -> Tensor:
     """Arguments as in `glyph_conv`."""
-    is_in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    is_in_graph = torch.compiler.is_compiling() and not is_exporting()
     if is_in_graph and not known(x.shape[0] > 1, otherwise=False):
         y = direct_conv(x, weight, bias.to(x.dtype), padding)
     else:
