@@ -32,7 +32,7 @@ def is_eager(inputs: Sequence[Any]) -> bool:
 
 
 def is_exporting() -> bool:
-    """Return whether `torch.export` looks; PyTorch's own function says so in every graph of an older `torch.compile`."""
+    """Return whether `torch.export` looks; PyTorch's function says so under an older `torch.compile`, too."""
     return torch.compiler._is_exporting_flag
 
 
