@@ -196,6 +196,12 @@ def test_a_run_stopped_and_killed_ends_bit_for_bit_the_same(
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.002)
+        if number == signal.SIGINT:  # once a further step is logged: a run that has just saved stops where it is
+            (log,) = (run / "seed-0" / "tensorboard").iterdir()
+            size = log.stat().st_size
+            while log.stat().st_size == size:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.002)
         process.send_signal(number)
         output, _ = process.communicate(timeout=120)
         assert not (run / "seed-0" / "result.json").exists()
