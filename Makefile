@@ -95,7 +95,7 @@ gpu-proof: .venv/installed
 .venv/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[pretrain,finetune,demo,onnx,test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[pretrain,finetune,demo,reproduce,onnx,web,docs,test]"
 	touch $@
 
 clean:
