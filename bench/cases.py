@@ -274,10 +274,29 @@ def _dropout_attention(sizes: Sizes, device: str) -> list[Case]:
     ]
 
 
+def _biased_linear(sizes: Sizes, device: str) -> list[Case]:
+    def case(n: int, d: int) -> Case:
+        def draw(make: Draw) -> Inputs:
+            weight = make.tensor(d, n, scale=n**-0.5)
+            return {"x": make.tensor(sizes.tokens, n), "weight": weight, "bias": make.tensor(d, scale=0.1)}
+
+        return Case(
+            "biased_linear",
+            f"{sizes.tokens:,} x {n} to {d}",
+            draw,
+            "TFLOP/s",
+            flops=2.0 * sizes.tokens * n * d,
+            quick=n == d,
+        )
+
+    return [case(WIDTH, WIDTH), case(WIDTH, 4 * WIDTH)]
+
+
 CASES: dict[str, Callable[[Sizes, str], list[Case]]] = {
     "add_norm": _add_norm,
     "glyph_stem": _glyph_stem,
     "glyph_conv": _glyph_conv,
     "glyph_stem_conv": _glyph_stem_conv,
     "dropout_attention": _dropout_attention,
+    "biased_linear": _biased_linear,
 }

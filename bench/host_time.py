@@ -115,6 +115,11 @@ def _dropout_attention() -> Small:
     return Small(inputs, {"scaling": 0.5, "p": P}, pytorch)
 
 
+def _biased_linear() -> Small:
+    inputs = {"x": _randn(1, 16), "weight": _randn(16, 16), "bias": _randn(16)}
+    return Small(inputs, {}, lambda given: F.linear(*given.values()))
+
+
 # By op: what is named behind it, and how it is made.
 SMALL: dict[str, dict[str, Callable[[], Small]]] = {
     "add_norm": {"2-way": lambda: _add_norm(None), "3-way": lambda: _add_norm(2)},
@@ -122,6 +127,7 @@ SMALL: dict[str, dict[str, Callable[[], Small]]] = {
     "glyph_conv": {"relu": lambda: _glyph_conv(False), "residual, relu, pool": lambda: _glyph_conv(True)},
     "glyph_stem_conv": {"": _glyph_stem_conv},
     "dropout_attention": {"": _dropout_attention},
+    "biased_linear": {"": _biased_linear},
 }
 
 

@@ -14,6 +14,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.backend import kernel_backend
 from glyphcrm.modeling.packed_attention import Sequences, attend_in_sequences
+from glyphcrm.modeling.projection import project
 
 
 def eager_attention(
@@ -108,15 +109,16 @@ class SelfAttention(nn.Module):
         are transformers'; with `cu_seq_lens_q` and `cu_seq_lens_k` each sequence of a packed row attends to itself.
         """
         queries = hidden_states if queries is None else queries
-        query = self._heads(self.query(queries))
-        key, value = self._heads(self.key(hidden_states)), self._heads(self.value(hidden_states))
+        query = self._heads(self.query, queries)
+        key, value = self._heads(self.key, hidden_states), self._heads(self.value, hidden_states)
         dropout = self.p if self.training else 0.0
         name = implementation(self.config, kwargs)
         attend = ATTENTIONS.get(name) or ALL_ATTENTION_FUNCTIONS[name]
         context, probabilities = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )
-        return self.output(context.reshape(queries.shape)), probabilities
+        return project(self.output, context.reshape(queries.shape), self.config), probabilities
 
-    def _heads(self, projected: Tensor) -> Tensor:
+    def _heads(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        projected = project(layer, x, self.config)
         return projected.view(*projected.shape[:-1], -1, self.head_size).transpose(1, 2)

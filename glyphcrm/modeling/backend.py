@@ -22,7 +22,7 @@ if OVERRIDE and OVERRIDE not in BACKENDS:
 
 
 # What a model runs for an operation that has no implementation of the chosen name.
-STAND_INS = {"hopper": "triton", "triton": "reference"}
+STAND_INS = {"hopper": "triton", "triton": "reference", "cpu": "reference"}
 
 
 def kernel_backend(config: GlyphCRMConfig, op: str = "glyph_conv", device: torch.device | None = None) -> str:

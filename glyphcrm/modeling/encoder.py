@@ -13,6 +13,7 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.modeling.attention import SelfAttention
 from glyphcrm.modeling.backend import kernel_backend
 from glyphcrm.modeling.packing import at_positions
+from glyphcrm.modeling.projection import project
 
 
 class EncoderBlock(GradientCheckpointingLayer):
@@ -52,5 +53,6 @@ class EncoderBlock(GradientCheckpointingLayer):
             skip_index = None if skip_index is None else skip_index.gather(1, positions)
         attention, _ = self.attention(hidden_states, attention_mask, wanted, **kwargs)
         hidden_states = self.attention_norm(attention, wanted, backend=backend)
-        feed_forward = self.output(self.activation(self.intermediate(hidden_states)))
+        inner = self.activation(project(self.intermediate, hidden_states, self.config))
+        feed_forward = project(self.output, inner, self.config)
         return self.output_norm(feed_forward, hidden_states, skip, skip_index, backend)

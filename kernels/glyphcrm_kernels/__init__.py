@@ -7,6 +7,7 @@ from glyphcrm_kernels._shared.dispatch import BACKENDS, Choice
 from glyphcrm_kernels.addnorm.api import add_norm
 from glyphcrm_kernels.addnorm.module import AddNorm
 from glyphcrm_kernels.attention.api import dropout_attention
+from glyphcrm_kernels.biasedlinear.api import biased_linear
 from glyphcrm_kernels.conv.api import glyph_conv
 from glyphcrm_kernels.conv.module import GlyphConv
 from glyphcrm_kernels.registry import choice
@@ -22,6 +23,7 @@ __all__ = [
     "GlyphConv",
     "GlyphStem",
     "add_norm",
+    "biased_linear",
     "choice",
     "dropout_attention",
     "glyph_conv",

@@ -10,11 +10,13 @@ from glyphcrm_kernels._shared import gpus
 from glyphcrm_kernels._shared.dispatch import Choice, Op
 from glyphcrm_kernels.addnorm import api as addnorm
 from glyphcrm_kernels.attention import api as attention
+from glyphcrm_kernels.biasedlinear import api as biasedlinear
 from glyphcrm_kernels.conv import api as conv
 from glyphcrm_kernels.stem import api as stem
 from glyphcrm_kernels.stemconv import api as stemconv
 
-OPS: dict[str, Op] = {op.name: op for op in (addnorm.OP, stem.OP, conv.OP, stemconv.OP, attention.OP)}
+_APIS = (addnorm, stem, conv, stemconv, attention, biasedlinear)
+OPS: dict[str, Op] = {api.OP.name: api.OP for api in _APIS}
 
 
 def lacks_device(backend: str, device: torch.device) -> bool:

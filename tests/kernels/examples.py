@@ -52,6 +52,10 @@ def _dropout_attention(device: str) -> Arguments:
     return {"query": query, "key": key, "value": value, "scaling": 0.5, "p": 1e-9}
 
 
+def _biased_linear(device: str) -> Arguments:
+    return {"x": _randn(device, 2, 5, 6), "weight": _randn(device, 7, 6), "bias": _randn(device, 7)}
+
+
 # By op; a device to the arguments of its function.
 EXAMPLES: dict[str, Callable[[str], Arguments]] = {
     "add_norm": _add_norm,
@@ -59,4 +63,5 @@ EXAMPLES: dict[str, Callable[[str], Arguments]] = {
     "glyph_conv": _glyph_conv,
     "glyph_stem_conv": _glyph_stem_conv,
     "dropout_attention": _dropout_attention,
+    "biased_linear": _biased_linear,
 }

@@ -22,6 +22,7 @@ GROWS = {
     "glyph_conv": ("x", "residual"),
     "glyph_stem_conv": ("rows",),
     "dropout_attention": ("query", "key", "value"),
+    "biased_linear": ("x",),
 }
 
 

@@ -57,6 +57,11 @@ def multiprocessors(device: torch.device) -> int:
     return 132 if device.type == "meta" else 2
 
 
+def warps(target: Target, threads: int) -> int:
+    """Return how many warps, AMD's wavefronts, make so many threads."""
+    return threads // (64 if target.backend == "hip" else 32)
+
+
 def dot_arguments(target: Target, dtype: torch.dtype) -> dict[str, Any]:
     """Return how kernels multiply matrices whose elements are `dtype` in memory: two of their constants."""
     operands = getattr(tl, str(dtype).removeprefix("torch."))

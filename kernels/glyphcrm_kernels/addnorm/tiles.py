@@ -5,7 +5,7 @@ A thread takes 8 neighbouring columns at a time: 16 bytes in 16-bit types.
 
 from __future__ import annotations
 
-from glyphcrm_kernels._shared.targets import Target
+from glyphcrm_kernels._shared.targets import Target, warps
 
 LARGEST_WIDTH = 4096  # a program holds whole rows in its registers; wider ones spill on sm_90
 ELEMENTS_A_PROGRAM = 2048  # whole rows, at least one
@@ -20,8 +20,3 @@ def tile(target: Target, d: int) -> tuple[int, int, int]:
     block = max(16, 1 << (d - 1).bit_length())
     rows = max(1, ELEMENTS_A_PROGRAM // block)
     return rows, block, warps(target, rows * block // ELEMENTS_A_THREAD)
-
-
-def warps(target: Target, threads: int) -> int:
-    """Return how many warps, AMD's wavefronts, make so many threads."""
-    return threads // (64 if target.backend == "hip" else 32)

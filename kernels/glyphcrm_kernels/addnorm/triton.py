@@ -139,7 +139,7 @@ def _(dy: Tensor, x: Tensor, *others: Any) -> Tensors:
 def _segment_plan(target: Target, rows: int, d: int) -> Plan:
     columns, parts = tiles.SEGMENT_COLUMNS, tiles.SEGMENT_PARTS
     constants = {"D": d, "TOKENS": tiles.SEGMENT_TOKENS, "COLUMNS": columns, "PARTS": parts}
-    warps = tiles.warps(target, tiles.SEGMENT_THREADS)
+    warps = targets.warps(target, tiles.SEGMENT_THREADS)
     return Plan(kernels._segment_sum_kernel, (rows, -(-d // columns)), (), constants, warps)
 
 

@@ -1,0 +1,1 @@
+"""A linear layer whose bias gradient is one pass over memory."""
