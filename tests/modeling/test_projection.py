@@ -10,7 +10,9 @@ from glyphcrm_kernels._shared.launch import Launch, intercepted
 from torch import Tensor, nn
 
 from glyphcrm.configuration import preset
+from glyphcrm.modeling import projection
 from glyphcrm.modeling.encoder import EncoderBlock
+from glyphcrm.modeling.projection import project
 from tests.kernels.checks import DEVICE
 
 LINEARS = 6  # of a block; a sum is two launches
@@ -57,6 +59,18 @@ def test_every_bias_of_a_block_has_its_gradient_from_the_kernel(block: EncoderBl
     with torch.no_grad():
         block(torch.zeros(1, 2, block.config.hidden_size, device=DEVICE), None)
     assert len(sums) == 2 * LINEARS
+
+
+def test_auto_takes_it_on_a_gpu_for_many_tokens_alone(block: EncoderBlock, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(projection, "biased_linear", lambda *_, backend: asked.append(backend))
+    config, layer = block.config, block.output
+    config.kernel_backend = "auto"
+    x = torch.zeros(8, layer.in_features, device=DEVICE)
+    for worthwhile in (8 * layer.out_features + 1, 8 * layer.out_features):
+        monkeypatch.setattr(projection, "WORTHWHILE", worthwhile)
+        project(layer, x, config)
+    assert asked == (["auto"] if DEVICE == "cuda" else [])
 
 
 def test_a_layer_that_is_more_than_its_weights_is_called(block: EncoderBlock, sums: list[str]) -> None:

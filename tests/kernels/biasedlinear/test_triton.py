@@ -46,6 +46,7 @@ def launches() -> Iterator[list[str]]:
     seed=st.integers(0, 2**31),
 )
 @example(lengths=(4_500,), d=3, dtype=torch.float32, into=torch.float32, multiprocessors=132, seed=0)
+@example(lengths=(9,), d=1_300, dtype=torch.float32, into=torch.float32, multiprocessors=1, seed=0)
 def test_column_sums_are_true(
     buffers: GuardedBuffers,
     lengths: tuple[int, ...],
