@@ -100,10 +100,10 @@ def test_the_kernels_read_nothing_there_and_give_nan(buffers: GuardedBuffers) ->
     x, residual, skip, dy = (buffers.place(torch.randn(n, d, device=DEVICE)) for n in (6, 6, 3, 6))
     weight, bias = (buffers.place(torch.randn(d, device=DEVICE)) for _ in range(2))
     index = buffers.place(torch.tensor([0, 10**6, 2, -1, 1, 3], device=DEVICE))
-    y, mean, rstd = _add_norm.body(x, residual, weight, bias, skip, index, None, 0.0, 1e-12)
+    y, statistics = _add_norm.body(x, residual, weight, bias, skip, index, None, 0.0, 1e-12)
     outside = torch.tensor([False, True, False, True, False, True], device=DEVICE)
     assert torch.equal(y.isnan().all(1), outside) and y[~outside].isfinite().all()
-    dz, _, dparameters = _add_norm_backward.body(dy, x, residual, weight, mean, rstd, skip, index, None, 0.0)
+    dz, _, dparameters = _add_norm_backward.body(dy, x, residual, weight, statistics, skip, index, None, 0.0)
     assert torch.equal(dz.isnan().all(1), outside) and dz[~outside].isfinite().all() and dparameters.isnan().any()
     assert _segment_sum.body(dz, index, 3, dtype).isfinite().all()  # the rows of the tokens that have one
 

@@ -107,14 +107,14 @@ class Plan:
             self.launch(first, *others).run()
             return
         device = first.get_device()
-        kinds = [(t.dtype, t.data_ptr() % ALIGNMENT == 0) if t is not None else None for t in others]
-        key = (device, first.dtype, first.data_ptr() % ALIGNMENT == 0, *kinds)
+        tensors = (first, *others)
+        key = (device, *[t if t is None else (t.dtype, t.data_ptr() % ALIGNMENT == 0) for t in tensors])
         compiled = self._compiled.get(key)
         if compiled is None:
-            self._compiled[key] = self._first(first, *others)
+            self._compiled[key] = self._first(*tensors)
             return
         with _on(device):
-            compiled(first, *others, *self._behind)
+            compiled(*tensors, *self._behind)
 
     def _first(self, *tensors: Tensor | None) -> Callable[..., None]:
         """Run the launch, and return what starts the kernel that Triton took for it."""

@@ -76,23 +76,22 @@ def _add_norm(
     seed: Tensor | None,
     p: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, mean and rstd."""
+) -> tuple[Tensor, Tensor]:
+    """Return y, and mean and rstd as ``(2, ...)``."""
     x, residual, weight, bias, skip, index = _contiguous(x, residual, weight, bias, skip, index)
     dtype = torch.promote_types(x.dtype, residual.dtype)
     y = buffers.empty(*x.shape, like=x, dtype=dtype)
-    mean, rstd = (buffers.empty(*x.shape[:-1], like=x, dtype=arithmetic(dtype)) for _ in range(2))
+    statistics = buffers.empty(2, *x.shape[:-1], like=x, dtype=arithmetic(dtype))
     rows = 0 if skip is None else skip.shape[0]
-    plan = _forward_plan(target_of(x.device), mean.numel(), x.shape[-1], rows, drop_below(p), eps)
-    plan.start(x, residual, weight, bias, skip, index, seed, y, mean, rstd)
-    return y, mean, rstd
+    plan = _forward_plan(target_of(x.device), statistics.numel() // 2, x.shape[-1], rows, drop_below(p), eps)
+    plan.start(x, residual, weight, bias, skip, index, seed, y, statistics)
+    return y, statistics
 
 
 @_add_norm.register_fake
-def _(x: Tensor, residual: Tensor, *_: Any) -> Tensors:
+def _(x: Tensor, residual: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, residual.dtype)
-    mean = x.new_empty(x.shape[:-1], dtype=arithmetic(dtype))
-    return x.new_empty(x.shape, dtype=dtype), mean, torch.empty_like(mean)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(2, *x.shape[:-1], dtype=arithmetic(dtype))
 
 
 @remembered
@@ -109,8 +108,7 @@ def _add_norm_backward(
     x: Tensor,
     residual: Tensor,
     weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
     skip: Tensor | None,
     index: Tensor | None,
     seed: Tensor | None,
@@ -120,19 +118,19 @@ def _add_norm_backward(
     dy, x, residual, weight, skip, index = _contiguous(dy, x, residual, weight, skip, index)
     d, rows = x.shape[-1], 0 if skip is None else skip.shape[0]
     target, multiprocessors = target_of(x.device), targets.multiprocessors(x.device)
-    plan = _backward_plan(target, multiprocessors, mean.numel(), d, rows, drop_below(p))
+    plan = _backward_plan(target, multiprocessors, statistics.numel() // 2, d, rows, drop_below(p))
     dz = buffers.empty(*x.shape, like=dy)
     dx = buffers.empty(*x.shape, like=x) if _needs_own_dx(x, dz, seed) else None
-    partial = buffers.empty(2, *plan.grid, d, like=mean)
-    plan.start(dy, x, residual, weight, mean, rstd, skip, index, seed, dz, dx, partial)
+    partial = buffers.empty(2, *plan.grid, d, like=statistics)
+    plan.start(dy, x, residual, weight, statistics, skip, index, seed, dz, dx, partial)
     return dz, x.new_empty(0) if dx is None else dx, partial.sum(1)
 
 
 @_add_norm_backward.register_fake
 def _(dy: Tensor, x: Tensor, *others: Any) -> Tensors:
-    mean, seed = others[2], others[6]
+    statistics, seed = others[2], others[5]
     dx = x.new_empty(x.shape if _needs_own_dx(x, dy, seed) else 0)
-    return dy.new_empty(x.shape), dx, mean.new_empty(2, x.shape[-1])
+    return dy.new_empty(x.shape), dx, statistics.new_empty(2, x.shape[-1])
 
 
 @remembered
@@ -172,20 +170,20 @@ def _needs_own_dx(x: Tensor, dz: Tensor, seed: Tensor | None) -> bool:
     return seed is not None or x.dtype != dz.dtype
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, residual, weight, bias, skip, index, seed, ctx.p, _ = inputs
-    _, mean, rstd = output
+    _, statistics = output
     ctx.bias_dtype = bias.dtype
-    ctx.save_for_backward(x, residual, weight, mean, rstd, skip, index, seed)
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.set_materialize_grads(False)  # or zeros would be made as the gradients of mean and rstd
+    ctx.save_for_backward(x, residual, weight, statistics, skip, index, seed)
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)  # or zeros would be made as the gradient of the statistics
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:  # nothing that is differentiated depends on y
         return (None,) * 9
-    x, residual, weight, mean, rstd, skip, index, seed = ctx.saved_tensors
-    dz, dx, (dweight, dbias) = _add_norm_backward(dy, x, residual, weight, mean, rstd, skip, index, seed, ctx.p)
+    x, residual, weight, statistics, skip, index, seed = ctx.saved_tensors
+    dz, dx, (dweight, dbias) = _add_norm_backward(dy, x, residual, weight, statistics, skip, index, seed, ctx.p)
     dskip = None
     if skip is not None and ctx.needs_input_grad[4]:
         dskip = _segment_sum(dz, index, skip.shape[0], skip.dtype)

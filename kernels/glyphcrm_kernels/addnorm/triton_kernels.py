@@ -64,8 +64,7 @@ def _add_norm_fwd_kernel(
     index,  # (tokens,) or None
     seed,  # (1,) int64, or None without dropout
     y,  # (tokens, D)
-    mean,  # (tokens,)
-    rstd,  # (tokens,)
+    statistics,  # (2, tokens): mean and rstd
     tokens,
     rows,  # of skip, 0 without
     drop_below,  # of 65,536: an element is dropped if its 16 random bits are below
@@ -74,7 +73,7 @@ def _add_norm_fwd_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    ACC: tl.constexpr = mean.dtype.element_ty
+    ACC: tl.constexpr = statistics.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = (row < tokens)[:, None] & (column < D)[None, :]
@@ -91,8 +90,8 @@ def _add_norm_fwd_kernel(
     shift = tl.load(bias + column, mask=column < D, other=0.0).to(ACC)
     result = centred * inverse[:, None] * gain[None, :] + shift[None, :]
     tl.store(y + row[:, None] * D + column[None, :], result.to(y.dtype.element_ty), mask=inside)
-    tl.store(mean + row, average, mask=row < tokens)
-    tl.store(rstd + row, inverse, mask=row < tokens)
+    tl.store(statistics + row, average, mask=row < tokens)
+    tl.store(statistics + tokens + row, inverse, mask=row < tokens)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -101,8 +100,7 @@ def _add_norm_bwd_kernel(
     x,  # (tokens, D)
     residual,  # (tokens, D)
     weight,  # (D,)
-    mean,  # (tokens,)
-    rstd,  # (tokens,)
+    statistics,  # (2, tokens): mean and rstd
     skip,  # (rows, D) or None
     index,  # (tokens,) or None
     seed,  # (1,) int64, or None without dropout
@@ -116,7 +114,7 @@ def _add_norm_bwd_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    ACC: tl.constexpr = mean.dtype.element_ty
+    ACC: tl.constexpr = statistics.dtype.element_ty
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK)
     gain = tl.load(weight + column, mask=column < D, other=0.0).to(ACC)
@@ -131,8 +129,8 @@ def _add_norm_bwd_kernel(
         if seed is not None:
             kept = _kept(seed, row, drop_below, D, ROWS, BLOCK)
         z = _sum_rows(x, residual, skip, index, row, column, tokens, rows, kept, scale, seed is not None, D, ACC)
-        average = tl.load(mean + row, mask=row < tokens, other=0.0)
-        inverse = tl.load(rstd + row, mask=row < tokens, other=0.0)
+        average = tl.load(statistics + row, mask=row < tokens, other=0.0)
+        inverse = tl.load(statistics + tokens + row, mask=row < tokens, other=0.0)
         normalised = tl.where(inside, z - average[:, None], 0.0) * inverse[:, None]
         outer = tl.load(dy + at, mask=inside, other=0.0).to(ACC)
         dweight += outer * normalised

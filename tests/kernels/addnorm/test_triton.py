@@ -177,8 +177,8 @@ def test_opcheck(rows: int | None, p: float) -> None:
     seed = torch.tensor([5], device=DEVICE) if p else None
     arguments = (x, residual, weight, bias, skip, index, seed, p, EPS)
     torch.library.opcheck(torch.ops.glyphcrm.add_norm.default, arguments)
-    _, mean, rstd = torch.ops.glyphcrm.add_norm(*arguments)
-    kept = [None if tensor is None else tensor.detach() for tensor in (x, residual, weight, mean, rstd, skip)]
+    _, statistics = torch.ops.glyphcrm.add_norm(*arguments)
+    kept = [None if tensor is None else tensor.detach() for tensor in (x, residual, weight, statistics, skip)]
     torch.library.opcheck(torch.ops.glyphcrm.add_norm_backward.default, (dy, *kept, index, seed, p))
     if rows is not None:
         torch.library.opcheck(torch.ops.glyphcrm.segment_sum.default, (dy, index, rows, torch.bfloat16))
