@@ -11,6 +11,7 @@ from glyphcrm.modeling.heads import (
     GlyphCRMForSequenceClassification,
     GlyphCRMForTokenClassification,
 )
+from glyphcrm.modeling.look_alikes import nearest
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "GlyphCRMModel",
     "GlyphCRMPreTrainedModel",
     "HanGlyphEmbedding",
+    "nearest",
     "patch_bert",
 ]
