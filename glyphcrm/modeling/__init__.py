@@ -4,6 +4,7 @@ from glyphcrm.modeling.drop_in import BertPatch, patch_bert
 from glyphcrm.modeling.embedding import HanGlyphEmbedding
 from glyphcrm.modeling.heads import (
     GlyphCRMForMaskedLM,
+    GlyphCRMForMultipleChoice,
     GlyphCRMForNextSentencePrediction,
     GlyphCRMForPreTraining,
     GlyphCRMForPreTrainingOutput,
@@ -17,6 +18,7 @@ from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 __all__ = [
     "BertPatch",
     "GlyphCRMForMaskedLM",
+    "GlyphCRMForMultipleChoice",
     "GlyphCRMForNextSentencePrediction",
     "GlyphCRMForPreTraining",
     "GlyphCRMForPreTrainingOutput",

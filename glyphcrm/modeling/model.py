@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -219,16 +219,26 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
 
 
 @dataclass
-class GlyphCRMModelOutput(BaseModelOutput):
+class GlyphCRMModelOutput(BaseModelOutputWithPooling):
     """As transformers'; with `first_token_only` also the states ``(B, d)`` of the sequences' first tokens."""
 
     first_states: Tensor | None = None
 
 
 class GlyphCRMModel(GlyphCRMPreTrainedModel):
-    """The encoder without heads: token ids (or prepared distinct glyphs) to hidden states."""
+    """The encoder without heads: token ids (or prepared distinct glyphs) to hidden states.
 
-    def __init__(self, config: GlyphCRMConfig) -> None:
+    With a pooler, `pooler_output` ``(B, d)`` is ``tanh(W h + b)`` of the state of [CLS], which pre-training has trained
+    to tell whether sentences follow each other. A model that is loaded has one if the checkpoint has the weights.
+
+    Args:
+        add_pooling_layer: whether there is a pooler; None for one that `from_pretrained` takes away again where the
+            checkpoint lacks its weights, since random ones would say nothing.
+    """
+
+    nsp: nn.ModuleDict | None
+
+    def __init__(self, config: GlyphCRMConfig, add_pooling_layer: bool | None = False) -> None:
         super().__init__(config)
         self.glyph_table = GlyphTable(config)
         self.hanglyph = HanGlyph(config)
@@ -237,12 +247,29 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
+        # By the name that its weights have in the next-sentence head.
+        pooler = {"pooler": nn.Linear(config.hidden_size, config.hidden_size)}
+        self.nsp = None if add_pooling_layer is False else nn.ModuleDict(pooler)
+        self.may_lack_pooler = add_pooling_layer is None
         self.gradient_checkpointing = False
         self.glyph_cache = GlyphCache()
         self.is_drawn = False  # once a picture with ink has been seen
         self.rows: dict[str, int] = {}  # of each token; empty until `vocabulary` is asked for
         self.subfolder = ""  # of what the model was loaded from
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As of all GlyphCRM models; `add_pooling_layer` as in the constructor, but None if it is not given."""
+        return super().from_pretrained(*args, **{"add_pooling_layer": None, **kwargs})
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        # What transformers calls before it warns of weights that are missing.
+        lacking = {name for name in loading_info.missing_keys if name.startswith("nsp.")}
+        if lacking and self.may_lack_pooler:
+            self.nsp = None
+            loading_info.missing_keys -= lacking
+        super()._adjust_missing_and_unexpected_keys(loading_info)
 
     def frequent_rows(self) -> Tensor:
         """Return the atlas rows over which features are whitened, int64."""
@@ -284,7 +311,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         token_index: Tensor | None = None,
         **kwargs: Any,
     ) -> GlyphCRMModelOutput:
-        """Return the last hidden states ``(B, L, d)``.
+        """Return the last hidden states ``(B, L, d)``, and with a pooler `pooler_output` ``(B, d)``, or ``(S, d)``.
 
         The characters come in one of four forms, with or without `input_ids` beside the second and the third:
 
@@ -357,11 +384,12 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         states = last(states, mask, *last_skip, positions, **kwargs)
         if packing is not None:
             states = packing.unpack(states)
-        if not first_token_only:
+        if not first_token_only and self.nsp is None:
             return GlyphCRMModelOutput(states)
         starts = None if row is None else row.cu_seq_lens_q
         first = first_states(states, attention_mask, starts) if positions is None else states[:, 0]
-        return GlyphCRMModelOutput(states, first_states=first)
+        pooled = None if self.nsp is None else torch.tanh(self.nsp["pooler"](first))
+        return GlyphCRMModelOutput(states, pooled, first_states=first if first_token_only else None)
 
     def _query_dtype(self) -> torch.dtype:
         device = self.device.type
