@@ -83,7 +83,7 @@ def test_a_patched_class_is_that_of_all_its_models(name: str, tmp_path: Path, mo
     """Of those made before and after, by `from_pretrained`, and of other heads; of no other model; until undone."""
     from glyphcrm.modeling import drop_in
 
-    calls: list[float] = []
+    calls: list[int] = []
     fused = drop_in.add_norm
     monkeypatch.setattr(
         drop_in, "add_norm", lambda *inputs, **more: calls.append(more["eps"]) or fused(*inputs, **more)

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -32,8 +34,14 @@ from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
-from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining, GlyphCRMModel
-from glyphcrm.modeling.heads import HEADS
+from glyphcrm.modeling import (
+    GlyphCRMForMaskedLM,
+    GlyphCRMForPreTraining,
+    GlyphCRMForSequenceClassification,
+    GlyphCRMForTokenClassification,
+    GlyphCRMModel,
+)
+from glyphcrm.modeling.heads import HEADS, GlyphCRMHead
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
@@ -82,11 +90,11 @@ def test_a_loaded_encoder_has_the_pooler_that_was_trained(
     expected = torch.tanh(torch.nn.functional.linear(first, model.nsp.pooler.weight, model.nsp.pooler.bias))
     torch.testing.assert_close(outputs.pooler_output, expected)
     torch.testing.assert_close(model.nsp.classifier(outputs.pooler_output), model(**inputs).seq_relationship_logits)
-    assert outputs[1] is outputs.pooler_output and list(outputs) == [
-        *("last_hidden_state", "pooler_output", "hidden_states")
-    ]
+    assert list(outputs) == ["last_hidden_state", "pooler_output", "hidden_states"]
+    assert outputs[1] is outputs.pooler_output
     torch.testing.assert_close(encoder(**inputs, first_token_only=True).pooler_output, expected)
-    row = encoder(torch.tensor([[2, 7, 8, 3, 2, 9, 3]]), cu_seq_lens_q=torch.tensor([0, 4, 7]))
+    places = torch.tensor([[0, 1, 2, 3, 1, 2, 3]])
+    row = encoder(torch.tensor([[2, 7, 8, 3, 2, 9, 3]]), position_ids=places, cu_seq_lens_q=torch.tensor([0, 4, 7]))
     torch.testing.assert_close(row.pooler_output, expected)
 
     encoder.save_pretrained(tmp_path / "encoder")  # and back into a head
@@ -111,9 +119,8 @@ def test_choices_are_rows_of_a_classifier(model: GlyphCRMForPreTraining, directo
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "token_type_ids": (ids == 3).long()}
     classifier = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1).eval()
     classifier.classifier.load_state_dict(chooser.choice.state_dict())
-    expected = torch.stack(
-        [classifier(**{name: value[i] for name, value in inputs.items()}).logits[:, 0] for i in (0, 1)]
-    )
+    questions = [{name: value[i] for name, value in inputs.items()} for i in (0, 1)]
+    expected = torch.stack([classifier(**question).logits[:, 0] for question in questions])
     labels = torch.tensor([2, 0])
     encoded = []
     chooser.glyphcrm.hanglyph.register_forward_pre_hook(lambda _, arguments: encoded.append(arguments[0].tolist()))
@@ -153,18 +160,34 @@ def test_attention_maps_and_hidden_states(model: GlyphCRMForPreTraining) -> None
     torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(1, 2, 4))
 
 
+@pytest.mark.parametrize(
+    "head", [GlyphCRMForMaskedLM, GlyphCRMForSequenceClassification, GlyphCRMForTokenClassification]
+)
 def test_trainer_resumes_to_the_same_weights(
-    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, directory: Path, tmp_path: Path
+    head: type[GlyphCRMHead],
+    model: GlyphCRMForPreTraining,
+    tokenizer: GlyphCRMTokenizer,
+    directory: Path,
+    tmp_path: Path,
 ) -> None:
-    """transformers' own Trainer with dropout and shuffling, interrupted after a checkpoint."""
-    samples = [dict(tokenizer(TEXT[i : i + 9])) for i in range(16)]
-    for sample in samples:
-        sample["labels"] = [-100 if i % 3 else token for i, token in enumerate(sample["input_ids"])]
+    """transformers' own Trainer with dropout and shuffling, on a `datasets.Dataset`, interrupted after a checkpoint."""
 
-    def train(output: Path, **more: object) -> GlyphCRMForMaskedLM:
-        masked = GlyphCRMForMaskedLM.from_pretrained(directory)
+    def encode(texts: dict[str, list[str]]) -> dict[str, Any]:
+        rows = tokenizer(texts["text"])
+        labels = {
+            GlyphCRMForMaskedLM: [[-100 if i % 3 else t for i, t in enumerate(row)] for row in rows["input_ids"]],
+            GlyphCRMForSequenceClassification: [row[1] % 2 for row in rows["input_ids"]],
+            GlyphCRMForTokenClassification: [[t % 2 for t in row] for row in rows["input_ids"]],
+        }
+        return {**rows, "labels": labels[head]}
+
+    texts = datasets.Dataset.from_dict({"text": [TEXT[i : i + 9] for i in range(16)]})
+    samples = texts.map(encode, batched=True, remove_columns="text").with_format("torch")
+
+    def train(output: Path, **more: object) -> GlyphCRMHead:
+        trained = head.from_pretrained(directory)
         trainer = Trainer(
-            model=masked,
+            model=trained,
             args=TrainingArguments(
                 output_dir=str(output),
                 max_steps=6,
@@ -176,10 +199,12 @@ def test_trainer_resumes_to_the_same_weights(
                 dataloader_num_workers=0,
             ),
             train_dataset=samples,
+            eval_dataset=samples,
             processing_class=tokenizer,
         )
         trainer.train(**more)
-        return masked
+        assert trainer.evaluate()["eval_loss"] > 0 and len(trainer.predict(samples).predictions) == 16
+        return trained
 
     straight = train(tmp_path / "a")
     resumed = train(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
@@ -331,7 +356,7 @@ def test_sentence_transformers_round_trip(directory: Path, tmp_path: Path) -> No
 
 
 def test_pipelines_say_what_the_model_says(directory: Path) -> None:
-    """Three that need no masks, with the answers counted out by hand."""
+    """Four that need no masks, with the answers counted out by hand."""
     text = TEXT[3:12]
     batch = GlyphCRMTokenizer.from_pretrained(directory)(text, return_tensors="pt")
     with torch.no_grad():
@@ -351,6 +376,15 @@ def test_pipelines_say_what_the_model_says(directory: Path) -> None:
     ]
     vectors = pipeline("feature-extraction", str(directory))(text)
     torch.testing.assert_close(torch.tensor(vectors), states, rtol=1e-4, atol=1e-5)
+
+    entails = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    classifier.config.id2label, classifier.config.label2id = entails, {label: i for i, label in entails.items()}
+    judge = pipeline("zero-shot-classification", classifier, tokenizer=tokenizer, hypothesis_template="天{}。")
+    answer = judge(text, candidate_labels=["地玄", "宇宙", "洪荒"])
+    pairs = tokenizer([text] * 3, [f"天{label}。" for label in answer["labels"]], return_tensors="pt")
+    with torch.no_grad():
+        shares = classifier(**pairs).logits[:, 2].softmax(0)
+    assert answer["scores"] == pytest.approx(shares.tolist(), abs=1e-5)
 
 
 def test_answers_are_found_where_they_start_and_end(directory: Path) -> None:

@@ -99,7 +99,7 @@ def test_heads_of_a_packed_row(model_class: type[GlyphCRMPreTrainedModel], atlas
     labels = labels_of(model_class)
     if model_class in PADDED_HEADS:
         row = ids[:1] if model_class is GlyphCRMForQuestionAnswering else ids[None, :1]
-        with pytest.raises(ValueError, match="one softmax for all its sequences|does not tell which"):
+        with pytest.raises(ValueError, match=r"one softmax for all its sequences|does not tell which"):
             model(row, cu_seq_lens_q=torch.tensor([0, 3, ids.shape[1]]), **labels)
         return
     if labels["labels"].dim() == 2:
