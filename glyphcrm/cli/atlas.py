@@ -31,8 +31,6 @@ from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
 from glyphcrm.normalization import normalize
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
-PIECE = 64  # characters encoded at once
-
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `atlas`, its first word one of the commands; return the work that it asks for."""
@@ -100,7 +98,7 @@ def _add_nearest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
     count_help = "how many characters (default: %(default)s)"
     parser.add_argument("--count", type=int, default=10, metavar="N", help=count_help)
-    parser.set_defaults(run=nearest)
+    parser.set_defaults(run=show_nearest)
 
 
 def build(arguments: argparse.Namespace) -> int:
@@ -185,39 +183,23 @@ def add_to_model(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def nearest(arguments: argparse.Namespace) -> int:
-    """Print for each character those whose glyph vectors point most nearly where its own does, with the cosines."""
+def show_nearest(arguments: argparse.Namespace) -> int:
+    """Print for each character those that the model sees as most alike, with the cosines of their vectors."""
     import torch
-    import torch.nn.functional as F
-    from tqdm import tqdm
 
     from glyphcrm.checkpoint import load_as_saved
+    from glyphcrm.modeling import nearest
 
     characters = list(dict.fromkeys(normalize(arguments.text)))
     if not characters:
         raise UserError(f"the text {arguments.text!r} has no characters that are drawn")
-    if arguments.count < 1:
-        raise UserError(f"--count is {arguments.count}; give 1 or more")
     model, atlas = load_as_saved(arguments.model, dtype=torch.float32)
     if unknown := [char for char in characters if char not in atlas.rows]:
         raise UserError(f"{arguments.model}: has no picture of {named(unknown[0])}; `glyphcrm atlas add` gives it one")
-    base = model.eval().glyph_model
-    bar = tqdm(torch.arange(len(atlas)).split(PIECE), "encoding", delay=1.0, leave=False, dynamic_ncols=True)
-    vectors = []
-    with torch.no_grad():
-        for rows in bar:
-            kept = base.glyph_cache.vectors(base.hanglyph, base.glyph_table.bitmaps, rows)  # or what `encode` wrote
-            assert kept is not None  # as for every model that is as it was loaded
-            vectors.append(kept.vector[rows])
-    directions = F.normalize(torch.cat(vectors).float(), dim=-1)
     for char in characters:
-        row = atlas.rows[char]
-        cosines = directions @ directions[row]
-        cosines[row] = -torch.inf  # not itself
-        best, rows = cosines.topk(min(arguments.count, len(atlas) - 1))
+        found = nearest(model.eval(), char, arguments.count)
         print(named(char))
-        for cosine, other in zip(best.tolist(), rows.tolist(), strict=True):
-            token = atlas.tokens[other]
+        for token, cosine in found:
             print(f"  {cosine:.3f} {named(token) if len(token) == 1 else token}")
     return 0
 

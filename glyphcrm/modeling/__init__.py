@@ -4,6 +4,7 @@ from glyphcrm.modeling.drop_in import BertPatch, patch_bert
 from glyphcrm.modeling.embedding import HanGlyphEmbedding
 from glyphcrm.modeling.heads import (
     GlyphCRMForMaskedLM,
+    GlyphCRMForMultipleChoice,
     GlyphCRMForNextSentencePrediction,
     GlyphCRMForPreTraining,
     GlyphCRMForPreTrainingOutput,
@@ -11,11 +12,13 @@ from glyphcrm.modeling.heads import (
     GlyphCRMForSequenceClassification,
     GlyphCRMForTokenClassification,
 )
+from glyphcrm.modeling.look_alikes import nearest
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
 
 __all__ = [
     "BertPatch",
     "GlyphCRMForMaskedLM",
+    "GlyphCRMForMultipleChoice",
     "GlyphCRMForNextSentencePrediction",
     "GlyphCRMForPreTraining",
     "GlyphCRMForPreTrainingOutput",
@@ -25,5 +28,6 @@ __all__ = [
     "GlyphCRMModel",
     "GlyphCRMPreTrainedModel",
     "HanGlyphEmbedding",
+    "nearest",
     "patch_bert",
 ]

@@ -1,8 +1,10 @@
-"""The heads: masked language modelling, next-sentence prediction, classification, tagging."""
+"""The heads: masked language modelling, next-sentence prediction, classification, tagging, answers, choices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     MaskedLMOutput,
+    MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
@@ -37,8 +40,8 @@ def log_frequencies(counts: Tensor) -> Tensor:
     return torch.log(smoothed / smoothed.sum())
 
 
-def mean_over_pairs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits ``(B, 2)`` over the labels ``(B,)`` that are not -100; 0 without any."""
+def mean_over_rows(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits ``(B, C)`` over the labels ``(B,)`` that are not -100; 0 without any."""
     labels = labels.view(-1)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     return total / (labels != IGNORED_LABEL).sum().clamp_min(1)
@@ -75,43 +78,29 @@ class NextSentenceHead(nn.Module):
 class LinearHead(nn.Module):
     """Dropout and one linear layer: the paper's head for classification and for tagging."""
 
-    def __init__(self, config: GlyphCRMConfig) -> None:
+    def __init__(self, config: GlyphCRMConfig, outputs: int | None = None) -> None:
         super().__init__()
         p = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
-        self.linear = nn.Linear(config.hidden_size, config.num_labels or 2)
+        self.linear = nn.Linear(config.hidden_size, outputs or config.num_labels or 2)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map ``(..., d)`` to ``(..., num_labels)``."""
-        return self.linear(self.dropout(hidden_states))
-
-
-class SpanHead(nn.Module):
-    """Dropout and one linear layer to two numbers: how well a token starts an answer, and how well it ends one."""
-
-    def __init__(self, config: GlyphCRMConfig) -> None:
-        super().__init__()
-        p = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
-        self.linear = nn.Linear(config.hidden_size, 2)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map ``(..., d)`` to ``(..., 2)``."""
+        """Map ``(..., d)`` to ``(..., outputs)``, by default one for each label."""
         return self.linear(self.dropout(hidden_states))
 
 
 class GlyphCRMHead(GlyphCRMPreTrainedModel):
     """What all models with heads share: the encoder, and `parts` that read its states."""
 
-    parts: ClassVar[dict[str, type[nn.Module]]]  # name and class of each module beside the encoder
+    parts: ClassVar[dict[str, Callable[[GlyphCRMConfig], nn.Module]]]  # what makes each module beside the encoder
     reads_first_token: ClassVar[bool] = False  # the head reads the state of [CLS] alone
     output_class: ClassVar[type[ModelOutput]]  # of `forward`, with fields loss, logits, hidden_states, attentions
 
     def __init__(self, config: GlyphCRMConfig) -> None:
         super().__init__(config)
         self.glyphcrm = GlyphCRMModel(config)
-        for name, module in self.parts.items():
-            self.add_module(name, module(config))
+        for name, make in self.parts.items():
+            self.add_module(name, make(config))
         self.post_init()
 
     @can_return_tuple
@@ -239,7 +228,7 @@ class GlyphCRMForPreTraining(_MaskedLM):
         logits, mlm_loss = self.logits_and_loss(outputs.last_hidden_state, labels, prediction_index=prediction_index)
         first = first_states(outputs.last_hidden_state, attention_mask, kwargs.get("cu_seq_lens_q"))
         nsp_logits = self.nsp(first)
-        nsp_loss = None if next_sentence_label is None else mean_over_pairs(nsp_logits, next_sentence_label)
+        nsp_loss = None if next_sentence_label is None else mean_over_rows(nsp_logits, next_sentence_label)
         losses = [loss for loss in (mlm_loss, nsp_loss) if loss is not None]
         loss = torch.stack(losses).sum() if losses else None
         recorded = (outputs.hidden_states, outputs.attentions)
@@ -265,7 +254,7 @@ class GlyphCRMForNextSentencePrediction(GlyphCRMHead):
     def logits_and_loss(self, states: Tensor, labels: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As in the base class; the loss is the mean over the pairs."""
         logits = self.nsp(states)
-        return logits, None if labels is None else mean_over_pairs(logits, labels)
+        return logits, None if labels is None else mean_over_rows(logits, labels)
 
 
 class _Classification(GlyphCRMHead):
@@ -307,8 +296,8 @@ class GlyphCRMForTokenClassification(_Classification):
 class GlyphCRMForQuestionAnswering(GlyphCRMHead):
     """Extractive question answering: for every character how well an answer starts there, and how well it ends."""
 
-    parts: ClassVar = {"span": SpanHead}
-    span: SpanHead
+    parts: ClassVar = {"span": partial(LinearHead, outputs=2)}
+    span: LinearHead
 
     @can_return_tuple
     def forward(
@@ -345,6 +334,49 @@ class GlyphCRMForQuestionAnswering(GlyphCRMHead):
         return QuestionAnsweringModelOutput(loss, start, end, outputs.hidden_states, outputs.attentions)
 
 
+class GlyphCRMForMultipleChoice(GlyphCRMHead):
+    """Which of several sequences is the right one: one linear layer on the hidden state of each one's [CLS]."""
+
+    accepts_loss_kwargs = False
+    parts: ClassVar = {"choice": partial(LinearHead, outputs=1)}
+    choice: LinearHead
+    reads_first_token = True
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        glyph_ids: Tensor | None = None,
+        glyph_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MultipleChoiceModelOutput:
+        """As `GlyphCRMModel.forward`, with each ``(B, L)`` now ``(B, C, L)`` for C choices; logits are ``(B, C)``.
+
+        A character that stands in several choices is encoded once. `labels` ``(B,)`` int64 are the right choices, -100
+        for a question that does not count; the loss is the mean over the others. Recorded states are ``(B * C, L, d)``.
+
+        Raises `ValueError` for a batch without choices, and for a row that the caller has packed.
+        """
+        tokens = next((x for x in (glyph_index, input_ids, inputs_embeds) if x is not None), None)
+        if tokens is None or tokens.dim() != (3 if tokens is not inputs_embeds else 4):
+            found = "nothing" if tokens is None else f"shape {tuple(tokens.shape)}"
+            raise ValueError(f"choices come as (batch, choices, length), not {found}")
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError("a packed row does not tell which of its sequences are the choices of one question")
+        of_tokens = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        rows = (None if x is None else x.flatten(0, 1) for x in of_tokens)
+        index = None if glyph_index is None else glyph_index.flatten(0, 1)
+        outputs = self.glyphcrm(*rows, glyph_ids, index, self.reads_first_token, return_dict=True, **kwargs)
+        logits = self.choice(outputs.first_states).view(tokens.shape[:2])
+        loss = None if labels is None else mean_over_rows(logits, labels)
+        return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
 # Every model with a head, by the name of the transformers Auto class that makes it.
 HEADS: dict[str, type[GlyphCRMHead]] = {
     "AutoModelForPreTraining": GlyphCRMForPreTraining,
@@ -353,4 +385,5 @@ HEADS: dict[str, type[GlyphCRMHead]] = {
     "AutoModelForSequenceClassification": GlyphCRMForSequenceClassification,
     "AutoModelForTokenClassification": GlyphCRMForTokenClassification,
     "AutoModelForQuestionAnswering": GlyphCRMForQuestionAnswering,
+    "AutoModelForMultipleChoice": GlyphCRMForMultipleChoice,
 }

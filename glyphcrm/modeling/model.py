@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import cached_file
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -31,6 +34,8 @@ from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, he_st
 from glyphcrm.modeling.packed_attention import Sequences, is_traced, sequence_numbers
 from glyphcrm.modeling.packing import find_packing, first_states, only_first, row_of_sequences
 from glyphcrm.modeling.positions import PositionEmbedding, sinusoidal_positions
+from glyphcrm.normalization import normalize
+from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary
 
 # Glyphs over which features are whitened; the most frequent characters stand first in an atlas.
 WHITENING_SAMPLE = 1536
@@ -106,10 +111,71 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         table = self.glyph_model.glyph_table
         table.bitmaps = torch.tensor(atlas.bitmaps, device=table.bitmaps.device)
         table.sources = torch.tensor(atlas.sources, device=table.sources.device)
+        self.glyph_model.rows = dict(atlas.rows)
         self.config.num_glyphs = len(atlas)
         self.config.glyph_fonts = list(atlas.fonts)
         self.config.tokens_sha256 = tokens_digest(atlas.tokens)
         self.config.bitmaps_sha256 = bitmaps_digest(atlas.bitmaps)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Each token and its atlas row, in the order of the rows.
+
+        It comes from the atlas, or from the ``vocab.txt`` that was saved with the weights. Raises `UserError` where
+        there is none, or that of another atlas.
+        """
+        base = self.glyph_model
+        if not base.rows:
+            where = self.name_or_path
+            path = where and cached_file(
+                where, VOCABULARY_FILE, subfolder=base.subfolder, _raise_exceptions_for_missing_entries=False
+            )
+            if not path:
+                raise UserError(f"the model has ids but no characters: no {VOCABULARY_FILE} in {where!r}; give ids")
+            tokens = read_vocabulary(path)
+            if tokens_digest(tokens) != self.config.tokens_sha256:
+                raise UserError(f"{path}: does not belong to the model's atlas; copy both from the same checkpoint")
+            base.rows = {token: row for row, token in enumerate(tokens)}
+        return base.rows
+
+    @torch.no_grad()
+    def glyph_vectors(self, characters: str | Tensor | NDArray[np.uint8]) -> GlyphVectors:
+        """Return what HanGlyph says of n characters, without gradients: three tensors ``(n, d)`` on the model's device.
+
+        In evaluation mode the vectors are kept, as `config.glyph_cache` says. Those of pictures never are.
+
+        Args:
+            characters: a text, whose characters are those of its normal form (see `glyphcrm.normalization`); or ids
+                ``(n,)`` int64; or pictures that need not be in the atlas, ``(n, 288)`` uint8, packed as by
+                `glyphcrm.glyphs.raster.pack`.
+
+        Raises:
+            UserError: a character, or an id, is in no row of the atlas; or `characters` is none of the three.
+        """
+        base = self.glyph_model
+        bitmaps = base.glyph_table()
+        base._check_drawn(bitmaps)
+        if isinstance(characters, str):
+            text, known = normalize(characters), self.vocabulary
+            if unknown := [f"{char} (U+{ord(char):04X})" for char in text if char not in known]:
+                raise UserError(f"the model has no picture of {unknown[0]}; `glyphcrm atlas add` gives it one")
+            characters = torch.tensor([known[char] for char in text], dtype=torch.int64)
+        wanted = torch.as_tensor(characters, device=bitmaps.device)
+        if wanted.dtype == torch.uint8 and wanted.shape[1:] == bitmaps.shape[1:]:
+            return base.hanglyph.all_vectors(torch.arange(len(wanted), device=bitmaps.device), wanted)
+        if wanted.dtype != torch.int64 or wanted.dim() != 1:
+            raise UserError(
+                f"characters are {wanted.dtype} {tuple(wanted.shape)}; give a text, ids (n,) int64, or packed pictures "
+                f"(n, {bitmaps.shape[1]}) uint8"
+            )
+        if len(wanted):
+            base._check_rows(*wanted.aminmax())
+        kept = None
+        if self.config.glyph_cache and not base.training:
+            kept = base.glyph_cache.vectors(base.hanglyph, bitmaps, wanted)
+        if kept is None:
+            return base.hanglyph.all_vectors(wanted, bitmaps)
+        return GlyphVectors(*(part[wanted] for part in kept))
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         # What transformers' public methods come down to. Reentrant checkpointing, which a user may ask for, gives no
@@ -133,6 +199,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        model.glyph_model.subfolder = kwargs.get("subfolder") or ""
         bitmaps, expected = model.glyph_model.glyph_table.bitmaps, model.config.bitmaps_sha256
         if bitmaps.is_meta:
             return loaded
@@ -141,7 +208,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
                 f"{where}: the glyph bitmaps do not match the digest in config.json; "
                 "the checkpoint is damaged, copy it again"
             )
-        path = Path(str(where), kwargs.get("subfolder") or "", VECTORS_FILE)
+        path = Path(str(where), model.glyph_model.subfolder, VECTORS_FILE)
         if model.config.glyph_cache and path.is_file():
             model.glyph_model.load_glyph_vectors(path)
         return loaded
@@ -152,16 +219,26 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
 
 
 @dataclass
-class GlyphCRMModelOutput(BaseModelOutput):
+class GlyphCRMModelOutput(BaseModelOutputWithPooling):
     """As transformers'; with `first_token_only` also the states ``(B, d)`` of the sequences' first tokens."""
 
     first_states: Tensor | None = None
 
 
 class GlyphCRMModel(GlyphCRMPreTrainedModel):
-    """The encoder without heads: token ids (or prepared distinct glyphs) to hidden states."""
+    """The encoder without heads: token ids (or prepared distinct glyphs) to hidden states.
 
-    def __init__(self, config: GlyphCRMConfig) -> None:
+    With a pooler, `pooler_output` ``(B, d)`` is ``tanh(W h + b)`` of the state of [CLS], which pre-training has trained
+    to tell whether sentences follow each other. A model that is loaded has one if the checkpoint has the weights.
+
+    Args:
+        add_pooling_layer: whether there is a pooler; None for one that `from_pretrained` takes away again where the
+            checkpoint lacks its weights, since random ones would say nothing.
+    """
+
+    nsp: nn.ModuleDict | None
+
+    def __init__(self, config: GlyphCRMConfig, add_pooling_layer: bool | None = False) -> None:
         super().__init__(config)
         self.glyph_table = GlyphTable(config)
         self.hanglyph = HanGlyph(config)
@@ -170,10 +247,29 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
+        # By the name that its weights have in the next-sentence head.
+        pooler = {"pooler": nn.Linear(config.hidden_size, config.hidden_size)}
+        self.nsp = None if add_pooling_layer is False else nn.ModuleDict(pooler)
+        self.may_lack_pooler = add_pooling_layer is None
         self.gradient_checkpointing = False
         self.glyph_cache = GlyphCache()
         self.is_drawn = False  # once a picture with ink has been seen
+        self.rows: dict[str, int] = {}  # of each token; empty until `vocabulary` is asked for
+        self.subfolder = ""  # of what the model was loaded from
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As of all GlyphCRM models; `add_pooling_layer` as in the constructor, but None if it is not given."""
+        return super().from_pretrained(*args, **{"add_pooling_layer": None, **kwargs})
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        # What transformers calls before it warns of weights that are missing.
+        lacking = {name for name in loading_info.missing_keys if name.startswith("nsp.")}
+        if lacking and self.may_lack_pooler:
+            self.nsp = None
+            loading_info.missing_keys -= lacking
+        super()._adjust_missing_and_unexpected_keys(loading_info)
 
     def frequent_rows(self) -> Tensor:
         """Return the atlas rows over which features are whitened, int64."""
@@ -215,7 +311,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         token_index: Tensor | None = None,
         **kwargs: Any,
     ) -> GlyphCRMModelOutput:
-        """Return the last hidden states ``(B, L, d)``.
+        """Return the last hidden states ``(B, L, d)``, and with a pooler `pooler_output` ``(B, d)``, or ``(S, d)``.
 
         The characters come in one of four forms, with or without `input_ids` beside the second and the third:
 
@@ -288,11 +384,12 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         states = last(states, mask, *last_skip, positions, **kwargs)
         if packing is not None:
             states = packing.unpack(states)
-        if not first_token_only:
+        if not first_token_only and self.nsp is None:
             return GlyphCRMModelOutput(states)
         starts = None if row is None else row.cu_seq_lens_q
         first = first_states(states, attention_mask, starts) if positions is None else states[:, 0]
-        return GlyphCRMModelOutput(states, first_states=first)
+        pooled = None if self.nsp is None else torch.tanh(self.nsp["pooler"](first))
+        return GlyphCRMModelOutput(states, pooled, first_states=first if first_token_only else None)
 
     def _query_dtype(self) -> torch.dtype:
         device = self.device.type
@@ -428,9 +525,12 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         low, high = glyph_ids.aminmax()
         if low == high == self.config.pad_token_id:
             raise ValueError("the batch holds nothing but padding")
+        self._check_rows(low, high)
+
+    def _check_rows(self, low: Tensor, high: Tensor) -> None:
         if low < 0 or high >= len(self.glyph_table.bitmaps):
             bad = int(low) if low < 0 else int(high)
-            raise ValueError(
+            raise UserError(
                 f"token id {bad} is no row of the model's atlas (0 to {len(self.glyph_table.bitmaps) - 1}); "
                 "use the tokenizer that was saved with this model"
             )

@@ -91,6 +91,7 @@ def test_the_nearest_characters_are_those_of_the_models_own_vectors(model, token
     printed = capsys.readouterr().out.splitlines()
     base = model.eval().glyphcrm
     vectors = base.hanglyph(torch.arange(len(tokenizer.tokens)), base.glyph_table.bitmaps).vector.detach().double()
+    vectors -= vectors.mean(0)
     for char, lines in (("天", printed[:4]), ("地", printed[4:])):
         own = vectors[tokenizer.tokens.index(char)]
         cosines = torch.cosine_similarity(vectors, own[None])

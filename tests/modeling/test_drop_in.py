@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,55 @@ def test_the_fused_operation_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model.encoder.layer[0].output.LayerNorm.register_forward_hook(lambda *_: seen.append(1))
     torch.testing.assert_close(states(model), expected, rtol=1e-5, atol=1e-5)
     assert len(calls) == 7 and seen == [1]
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertLayer", "BertForMaskedLM", "RobertaModel"])
+def test_a_patched_class_is_that_of_all_its_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those made before and after, by `from_pretrained`, and of other heads; of no other model; until undone."""
+    from glyphcrm.modeling import drop_in
+
+    calls: list[int] = []
+    fused = drop_in.add_norm
+    monkeypatch.setattr(
+        drop_in, "add_norm", lambda *inputs, **more: calls.append(more["eps"]) or fused(*inputs, **more)
+    )
+    kind = name.partition("Model")[0] if name.endswith("Model") else "Bert"
+    before, other = bert(kind), bert("Electra")
+    expected, unlike = states(before), states(other)
+    before.save_pretrained(tmp_path)
+    module = sys.modules[type(before).__module__]
+    patched_class = getattr(module, name)
+    patch = patch_bert(patched_class)
+    try:
+        assert {layer.__name__ for layer in patch.layers} == {f"{kind}SelfOutput", f"{kind}Output"}
+        with pytest.raises(UserError, match=f"{name} has no layer .* or they are patched"):
+            patch_bert(patched_class)
+        with pytest.raises(UserError, match="or they are patched"):
+            patch_bert(before)
+        later = getattr(transformers, f"{kind}ForTokenClassification").from_pretrained(tmp_path)
+        for model in (before, later.base_model):
+            calls.clear()
+            torch.testing.assert_close(states(model), expected, rtol=1e-5, atol=1e-5)
+            assert len(calls) == 2 * SIZES["num_hidden_layers"]
+        calls.clear()
+        bare = before.encoder.layer[0].output
+        bare.LayerNorm = nn.LayerNorm(32, elementwise_affine=False)  # not as in BERT: its own operations
+        states(before)
+        assert torch.equal(states(other), unlike) and len(calls) == 3
+    finally:
+        patch.remove()
+    assert torch.equal(states(bert(kind)), expected) and len(calls) == 3
+    patch.remove()
+    second = patch_bert(patched_class)
+    patch.remove()  # the first one's, a second time: nothing of the other's
+    assert states(bert(kind)).isfinite().all() and len(calls) == 7
+    second.remove()
+
+
+def test_a_class_without_such_layers_is_refused() -> None:
+    for other in (GlyphCRMForPreTraining, nn.Linear, transformers.DistilBertModel):
+        with pytest.raises(UserError, match=f"{other.__name__} has no layer that computes"):
+            patch_bert(other)
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])

@@ -8,15 +8,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
-    AutoModelForNextSentencePrediction,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -31,7 +34,14 @@ from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
-from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining
+from glyphcrm.modeling import (
+    GlyphCRMForMaskedLM,
+    GlyphCRMForPreTraining,
+    GlyphCRMForSequenceClassification,
+    GlyphCRMForTokenClassification,
+    GlyphCRMModel,
+)
+from glyphcrm.modeling.heads import HEADS, GlyphCRMHead
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
@@ -47,16 +57,8 @@ def test_every_auto_class_loads_the_same_encoder(model: GlyphCRMForPreTraining, 
     assert type(AutoConfig.from_pretrained(directory)) is GlyphCRMConfig
     ids = torch.tensor([[2, 7, 8, 9, 3]])
     expected = model.glyphcrm(ids).last_hidden_state
-    for auto_class in (
-        AutoModel,
-        AutoModelForPreTraining,
-        AutoModelForMaskedLM,
-        AutoModelForNextSentencePrediction,
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-        AutoModelForQuestionAnswering,
-    ):
-        loaded = auto_class.from_pretrained(directory).eval()
+    for auto_class in ("AutoModel", *HEADS):
+        loaded = getattr(transformers, auto_class).from_pretrained(directory).eval()
         assert torch.equal(loaded.glyph_model(ids).last_hidden_state, expected)
         assert torch.equal(loaded.glyph_model.glyph_table.sources, model.glyphcrm.glyph_table.sources)
     logits = AutoModelForMaskedLM.from_pretrained(directory).eval()(ids).logits
@@ -76,6 +78,72 @@ def test_heads_have_losses_of_the_right_shape(model: GlyphCRMForPreTraining, dir
     torch.testing.assert_close(outputs.loss, expected)
 
 
+def test_a_loaded_encoder_has_the_pooler_that_was_trained(
+    model: GlyphCRMForPreTraining, directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """tanh(W h + b) of [CLS], as BERT's; none, and no warning, where a checkpoint has no such weights."""
+    inputs = {"input_ids": torch.tensor([[2, 7, 8, 3], [0, 2, 9, 3]])}
+    inputs["attention_mask"] = (inputs["input_ids"] != 0).long()
+    encoder = AutoModel.from_pretrained(directory)
+    outputs = encoder(**inputs, output_hidden_states=True)
+    first = torch.stack([outputs.last_hidden_state[0, 0], outputs.last_hidden_state[1, 1]])  # left padding
+    expected = torch.tanh(torch.nn.functional.linear(first, model.nsp.pooler.weight, model.nsp.pooler.bias))
+    torch.testing.assert_close(outputs.pooler_output, expected)
+    torch.testing.assert_close(model.nsp.classifier(outputs.pooler_output), model(**inputs).seq_relationship_logits)
+    assert list(outputs) == ["last_hidden_state", "pooler_output", "hidden_states"]
+    assert outputs[1] is outputs.pooler_output
+    torch.testing.assert_close(encoder(**inputs, first_token_only=True).pooler_output, expected)
+    places = torch.tensor([[0, 1, 2, 3, 1, 2, 3]])
+    row = encoder(torch.tensor([[2, 7, 8, 3, 2, 9, 3]]), position_ids=places, cu_seq_lens_q=torch.tensor([0, 4, 7]))
+    torch.testing.assert_close(row.pooler_output, expected)
+
+    encoder.save_pretrained(tmp_path / "encoder")  # and back into a head
+    again, report = GlyphCRMForPreTraining.from_pretrained(tmp_path / "encoder", output_loading_info=True)
+    assert torch.equal(again.nsp.pooler.weight, model.nsp.pooler.weight)
+    assert not any(name.startswith(("glyphcrm.", "nsp.pooler")) for name in report["missing_keys"])
+
+    GlyphCRMForMaskedLM.from_pretrained(directory).save_pretrained(tmp_path / "masked")
+    caplog.clear()
+    poolerless, report = AutoModel.from_pretrained(tmp_path / "masked", output_loading_info=True)
+    assert poolerless(**inputs).pooler_output is None and not report["missing_keys"] and not caplog.records
+    assert list(GlyphCRMModel.from_pretrained(directory, add_pooling_layer=False)(**inputs)) == ["last_hidden_state"]
+    new, report = AutoModel.from_pretrained(tmp_path / "masked", add_pooling_layer=True, output_loading_info=True)
+    assert new(**inputs).pooler_output.shape == (2, 32)
+    assert report["missing_keys"] == {"nsp.pooler.weight", "nsp.pooler.bias"}  # of which transformers warns
+
+
+def test_choices_are_rows_of_a_classifier(model: GlyphCRMForPreTraining, directory: Path) -> None:
+    """As BERT's: logits of all choices of all questions in one batch, whose characters are each encoded once."""
+    chooser = AutoModelForMultipleChoice.from_pretrained(directory).eval()
+    ids = torch.tensor([[[2, 7, 8, 3], [2, 7, 9, 3], [2, 9, 3, 0]], [[2, 5, 3, 0], [2, 8, 8, 3], [2, 7, 5, 3]]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "token_type_ids": (ids == 3).long()}
+    classifier = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1).eval()
+    classifier.classifier.load_state_dict(chooser.choice.state_dict())
+    questions = [{name: value[i] for name, value in inputs.items()} for i in (0, 1)]
+    expected = torch.stack([classifier(**question).logits[:, 0] for question in questions])
+    labels = torch.tensor([2, 0])
+    encoded = []
+    chooser.glyphcrm.hanglyph.register_forward_pre_hook(lambda _, arguments: encoded.append(arguments[0].tolist()))
+    outputs = chooser(**inputs, labels=labels)
+    torch.testing.assert_close(outputs.logits, expected)
+    torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(expected, labels))
+    assert encoded == [ids.unique().tolist()]
+    states = classifier.glyphcrm(**{name: value.flatten(0, 1) for name, value in inputs.items()}).last_hidden_state
+    recorded = chooser(**inputs, output_hidden_states=True, return_dict=False)
+    torch.testing.assert_close(recorded[0], expected)
+    torch.testing.assert_close(recorded[1][-1][0], states[0])
+    inputs["glyph_ids"], inputs["glyph_index"] = inputs.pop("input_ids").unique(return_inverse=True)
+    torch.testing.assert_close(chooser(**inputs).logits, expected)
+    vectors = model.glyphcrm.hanglyph.all_vectors(inputs.pop("glyph_ids"), model.glyphcrm.glyph_table.bitmaps)
+    torch.testing.assert_close(chooser(**inputs, glyph_vectors=vectors).logits, expected)
+    embeds = torch.randn(*ids.shape, 32)
+    alone = chooser(inputs_embeds=embeds[:, 1:2]).logits
+    torch.testing.assert_close(chooser(inputs_embeds=embeds).logits[:, 1:2], alone)
+    for wrong in ({"input_ids": ids[0]}, {"inputs_embeds": embeds[0]}, {}):
+        with pytest.raises(ValueError, match="choices come as"):
+            chooser(**wrong)
+
+
 def test_fill_mask_pipeline_answers_with_characters(directory: Path) -> None:
     fill = pipeline("fill-mask", str(directory))
     answers = fill("天地[MASK]黄", top_k=3)
@@ -92,18 +160,34 @@ def test_attention_maps_and_hidden_states(model: GlyphCRMForPreTraining) -> None
     torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(1, 2, 4))
 
 
+@pytest.mark.parametrize(
+    "head", [GlyphCRMForMaskedLM, GlyphCRMForSequenceClassification, GlyphCRMForTokenClassification]
+)
 def test_trainer_resumes_to_the_same_weights(
-    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, directory: Path, tmp_path: Path
+    head: type[GlyphCRMHead],
+    model: GlyphCRMForPreTraining,
+    tokenizer: GlyphCRMTokenizer,
+    directory: Path,
+    tmp_path: Path,
 ) -> None:
-    """transformers' own Trainer with dropout and shuffling, interrupted after a checkpoint."""
-    samples = [dict(tokenizer(TEXT[i : i + 9])) for i in range(16)]
-    for sample in samples:
-        sample["labels"] = [-100 if i % 3 else token for i, token in enumerate(sample["input_ids"])]
+    """transformers' own Trainer with dropout and shuffling, on a `datasets.Dataset`, interrupted after a checkpoint."""
 
-    def train(output: Path, **more: object) -> GlyphCRMForMaskedLM:
-        masked = GlyphCRMForMaskedLM.from_pretrained(directory)
+    def encode(texts: dict[str, list[str]]) -> dict[str, Any]:
+        rows = tokenizer(texts["text"])
+        labels = {
+            GlyphCRMForMaskedLM: [[-100 if i % 3 else t for i, t in enumerate(row)] for row in rows["input_ids"]],
+            GlyphCRMForSequenceClassification: [row[1] % 2 for row in rows["input_ids"]],
+            GlyphCRMForTokenClassification: [[t % 2 for t in row] for row in rows["input_ids"]],
+        }
+        return {**rows, "labels": labels[head]}
+
+    texts = datasets.Dataset.from_dict({"text": [TEXT[i : i + 9] for i in range(16)]})
+    samples = texts.map(encode, batched=True, remove_columns="text").with_format("torch")
+
+    def train(output: Path, **more: object) -> GlyphCRMHead:
+        trained = head.from_pretrained(directory)
         trainer = Trainer(
-            model=masked,
+            model=trained,
             args=TrainingArguments(
                 output_dir=str(output),
                 max_steps=6,
@@ -115,10 +199,12 @@ def test_trainer_resumes_to_the_same_weights(
                 dataloader_num_workers=0,
             ),
             train_dataset=samples,
+            eval_dataset=samples,
             processing_class=tokenizer,
         )
         trainer.train(**more)
-        return masked
+        assert trainer.evaluate()["eval_loss"] > 0 and len(trainer.predict(samples).predictions) == 16
+        return trained
 
     straight = train(tmp_path / "a")
     resumed = train(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
@@ -270,7 +356,7 @@ def test_sentence_transformers_round_trip(directory: Path, tmp_path: Path) -> No
 
 
 def test_pipelines_say_what_the_model_says(directory: Path) -> None:
-    """Three that need no masks, with the answers counted out by hand."""
+    """Four that need no masks, with the answers counted out by hand."""
     text = TEXT[3:12]
     batch = GlyphCRMTokenizer.from_pretrained(directory)(text, return_tensors="pt")
     with torch.no_grad():
@@ -290,6 +376,15 @@ def test_pipelines_say_what_the_model_says(directory: Path) -> None:
     ]
     vectors = pipeline("feature-extraction", str(directory))(text)
     torch.testing.assert_close(torch.tensor(vectors), states, rtol=1e-4, atol=1e-5)
+
+    entails = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    classifier.config.id2label, classifier.config.label2id = entails, {label: i for i, label in entails.items()}
+    judge = pipeline("zero-shot-classification", classifier, tokenizer=tokenizer, hypothesis_template="天{}。")
+    answer = judge(text, candidate_labels=["地玄", "宇宙", "洪荒"])
+    pairs = tokenizer([text] * 3, [f"天{label}。" for label in answer["labels"]], return_tensors="pt")
+    with torch.no_grad():
+        shares = classifier(**pairs).logits[:, 2].softmax(0)
+    assert answer["scores"] == pytest.approx(shares.tolist(), abs=1e-5)
 
 
 def test_answers_are_found_where_they_start_and_end(directory: Path) -> None:

@@ -19,6 +19,7 @@ from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import (
     GlyphCRMForMaskedLM,
+    GlyphCRMForMultipleChoice,
     GlyphCRMForPreTraining,
     GlyphCRMForQuestionAnswering,
     GlyphCRMForSequenceClassification,
@@ -34,8 +35,8 @@ from tests.data.test_collator import make_sample
 from tests.modeling.test_attention import gradients_of
 from tests.modeling.test_packing import MASK, assert_same, build, labels_of, results
 
-# An answer stands in a sequence of its own, which a row of several has no place for.
-PACKED_HEADS = [head for head in HEADS.values() if head is not GlyphCRMForQuestionAnswering]
+# What they look for stands in sequences of their own, which a row of several does not tell apart.
+PADDED_HEADS = (GlyphCRMForQuestionAnswering, GlyphCRMForMultipleChoice)
 LENGTHS = [40, 3, 64, 1, 22]  # 130 tokens, of a model with 64 positions
 ENDS = torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32)
 
@@ -89,16 +90,17 @@ def test_packed_rows_that_are_none(atlas: GlyphAtlas) -> None:
             base(**{"input_ids": row} | arguments)
 
 
-@pytest.mark.parametrize("model_class", PACKED_HEADS, ids=lambda head: head.__name__)
+@pytest.mark.parametrize("model_class", HEADS.values(), ids=lambda head: head.__name__)
 def test_heads_of_a_packed_row(model_class: type[GlyphCRMPreTrainedModel], atlas: GlyphAtlas) -> None:
     """Loss and all gradients in float64 are those of the padded batch, in which rows come in the same order."""
     model = build(model_class, atlas).double()
     ids = torch.randint(5, len(atlas), MASK.shape, generator=torch.Generator().manual_seed(0))
     mask = torch.cat([MASK[:5], MASK[:1]]).sort(1, descending=True).values
     labels = labels_of(model_class)
-    if model_class is GlyphCRMForQuestionAnswering:
-        with pytest.raises(ValueError, match="one softmax for all its sequences"):
-            model(ids[:1], cu_seq_lens_q=torch.tensor([0, 3, ids.shape[1]]), **labels)
+    if model_class in PADDED_HEADS:
+        row = ids[:1] if model_class is GlyphCRMForQuestionAnswering else ids[None, :1]
+        with pytest.raises(ValueError, match=r"one softmax for all its sequences|does not tell which"):
+            model(row, cu_seq_lens_q=torch.tensor([0, 3, ids.shape[1]]), **labels)
         return
     if labels["labels"].dim() == 2:
         labels["labels"] = torch.where(mask.bool(), ids % 2, -100)
@@ -251,7 +253,7 @@ def test_a_padded_batch_is_packed_by_its_token_index(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["padded", "packed"])
-@pytest.mark.parametrize("model_class", PACKED_HEADS, ids=lambda head: head.__name__)
+@pytest.mark.parametrize("model_class", HEADS.values(), ids=lambda head: head.__name__)
 def test_nothing_looks_at_values(
     model_class: type[GlyphCRMPreTrainedModel],
     form: str,
@@ -260,7 +262,7 @@ def test_nothing_looks_at_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On the device without values: all of PyTorch's operators but kernels, forward and, in 16 bits, backward."""
-    if model_class is GlyphCRMForQuestionAnswering and form == "packed":
+    if model_class in PADDED_HEADS and form == "packed":
         pytest.skip("reads padded batches")
     way = "efficient" if dtype == torch.float32 else "flash"
     for module in (packing, packed_attention):
@@ -312,6 +314,9 @@ def on_meta(model_class: type[GlyphCRMPreTrainedModel], form: str, atlas: GlyphA
         batch |= {"attention_mask": torch.ones(shape), "token_index": torch.arange(20)}
     else:
         batch["cu_seq_lens_q"] = torch.zeros(4, dtype=torch.int32)
+    if model_class is GlyphCRMForMultipleChoice:  # three of one question
+        batch |= {name: batch[name][None] for name in ("glyph_index", "token_type_ids", "attention_mask")}
+        batch["labels"] = batch["labels"][:1]
     return model, {name: value.to("meta") for name, value in batch.items()}
 
 

@@ -15,7 +15,7 @@ from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import (
     GlyphCRMForMaskedLM,
-    GlyphCRMForNextSentencePrediction,
+    GlyphCRMForMultipleChoice,
     GlyphCRMForPreTraining,
     GlyphCRMForQuestionAnswering,
     GlyphCRMForSequenceClassification,
@@ -23,7 +23,7 @@ from glyphcrm.modeling import (
     GlyphCRMPreTrainedModel,
 )
 from glyphcrm.modeling.attention import SelfAttention, sdpa_attention
-from glyphcrm.modeling.heads import HEADS
+from glyphcrm.modeling.heads import HEADS, GlyphCRMHead
 from glyphcrm.modeling.packing import find_packing, first_states
 from tests.classic import VOCABULARY_SIZE
 from tests.versions import checkpoint_activations
@@ -69,8 +69,11 @@ def build(model_class: type[GlyphCRMPreTrainedModel], atlas: GlyphAtlas, **setti
 def results(model: Any, inputs: dict[str, Any], **settings: Any) -> dict[str, Tensor]:
     """Loss, logits of real tokens or sequences, and all gradients of one pass in training mode."""
     model.train().zero_grad()
-    outputs = model(**inputs, **settings)
+    has_choices = isinstance(model, GlyphCRMForMultipleChoice)
+    outputs = model(**as_choices(inputs) if has_choices else inputs, **settings)
     outputs.loss.backward()
+    if has_choices:
+        outputs.logits = outputs.logits.flatten()
     logits = {
         name: value[MASK.bool()] if value.shape[:2] == MASK.shape else value[ROWS] if len(value) == len(MASK) else value
         for name, value in outputs.items()
@@ -78,6 +81,14 @@ def results(model: Any, inputs: dict[str, Any], **settings: Any) -> dict[str, Te
     }
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": outputs.loss.detach(), **logits, **gradients}
+
+
+def as_choices(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Each row of a batch as one of two choices."""
+    return {
+        name: value.unflatten(0, (-1, 2)) if isinstance(value, Tensor) and value.shape == MASK.shape else value
+        for name, value in inputs.items()
+    }
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -100,13 +111,15 @@ def labels_of(model_class: type[GlyphCRMPreTrainedModel]) -> dict[str, Tensor]:
         return {"start_positions": first, "end_positions": first}
     if model_class is GlyphCRMForTokenClassification:
         return {"labels": torch.where(of_tokens > 0, of_tokens - 5, -100)}
+    if model_class is GlyphCRMForMultipleChoice:
+        return {"labels": torch.tensor([0, 1, -100])}
     return {"labels": of_rows}
 
 
 @pytest.mark.parametrize("model_class", HEADS.values(), ids=lambda head: head.__name__)
 @pytest.mark.parametrize("given_positions", [True, False])
 def test_outputs_and_gradients_are_those_of_padded_rows(
-    model_class: type[GlyphCRMPreTrainedModel], given_positions: bool, atlas: GlyphAtlas, batch: dict[str, Tensor]
+    model_class: type[GlyphCRMHead], given_positions: bool, atlas: GlyphAtlas, batch: dict[str, Tensor]
 ) -> None:
     """In float64; recorded hidden states make the model read the batch as it is, all positions in every block."""
     model = build(model_class, atlas).double()
@@ -115,8 +128,7 @@ def test_outputs_and_gradients_are_those_of_padded_rows(
     inputs = batch | labels_of(model_class)
     seen = lengths_of_blocks(model)
     found = results(model, inputs)
-    reads_one = model_class in (GlyphCRMForNextSentencePrediction, GlyphCRMForSequenceClassification)
-    assert seen == [21, 21, 5 if reads_one else 21]
+    assert seen == [21, 21, 5 if model_class.reads_first_token else 21]
     seen.clear()
     expected = results(model, inputs, output_hidden_states=True)
     assert seen == [7, 7, 7]

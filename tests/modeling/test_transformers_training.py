@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
+    DataCollatorForMultipleChoice,
     DataCollatorForTokenClassification,
     DataCollatorWithFlattening,
     DataCollatorWithPadding,
@@ -25,6 +26,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import (
     GlyphCRMForMaskedLM,
+    GlyphCRMForMultipleChoice,
     GlyphCRMForPreTraining,
     GlyphCRMForQuestionAnswering,
     GlyphCRMForTokenClassification,
@@ -128,6 +130,10 @@ def test_trainer_evaluates_every_head(
     elif head is GlyphCRMForTokenClassification:
         collator = DataCollatorForTokenClassification(tokenizer)
         samples = [sample | {"labels": [1] * len(sample["input_ids"])} for sample in samples]
+    elif head is GlyphCRMForMultipleChoice:
+        collator = DataCollatorForMultipleChoice(tokenizer)
+        choices = [dict(tokenizer([text] * 3, [TEXT[20:24], TEXT[21:23], TEXT[30:37]])) for text in texts]
+        samples = [sample | {"label": i % 3} for i, sample in enumerate(choices)]
     elif head is GlyphCRMForQuestionAnswering:
         samples = [sample | {"start_positions": 1, "end_positions": 2} for sample in samples]
     else:
