@@ -18,8 +18,8 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `web`; return the work that it asks for."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Serve a page on this machine: fill masks, label texts and find names, draw a character and see its "
-        "look-alikes, see which strokes decide, and attack with look-alikes.",
+        description="Serve a page on this machine: fill masks, label texts and find names, draw a character and see "
+        "its look-alikes, see which strokes decide, and attack with look-alikes.",
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="a pre-trained GlyphCRM, as checkpoints/glyphcrm-tiny")

@@ -131,8 +131,7 @@ def gradient(question: Question) -> NDArray[np.float32]:
     score = question.score(vectors, _rows(question)).sum()
     ink = [channels[:, 0] for channels in torch.autograd.grad(score, read)]
     pictures = unpack(question.bitmaps.cpu().numpy())
-    heat: NDArray[np.float32] = torch.cat(ink).cpu().numpy() * pictures * question.shown[:, None, None]
-    return heat
+    return np.asarray(torch.cat(ink).cpu() * pictures * question.shown[:, None, None], np.float32)
 
 
 METHODS: dict[str, Callable[[Question], NDArray[np.float32]]] = {"erasing": occlusion, "gradient": gradient}

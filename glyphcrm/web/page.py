@@ -123,8 +123,8 @@ def _character(models: Models) -> None:
 
 def _heat(models: Models) -> None:
     gr.Markdown(
-        "Which ink decides about the best answer? *Erasing* makes 8×8 pixels at a time blank and asks again; *gradient* is "
-        "one step backwards through the network, quick and coarser."
+        "Which ink decides about the best answer? *Erasing* makes 8×8 pixels at a time blank and asks again; "
+        "*gradient* is one step backwards through the network, quick and coarser."
     )
     asked = {name: task for name, task in models.all.items() if name == PRETRAINED or isinstance(task, Classifier)}
     name = gr.Dropdown([*asked], label="Model", interactive=True, visible=len(asked) > 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from typing import Any
 
 import gradio as gr
 import uvicorn
@@ -51,8 +52,8 @@ def application(page: gr.Blocks, host: str) -> FastAPI:
         return FileResponse(font, headers={"Cache-Control": "max-age=86400"})
 
     theme = gr.themes.Default(primary_hue="red", font=SYSTEM_FONT, font_mono=("ui-monospace", "monospace"))
-    settings: dict[str, object] = {"footer_links": [], "run_history": False, "ssr_mode": False, "max_file_size": 0}
-    gr.mount_gradio_app(app, page, "/", theme=theme, css_paths=[STYLE], **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"footer_links": [], "run_history": False, "ssr_mode": False, "max_file_size": 0}
+    gr.mount_gradio_app(app, page, "/", theme=theme, css_paths=[STYLE], **settings)
     app.add_middleware(BoundedRequests)
     if host in LOCAL:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL))
