@@ -79,8 +79,8 @@ def heat_map(answerer: Answerer, text: str, method: str) -> HeatMap:
 def occlusion(question: Question) -> NDArray[np.float32]:
     """Return ``(L, 48, 48)``: by how much the score falls when ink is erased, in windows of 8x8 pixels.
 
-    A window with its corner at every fourth pixel of each picture is made blank, alone, and the text read again. A
-    pixel's heat is the mean over the windows that hold it.
+    A window with its corner at every fourth pixel of each picture is made blank, alone, and the text read again. Each
+    pixel of its ink has an equal share in the fall; a pixel's heat is the mean over the windows that hold it.
     """
     model = question.model
     own = model.glyph_vectors(question.ids)
@@ -108,7 +108,7 @@ def occlusion(question: Question) -> NDArray[np.float32]:
         for i, (token, _, _) in enumerate(part):
             index[i, token] = len(question.ids) + i
         for window, score in zip(part, question.score(vectors, index).tolist(), strict=True):
-            heat[window] += whole - score
+            heat[window] += (whole - score) / pictures[window].sum()
     return (heat / np.maximum(covered, 1) * pictures).astype(np.float32)
 
 

@@ -143,12 +143,13 @@ def _attack(models: Models) -> None:
     gr.Markdown(
         "Characters are replaced by others that look alike, as on a bad scan or in spam. What do the models say then?"
     )
-    name = gr.Dropdown([*models.all], label="Model", interactive=True, visible=len(models.all) > 1)
-    text = _textbox(MASKED[1])
+    first = next(iter(models.berts), PRETRAINED)
+    name = gr.Dropdown([*models.all], value=first, label="Model", interactive=True, visible=len(models.all) > 1)
+    text = _textbox(REVIEWS[0] if isinstance(models.all[first], Classifier) else MASKED[1])
     with gr.Row():
         count = gr.Slider(1, MOST_REPLACED, 2, step=1, label="Characters to replace")
         source = gr.Radio([*SOURCES], value=next(iter(SOURCES)), label="Look-alikes")
-    button, out = gr.Button("Replace other ones", variant="primary", elem_id="attack"), _out("attack-out")
+    button, out = gr.Button("Replace and ask", variant="primary", elem_id="attack"), _out("attack-out")
     _examples([*MASKED[1:], *REVIEWS[:2]], text)
 
     def replace(name: str, text: str, count: float, source: str) -> str:

@@ -20,7 +20,7 @@ from glyphcrm.web.page import STYLE
 
 LARGEST_REQUEST = 8 << 20  # bytes: a text of a million characters is still told that it is too long
 LOCAL = ("127.0.0.1", "localhost")
-SYSTEM_FONT = ("system-ui", "sans-serif")  # Gradio's own choice might ask the internet for it
+FONTS = ("system-ui", "GlyphCRM Song", "sans-serif")  # Gradio's own choice might ask the internet for them
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -51,7 +51,7 @@ def application(page: gr.Blocks, host: str) -> FastAPI:
     def song() -> FileResponse:
         return FileResponse(font, headers={"Cache-Control": "max-age=86400"})
 
-    theme = gr.themes.Default(primary_hue="red", font=SYSTEM_FONT, font_mono=("ui-monospace", "monospace"))
+    theme = gr.themes.Default(primary_hue="red", font=FONTS, font_mono=("ui-monospace", "monospace"))
     settings: dict[str, Any] = {"footer_links": [], "run_history": False, "ssr_mode": False, "max_file_size": 0}
     gr.mount_gradio_app(app, page, "/", theme=theme, css_paths=[STYLE], **settings)
     app.add_middleware(BoundedRequests)
