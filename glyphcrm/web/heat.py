@@ -131,7 +131,7 @@ def gradient(question: Question) -> NDArray[np.float32]:
     score = question.score(vectors, _rows(question)).sum()
     ink = [channels[:, 0] for channels in torch.autograd.grad(score, read)]
     pictures = unpack(question.bitmaps.cpu().numpy())
-    return np.asarray(torch.cat(ink).cpu() * pictures * question.shown[:, None, None], np.float32)
+    return (torch.cat(ink).cpu().numpy() * pictures * question.shown[:, None, None]).astype(np.float32)
 
 
 METHODS: dict[str, Callable[[Question], NDArray[np.float32]]] = {"erasing": occlusion, "gradient": gradient}

@@ -31,7 +31,8 @@ def test_a_drawing_becomes_a_printed_characters_picture() -> None:
     (tops, lefts) = np.nonzero(picture)
     for places in (tops, lefts):  # centred, as large as print
         assert places.min() + places.max() in (46, 47, 48) and 42 <= np.ptp(places) + 1 <= 44
-    assert (picture == picture[::-1]).mean() > 0.97 and (picture == picture.T).mean() > 0.97
+    assert (picture == picture.T).all()
+    assert (picture == picture[::-1]).mean() > 0.96  # three pixels have no middle among 48
     assert 2 <= picture[10].sum() <= 4  # the pen's width
     twice_as_large = (np.array(CROSS) - 0.5) * 2 + 0.5
     assert (picture_of(json.dumps(twice_as_large.tolist())) == picture).mean() > 0.99

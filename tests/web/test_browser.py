@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -188,10 +189,8 @@ def test_requests_are_bounded(served: Served) -> None:
 
     large = b" " * (9 << 20)
     assert status(large) == 413
-    try:
+    with contextlib.suppress(OSError):  # the connection may end while it is being sent
         assert status(iter([large])) >= 400  # in chunks, without a length
-    except OSError:
-        pass  # the connection ended while it was being sent
     assert status(b"{}", Host="elsewhere.example") == 400
     with urllib.request.urlopen(served.url, timeout=20) as answer:
         assert answer.status == 200
