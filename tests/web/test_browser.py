@@ -106,13 +106,12 @@ def page(served: Served, requests: list[str], tmp_path_factory: pytest.TempPathF
 
 def ask(page: Any, button: str, out: str) -> str:
     """Click a button, and return what is shown then."""
-    before = page.inner_html(out)
-    page.click(button)
-    page.wait_for_function(
-        "([out, before]) => { const now = document.querySelector(out);"
-        " return now.innerHTML != before && now.querySelector('table, figure, .message'); }",
-        arg=[out, before],
+    page.evaluate(
+        "out => document.querySelectorAll(`${out} :is(table, figure, .message)`).forEach(old => old.className += ' old')",
+        out,
     )
+    page.click(button)
+    page.wait_for_selector(f"{out} :is(table, figure, .message):not(.old)")
     return str(page.inner_text(out))
 
 
@@ -149,10 +148,8 @@ def test_a_drawing_has_neighbours(page: Any) -> None:
     shown = ask(page, "#drawn", "#character-out")
     assert page.locator("#character-out .tiles figure").count() == 10 and "U+" in shown
     assert page.locator("#character-out table tr").count() == 10
-    ink = page.evaluate(
-        "() => document.querySelector('#pad canvas').getContext('2d').getImageData(144, 144, 1, 1).data"
-    )
-    assert list(ink.values() if isinstance(ink, dict) else ink)[3] == 255  # the drawing stays for the next look
+    middle = "[...document.querySelector('#pad canvas').getContext('2d').getImageData(144, 144, 1, 1).data]"
+    assert page.evaluate(middle) == [0, 0, 0, 255]  # the drawing stays for the next look
     page.get_by_role("button", name="Clear").click()
     assert ask(page, "#drawn", "#character-out").startswith("the drawing is blank")
 
