@@ -40,10 +40,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("gradio") is None:
         raise UserError('the page needs Gradio: pip install "glyphcrm[web]"')
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # before they are imported
-    from glyphcrm.web.models import load_models
-    from glyphcrm.web.page import build
-    from glyphcrm.web.server import bind, serve
+    from glyphcrm.web.address import bind
 
-    with bind(arguments.host, arguments.port) as listener:  # at once: loading takes longer than to see it is taken
-        serve(build(load_models(arguments.model, arguments.task_model, arguments.bert)), listener, arguments.host)
+    with bind(arguments.host, arguments.port) as listener:
+        from glyphcrm.web.models import load_models
+
+        models = load_models(arguments.model, arguments.task_model, arguments.bert)
+        from glyphcrm.web.page import build  # Gradio takes seconds: what is wrong above is told before
+        from glyphcrm.web.server import serve
+
+        serve(build(models), listener, arguments.host)
     return 0

@@ -32,13 +32,14 @@ def hint(text: str) -> str:
     return f'<p class="hint">{escape(text)}</p>'
 
 
-def answer(found: Answer, shown: str = "") -> str:
-    """Return labels or characters as bars, a table for each mask, or names in colours; and the text."""
+def answer(found: Answer, given: str | None = None) -> str:
+    """Return labels or characters as bars, a table for each mask, or names in colours; and a text other than `given`."""
     note = f'<p class="hint">{escape(found.note)}</p>' if found.note else ""
     if found.choices:
         headings = [f"▢ {i}" for i in range(1, len(found.choices) + 1)] if len(found.choices) > 1 else [""]
         tables = "".join(map(bars, found.choices, headings))
-        return f'<p class="text">{shown or escape(found.text)}</p>{note}<div class="columns">{tables}</div>'
+        text = "" if found.text == given else f'<p class="text">{escape(found.text)}</p>'
+        return f'{text}{note}<div class="columns">{tables}</div>'
     parts, end = [], 0
     for name in found.names:
         colour = found.labels.index(name.label) % NAME_COLOURS
@@ -50,11 +51,11 @@ def answer(found: Answer, shown: str = "") -> str:
     return f'<p class="text">{"".join(parts)}</p>{note}{none}'
 
 
-def bars(shares: Shares, heading: str = "", percent: bool = True) -> str:
-    """Return characters or labels with a bar each: their probability, or a cosine."""
+def bars(shares: Shares, heading: str = "") -> str:
+    """Return characters or labels with their probabilities as bars."""
     rows = "".join(
-        f'<tr><th class="zh">{escape(label)}</th><td class="bar"><i style="width:{max(share, 0):.2%}"></i></td>'
-        f"<td>{f'{share:.1%}' if percent else f'{share:.3f}'}</td></tr>"
+        f'<tr><th class="zh">{escape(label)}</th><td class="bar"><i style="width:{share:.2%}"></i></td>'
+        f"<td>{share:.1%}</td></tr>"
         for label, share in shares
     )
     caption = f"<caption>{escape(heading)}</caption>" if heading else ""
@@ -106,7 +107,7 @@ def attack(found: Attack, models: Models) -> str:
         for i in changed
     )
     rows = "".join(
-        f"<tr><th>{escape(which)}</th><td>{answer(before)}</td><td>{answer(after)}</td></tr>"
+        f"<tr><th>{escape(which)}</th><td>{answer(before, found.before)}</td><td>{answer(after, found.after)}</td></tr>"
         for which, (before, after) in found.answers.items()
     )
     before, after = (_with_marks(text, changed) for text in (found.before, found.after))

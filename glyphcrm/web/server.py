@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from typing import Any
 
@@ -14,28 +12,12 @@ from fastapi.responses import FileResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.web.page import STYLE
 
 LARGEST_REQUEST = 8 << 20  # bytes: a text of a million characters is still told that it is too long
 LOCAL = ("127.0.0.1", "localhost")
 FONTS = ("system-ui", "GlyphCRM Song", "sans-serif")  # Gradio's own choice might ask the internet for them
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket at an address, which does not listen yet; raise `UserError` if it is taken or there is none."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        if os.name == "posix":  # where it means: what a server that has ended left behind is no hindrance
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} of {host} is taken; give another --port") from None
-        raise UserError(f"--host {host}, --port {port}: {error.strerror or error}; give others") from None
-    return listener
 
 
 def application(page: gr.Blocks, host: str) -> FastAPI:
