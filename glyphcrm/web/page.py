@@ -13,10 +13,10 @@ import gradio as gr
 from glyphcrm.answers import Classifier
 from glyphcrm.errors import UserError
 from glyphcrm.web import rendering
-from glyphcrm.web.attack import SOURCES, attack
 from glyphcrm.web.characters import see_drawn, see_typed
 from glyphcrm.web.heat import METHODS, heat_map
 from glyphcrm.web.models import PRETRAINED, Models, bounded
+from glyphcrm.web.substitution import SOURCES, attack
 
 WAITING = 16  # requests; more are told to come again
 MOST_REPLACED = 20

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glyphcrm.answers import Answer
-from glyphcrm.web.attack import Attack
 from glyphcrm.web.characters import Seen, Shares
 from glyphcrm.web.heat import HeatMap
 from glyphcrm.web.models import Models
+from glyphcrm.web.substitution import Attack
 
 INK = (20, 20, 20)
 NEUTRAL, FOR, AGAINST = np.array((205, 199, 189)), np.array((190, 22, 34)), np.array((24, 90, 168))
@@ -33,7 +33,7 @@ def hint(text: str) -> str:
 
 
 def answer(found: Answer, given: str | None = None) -> str:
-    """Return labels or characters as bars, a table for each mask, or names in colours; and a text other than `given`."""
+    """Return labels or characters as bars, a table for each mask, or names in colours; no text that is `given`."""
     note = f'<p class="hint">{escape(found.note)}</p>' if found.note else ""
     if found.choices:
         headings = [f"▢ {i}" for i in range(1, len(found.choices) + 1)] if len(found.choices) > 1 else [""]

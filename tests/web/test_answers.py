@@ -15,11 +15,11 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForMaskedLM
 from glyphcrm.web import rendering
-from glyphcrm.web.attack import SOURCES, attack
 from glyphcrm.web.characters import see_drawn, see_typed
 from glyphcrm.web.drawing import picture_of
 from glyphcrm.web.heat import STRIDE, WINDOW, heat_map
 from glyphcrm.web.models import PRETRAINED, Models, load_models
+from glyphcrm.web.substitution import SOURCES, attack
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny"
 CROSS = [[[0.4, 0.5], [0.6, 0.5]], [[0.5, 0.4], [0.5, 0.6]]]
