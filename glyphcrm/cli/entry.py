@@ -17,6 +17,7 @@ COMMANDS = {
     "pretrain": ("training:parse_pretrain", "pre-train GlyphCRM, or a BERT to compare it with, on text"),
     "finetune": ("training:parse_finetune", "fine-tune a GlyphCRM or a BERT on a task"),
     "predict": ("predict:parse", "label texts, mark the names in them, or fill masks"),
+    "web": ("web:parse", "a page on this machine that shows what the models do"),
     "atlas": ("atlas:parse", "draw the pictures of characters, look at them, find look-alikes, or add some to a model"),
     "convert-release": ("convert:parse_release", "convert a checkpoint of the authors' release"),
     "convert-bert": ("convert:parse_bert", "warm-start from a transformers BERT directory"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 from glyphcrm.errors import UserError
 
 if TYPE_CHECKING:
-    from glyphcrm.cli.answers import Answer
+    from glyphcrm.answers import Answer
 
 LONGEST = 20_000  # characters of a text: half a minute of a base model on two cores
 COLOURS = (36, 33, 35, 32, 34, 31)  # of a terminal's text: cyan, yellow, magenta, green, blue, red
@@ -42,7 +42,7 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from glyphcrm.cli.answers import load_answerer
+    from glyphcrm.answers import load_answerer
 
     answer = load_answerer(arguments.model, arguments.top)
     count = 0

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, BertForTokenClassification, BertModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from glyphcrm.checkpoint import architecture_of, load_checkpoint, read_config
 from glyphcrm.configuration import GlyphCRMConfig
@@ -86,6 +93,16 @@ def load_finetuned(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     model, tokenizer = _load(directory, known[name], {"dtype": torch.float32})
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def load_bert_for_masked_lm(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pre-trained BERT with its masked-LM head, in evaluation mode, and its tokenizer.
+
+    Raises:
+        UserError: no BERT there, a damaged one, or one without that head.
+    """
+    model, tokenizer = _load(directory, BertForMaskedLM, {"dtype": torch.float32})
+    return model.eval(), tokenizer
 
 
 def reads_glyphs(model: nn.Module) -> bool:

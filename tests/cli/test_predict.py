@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from glyphcrm.answers import spans
 from glyphcrm.checkpoint import save_checkpoint
-from glyphcrm.cli.answers import spans
 from glyphcrm.cli.entry import main
 from glyphcrm.modeling import (
     GlyphCRMForPreTraining,

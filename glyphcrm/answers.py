@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from glyphcrm.checkpoint import architecture_of, load_checkpoint, read_config
 from glyphcrm.errors import UserError, listed
 from glyphcrm.finetuning.encoding import encode
-from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, load_finetuned
+from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, load_bert_for_masked_lm, load_finetuned
 from glyphcrm.finetuning.prediction import OUTSIDE, collator_for, predict
 from glyphcrm.modeling import GlyphCRMForMaskedLM
 from glyphcrm.modeling.heads import HEADS
@@ -21,7 +21,8 @@ from glyphcrm.tasks import Kind, TaggedExample, TextExample
 from glyphcrm.tasks.readers import BIO_TAG
 
 MASKS = ("[MASK]", "▢")
-FILLERS = ("AutoModelForPreTraining", "AutoModelForMaskedLM")
+FILLERS = {HEADS[auto_class].__name__ for auto_class in ("AutoModelForPreTraining", "AutoModelForMaskedLM")}
+BERT_FILLERS = {"BertForPreTraining", "BertForMaskedLM"}
 SHOWN_LABELS = 5
 
 
@@ -47,22 +48,45 @@ class Answer:
     note: str = ""  # what the user must know, such as a text that was cut
 
 
-Answerer = Callable[[str, str], Answer]  # of a text, and where it stands
+class Answerer:
+    """A model with its tokenizer, which is asked by calling it.
+
+    Attributes:
+        labels: the names of the head's classes, in their order; of a masked-LM head they mean nothing.
+        longest: how many tokens it reads at once.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        labels: Any = model.config.id2label
+        self.labels = tuple(str(labels[i]) for i in sorted(labels))
+        self.longest = model.config.max_position_embeddings
+
+    def __call__(self, text: str, where: str) -> Answer:
+        """Return what the model says of a text; errors name it as `where`."""
+        raise NotImplementedError
+
+    def check(self, text: str, where: str) -> None:
+        """Raise `UserError` for a text without a character that is read."""
+        if not self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            raise UserError(f"{where}: holds no character that is read, only white space or the like")
 
 
 def load_answerer(directory: Path, top: int) -> Answerer:
-    """Load a saved model, and return the function that asks it; the kind of answer is that of its head.
+    """Load a saved model, and return what asks it; the kind of answer is that of its head.
 
     `top` is the number of characters for each mask.
 
     Raises:
-        UserError: no model there, a damaged one, or one without such a head. The function raises it for a text without
-            a character or a mask that the model could read.
+        UserError: no model there, a damaged one, or one without such a head. Asking raises it for a text without a
+            character or a mask that the model could read.
     """
     name = architecture_of(read_config(directory))
-    if name in {HEADS[auto_class].__name__ for auto_class in FILLERS}:
-        model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM)
+    if name in FILLERS:
+        model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM, dtype=torch.float32)
         return Filler(model.eval(), tokenizer, top)
+    if name in BERT_FILLERS:
+        return Filler(*load_bert_for_masked_lm(directory), top)
     if name in {model_class.__name__ for model_class in CLASSIFIERS.values()}:
         return Classifier(*load_finetuned(directory))
     if name in {model_class.__name__ for model_class in TAGGERS.values()}:
@@ -83,19 +107,7 @@ def check_tags(directory: Path, tags: Iterable[str]) -> None:
         )
 
 
-class _WithModel:
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        labels: Any = model.config.id2label
-        self.labels = tuple(str(labels[i]) for i in sorted(labels))
-        self.longest = model.config.max_position_embeddings
-
-    def check(self, text: str, where: str) -> None:
-        if not self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-            raise UserError(f"{where}: holds no character that is read, only white space or the like")
-
-
-class Classifier(_WithModel):
+class Classifier(Answerer):
     """Labels of a text, or of two with a tab between them, and how probable each is."""
 
     @torch.no_grad()
@@ -118,7 +130,7 @@ class Classifier(_WithModel):
         return Answer(text, as_json, choices=(ranked[:SHOWN_LABELS],), note=note)
 
 
-class Tagger(_WithModel):
+class Tagger(Answerer):
     """Names in a text; a long one is read in windows."""
 
     def __call__(self, text: str, where: str) -> Answer:
@@ -145,7 +157,7 @@ def spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     return found
 
 
-class Filler(_WithModel):
+class Filler(Answerer):
     """Characters for the masks in a text, each by itself."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, top: int) -> None:

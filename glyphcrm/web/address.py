@@ -1,0 +1,24 @@
+"""The address that the page is served at."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from glyphcrm.errors import UserError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket at an address, which does not listen yet; raise `UserError` if it is taken or there is none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":  # where it means: what a server that has ended left behind is no hindrance
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} of {host} is taken; give another --port") from None
+        raise UserError(f"--host {host}, --port {port}: {error.strerror or error}; give others") from None
+    return listener
