@@ -20,7 +20,9 @@ PAGES = {
     "docs/tour.ipynb": "tour.md",
 }
 SOURCES = {page: source for source, page in PAGES.items()}
-_FENCE_OR_LINK = re.compile(r"^```.*?^```$|\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)", re.M | re.S)
+_FENCE_OR_LINK = re.compile(
+    r"^```.*?^```$|\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)", re.M | re.S
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
