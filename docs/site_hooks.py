@@ -1,4 +1,4 @@
-"""What mkdocs does differently for this site: pages from outside of docs/, and links that are right in the repository."""
+"""What is special about this site: pages from outside of docs/, and links that are right in the repository, too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGES = {
 }
 SOURCES = {page: source for source, page in PAGES.items()}
 _FENCE_OR_LINK = re.compile(
-    r"^```.*?^```$|\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)", re.M | re.S
+    r"^```.*?^```$|\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)", re.MULTILINE | re.DOTALL
 )
 
 
