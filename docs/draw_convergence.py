@@ -29,7 +29,7 @@ def main() -> None:
         steps, losses = curve(read_metrics(STUDY / run / "metrics.jsonl"), "step", "eval_mlm_loss")
         axes.plot(steps, losses, style, color=colour, label=label)
     axes.set(xlabel="step, of 128 sequences of at most 32 characters", ylabel="validation MLM loss (nats)")
-    axes.set_title("How fast `tiny` learns, and which part is slow", fontsize=11, loc="left")
+    axes.set_title("How fast the size tiny learns, and which part is slow", fontsize=11, loc="left")
     axes.legend(frameon=False, fontsize=9)
     save_figure(figure, Path(__file__).with_name("convergence.png"))
 

@@ -79,7 +79,8 @@ def draw_robustness(
         ends.append((low, high))
     span = 1.1 * max(high - low for low, high in ends)
     for axes, (low, high) in zip(panels, ends, strict=True):
-        axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+        bottom = max(0.0, (low + high - span) / 2)
+        axes.set_ylim(bottom, bottom + span)
         axes.yaxis.set_major_locator(_every(5))
     figure.supxlabel("replaced, of the characters that have look-alikes (%)", fontsize=9)
     figure.supylabel("score (%)", fontsize=9)
