@@ -1,6 +1,6 @@
 # `make pretrain`, `make finetune` and `make test` are all that a newcomer needs; each can be repeated.
 .PHONY: pretrain finetune test test-distribution test-oldest test-oldest-triton test-peer test-robustness test-sanitizers \
-	lint bench throughput gpu-proof clean
+	docs dist lint bench throughput gpu-proof clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -74,6 +74,15 @@ test-robustness: .venv/installed
 test-distribution: .venv/installed
 	$(BIN)/python -m pytest tests/test_distribution.py tests/kernels/test_install.py
 
+# The documentation as a site, in site/; a dead link or a page that is in no menu is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+# The wheels of both distributions, the whole and the kernels alone, in dist/.
+dist: .venv/installed
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . ./kernels
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -99,4 +108,4 @@ gpu-proof: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build *.egg-info
+	rm -rf .venv .venv-oldest build dist site *.egg-info

@@ -254,7 +254,13 @@ class _Report:
             self._number(f"robustness {path.stem}", path, result)
         if not results:
             return []
-        draw_robustness({title: result["look_alikes"] for title, result in results.items()}, self.directory / CURVES)
+        counts = {
+            self._title(name): summary["sizes"]["test"]
+            for name, _, summary, _ in summaries(self.output_dir)
+            if summary["metric"] == "accuracy"
+        }
+        look_alikes = {title: result["look_alikes"] for title, result in results.items()}
+        draw_robustness(look_alikes, counts, self.directory / CURVES)
         some = next(iter(results.values()))
         shares = list(next(iter(some["look_alikes"].values())))
         parts = [

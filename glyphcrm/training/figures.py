@@ -20,8 +20,14 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG."""
-    figure.savefig(path, dpi=130)
+    """Write a PNG with a palette, which is a third as large as one without."""
+    import numpy as np
+    from PIL import Image
+
+    figure.set_dpi(130)
+    figure.canvas.draw()
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def unframe(axes: Any, grid: str = "both") -> None:
