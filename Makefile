@@ -36,8 +36,13 @@ test-oldest-triton: .venv/triton-3.7.1
 test-oldest: .venv-oldest/installed
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(PYTEST) -m "not slow" $(OLDEST_TESTS) $(addprefix --deselect ,$(DESELECTED))
 
-OLDEST_TESTS ?= tests/modeling tests/kernels/addnorm tests/finetuning/test_metrics.py \
-    tests/finetuning/test_charts.py tests/test_shipped_checkpoint.py
+# Every line of the ecosystem's table but transformers' own tests, which are those of one version; and what else calls parts
+# of torch and transformers that have changed.
+OLDEST_TESTS ?= $(shell grep -o 'tests/[a-z_/]*[.]py::[a-z_]*' docs/ecosystem.md | grep -v tests/peer) \
+    $(addprefix tests/modeling/test_,backend.py::test_autocast backend.py::test_kernels_and_reference_agree attention.py bert.py \
+        drop_in.py export.py layer_calls.py model.py packed_rows.py pipelines.py transformers_training.py) \
+    tests/test_tokenization.py tests/kernels/addnorm tests/finetuning/test_metrics.py tests/finetuning/test_charts.py \
+    tests/test_shipped_checkpoint.py
 # With torch 2.9 and dropout, the loss of a compiled graph differs from the plain one by 2e-4 (docs/proof.md); its compiler
 # takes no distinct characters that it has to find itself, and describes convolutions on "meta" in another memory order.
 DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compiled]" \
@@ -47,7 +52,8 @@ DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compi
 .venv-oldest/installed: pyproject.toml setup.py constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt \
-	    --editable ".[pretrain,finetune,demo]" accelerate pytest pytest-benchmark pytest-xdist hypothesis
+	    --editable ".[pretrain,finetune,demo]" accelerate peft sentence-transformers pytest pytest-benchmark pytest-xdist \
+	    hypothesis
 	touch $@
 
 # The C functions under gcc's address and undefined-behaviour sanitizers, and as clang builds them.

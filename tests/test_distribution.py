@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -74,20 +75,43 @@ def test_the_source_distribution_can_be_built_from(distributions: dict[str, Path
     assert {path.relative_to(ROOT).as_posix() for path in sources} <= names
 
 
+def install(distribution: Path, home: Path, extras: str = "") -> Path:
+    """Install into a new environment that borrows this one's other packages, none over the network; return its bin."""
+    run(sys.executable, "-m", "venv", "--without-pip", home, cwd=home.parent)
+    python = home / "bin" / "python"
+    path = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(run(python, "-c", path, cwd=home.parent).strip())
+    # Behind the environment's own: an editable install of this project there must not be found first.
+    (packages / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index")
+    run(*pip, "--no-deps", "--no-build-isolation", "--ignore-installed", distribution, cwd=home.parent)
+    run(*pip, f"glyphcrm{extras}", cwd=home.parent)  # what it requires is there
+    return home / "bin"
+
+
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_it_installs_and_runs_outside_of_the_checkout(
     distributions: dict[str, Path], kind: str, tmp_path: Path
 ) -> None:
-    """In a new environment that borrows this one's other packages; nothing comes from the network."""
     home = tmp_path / "environment"
-    run(sys.executable, "-m", "venv", "--without-pip", home, cwd=tmp_path)
-    python = home / "bin" / "python"
-    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-build-isolation")
-    # Behind the environment's own: an editable install of this project there must not be found first.
-    borrowed = sysconfig.get_path("purelib")
-    (packages / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
-    run(*pip, "--ignore-installed", distributions[kind], cwd=tmp_path)
-    assert "atlas" in run(home / "bin" / "glyphcrm", "--help", cwd=tmp_path)
+    programs = install(distributions[kind], home)
+    assert "atlas" in run(programs / "glyphcrm", "--help", cwd=tmp_path)
     checkpoint = ROOT / "checkpoints" / "glyphcrm-tiny"
-    assert run(python, "-c", PROGRAM, checkpoint, home, cwd=tmp_path).strip().endswith("(1, 4, 256)")
+    assert run(programs / "python", "-c", PROGRAM, checkpoint, home, cwd=tmp_path).strip().endswith("(1, 4, 256)")
+
+
+def test_from_the_wheel_to_a_prediction(distributions: dict[str, Path], tmp_path: Path) -> None:
+    """Environment, pip, pretrain, finetune, predict: no other file than the wheel, and texts that it requires."""
+    glyphcrm = install(distributions["wheel"], tmp_path / "environment", "[pretrain,finetune,demo]") / "glyphcrm"
+    steps = ("--steps", "2", "--eval-every", "2", "--save-every", "2", "--batch-size", "4", "--micro-batch-size", "4")
+    sizes = ("--preset", "nano", "--no-input-only", "--eval-samples", "8")
+    run(glyphcrm, "pretrain", "--output-dir", "run", *sizes, *steps, cwd=tmp_path)
+    samples = ("--train-samples", "64", "--dev-samples", "16", "--test-samples", "16", "--max-length", "32")
+    once = ("--seeds", "1", "--epochs", "1", "--keep-model", "best")
+    told = run(
+        *(glyphcrm, "finetune", "--task", "demo_sentiment", "--model", "run/model", *samples, *once), cwd=tmp_path
+    )
+    use = shlex.split(told.splitlines()[-1].removeprefix("use it: glyphcrm "))
+    use[use.index("TEXT")] = "这本书很好看。"
+    answer = run(glyphcrm, *use, cwd=tmp_path)
+    assert "这本书很好看。" in answer and "%" in answer

@@ -15,8 +15,8 @@ STAGES = ("study", "finetuning", "held_out", "robustness", "unknown")  # those t
 FEWEST_STEPS = 4
 # These decide what is reported, not what is trained.
 REPORTED = (
-    *("output_dir", "data", "tasks", "without", "bert_vocabulary", "look_alikes"),
-    *("traditional", "other_font", "paper_scores"),
+    *("output_dir", "data", "tasks", "without"),
+    *("bert_vocabulary", "look_alikes", "other_font", "paper_scores"),
 )
 
 
@@ -41,7 +41,6 @@ class ReproduceOptions(CommandLineOptions):
     without: list[str] = option([], "stages to leave out", STAGES)
     bert_vocabulary: Path | None = option(None, "vocab.txt of bert-base-chinese, to count what it does not know")
     look_alikes: Path | None = option(None, "SIGHAN's similar_shape.txt; default: the nearest pictures")
-    traditional: Path | None = option(None, "OpenCC's STCharacters.txt, to rewrite the test texts")
     other_font: str | None = option(None, "a font to draw the test texts with")
     paper_scores: Path | None = option(
         None, 'JSON, {"TASK": {"bert": 0.9, "glyphcrm": 0.9}}: the paper\'s, for the tables'

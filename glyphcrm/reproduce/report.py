@@ -276,12 +276,11 @@ class _Report:
                 _rows_by_model(results, "look_alikes", shares),
             ),
         ]
-        if script := _rows_by_model(results, "script", ("as it is", "traditional")):
-            parts += [
-                "### Simplified to traditional",
-                "Character by character. Nearly all of the new characters are [UNK] to BERT.",
-                _table("set |  | as it is | traditional", script),
-            ]
+        parts += [
+            "### Simplified to traditional",
+            "Character by character. Nearly all of the new characters are [UNK] to BERT.",
+            _table("set |  | as it is | traditional", _rows_by_model(results, "script", ("as it is", "traditional"))),
+        ]
         if pictures := {title: result["pictures"] for title, result in results.items() if result["pictures"]}:
             changes = ("as it is", "lost", "lost, then added in another font", "all in another font")
             first = next(iter(pictures.values()))

@@ -24,10 +24,9 @@ from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.substitutions import (
     look_alikes_from_atlas,
     read_look_alikes,
-    read_traditional,
-    rewrite,
     rewritten,
     substitute,
+    to_traditional,
     whole_text,
 )
 from glyphcrm.tasks import Example, Kind, TaggedExample, Task, TextExample
@@ -49,7 +48,6 @@ def score_rewritten(options: ReproduceOptions, task: Task, tuned: Mapping[str, M
     of_glyphcrm = Path(tuned["glyphcrm"]["kept_model"])
     atlas = load_atlas(of_glyphcrm)
     look_alikes = _known_look_alikes(options, atlas, GlyphCRMConfig.from_pretrained(of_glyphcrm).vocab_size)
-    traditional = read_traditional(options.traditional) if options.traditional else None
     for arch in sorted(tuned, reverse=True):
         directory = Path(tuned[arch]["kept_model"])
         model, tokenizer = load_finetuned(directory)
@@ -65,10 +63,8 @@ def score_rewritten(options: ReproduceOptions, task: Task, tuned: Mapping[str, M
             for share in SHARES
         }
         untouched = result["look_alikes"][arch]["0"]
-        if traditional is not None:
-            rewriting = partial(rewrite, mapping=traditional)
-            changed = scored([rewritten(example, rewriting) for example in examples])
-            result["script"][arch] = {"as it is": untouched, "traditional": changed}
+        changed = scored([rewritten(example, to_traditional) for example in examples])
+        result["script"][arch] = {"as it is": untouched, "traditional": changed}
         if isinstance(model, GlyphCRMPreTrainedModel):
             result["pictures"] = {"as it is": untouched, **_pictures(options, atlas, model, examples, scored)}
     return result

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from glyphcrm.reproduce.stages import (
     run_study,
     summaries,
 )
-from glyphcrm.reproduce.substitutions import read_look_alikes, read_traditional, whole_text
+from glyphcrm.reproduce.substitutions import read_look_alikes, to_traditional, whole_text
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
 from glyphcrm.tasks import Kind, Splits, Task
@@ -83,13 +84,13 @@ def _reproduce(options: ReproduceOptions) -> Path:
 
 
 def _check_files(options: ReproduceOptions) -> None:
-    """Read what is needed late, so that a wrong file is found before the first training."""
+    """Read what is needed late, so that a wrong file, or a missing package, is found before the first training."""
     if options.bert_vocabulary:
         unknown_to_bert(options.bert_vocabulary)
     if options.look_alikes:
         read_look_alikes(options.look_alikes)
-    if options.traditional:
-        read_traditional(options.traditional)
+    if "robustness" not in options.without:
+        to_traditional("")
     if options.other_font:
         open_font(options.other_font)
     if options.paper_scores:
@@ -148,7 +149,7 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
         tuned.setdefault(name, {})[arch] = summary
     inputs = {
         "look_alikes": _digest(options.look_alikes),
-        "traditional": _digest(options.traditional),
+        "opencc": version("opencc"),
         "other_font": options.other_font,
     }
     for task in tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,15 @@ def substitute(text: str, look_alikes: Mapping[str, str], share: float, seed: in
     return "".join(characters)
 
 
-def rewrite(text: str, mapping: Mapping[str, str]) -> str:
-    """Return `text` with every character that `mapping` has replaced; one for one, so the length stays."""
-    return "".join(mapping.get(char, char) for char in text)
+def to_traditional(text: str) -> str:
+    """Return `text` in traditional script, each character by itself: one for one, so the length stays.
+
+    Only the context can tell which of several candidates is meant: texts come out as by a simple converter.
+
+    Raises:
+        UserError: OpenCC is not installed.
+    """
+    return "".join(map(_converter(), text))
 
 
 def rewritten(example: Example, rewrite_text: Callable[[str], str]) -> Example:
@@ -88,32 +95,6 @@ def read_look_alikes(path: Path) -> dict[str, str]:
     return look_alikes
 
 
-def read_traditional(path: Path) -> dict[str, str]:
-    """Read OpenCC's ``STCharacters.txt`` as simplified -> traditional, of several candidates the first.
-
-    A line is the simplified character, a tab, and candidates between spaces; # starts a comment. The first
-    candidate is the usual one, but only the context can tell: texts come out as by a simple converter.
-
-    Raises:
-        UserError: the file is missing, too large, not UTF-8, holds nothing, or a line is not of that form.
-    """
-    first: dict[str, str] = {}
-    for where, line in _lines(path):
-        if line.startswith("#"):
-            continue
-        char, tab, rest = line.partition("\t")
-        others = rest.split(" ")
-        if len(char) != 1 or not tab or any(len(other) != 1 or other.isspace() for other in others):
-            raise UserError(
-                f"{where}: {_shown(line)} is no character, a tab and characters between spaces; "
-                "give OpenCC's STCharacters.txt"
-            )
-        first.setdefault(char, others[0])
-    if not first:
-        raise UserError(f"{path}: holds no characters; give OpenCC's STCharacters.txt")
-    return {char: other for char, other in first.items() if other != char}
-
-
 def look_alikes_from_atlas(
     atlas: GlyphAtlas, characters: Sequence[str], count: int, wanted: Collection[str] | None = None
 ) -> dict[str, str]:
@@ -143,6 +124,15 @@ def look_alikes_from_atlas(
         ):
             nearest[drawn[row]] = "".join(drawn[other] for other in order)
     return nearest
+
+
+@cache
+def _converter() -> Callable[[str], str]:
+    try:
+        from opencc import OpenCC
+    except ImportError:
+        raise UserError('traditional script needs OpenCC: pip install "glyphcrm[reproduce]"') from None
+    return cache(OpenCC("s2t").convert)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

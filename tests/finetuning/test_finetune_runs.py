@@ -1,16 +1,12 @@
-"""Whole runs of finetune.py: scores, files, interruptions, processes."""
+"""Whole runs of `glyphcrm finetune`: scores, files, interruptions, processes."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,8 +24,7 @@ from glyphcrm.finetuning.prediction import predict
 from glyphcrm.finetuning.results import SeedResult, load_predictions
 from glyphcrm.finetuning.run import finetune
 from glyphcrm.tasks import Kind, find_task, load_splits
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.robustness.processes import Run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,16 +39,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def start(program: list[str], arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *program, str(REPOSITORY / "finetune.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def result(run: Path, seed: int = 0) -> dict[str, object]:
@@ -190,23 +175,16 @@ def test_a_run_stopped_and_killed_ends_bit_for_bit_the_same(
         ("checkpoint-12/complete.json", signal.SIGINT),
         ("checkpoint-36/model.safetensors", signal.SIGKILL),
     ):
-        process = start([], arguments)
-        deadline = time.monotonic() + 120
-        while not list((run / "seed-0").glob(moment)):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        process = Run(["finetune", *arguments], tmp_path / "log")
+        assert process.wait(lambda at=moment: any((run / "seed-0").glob(at)), 120) and not process.ended, process.said()
         if number == signal.SIGINT:  # once a further step is logged: a run that has just saved stops where it is
             (log,) = (run / "seed-0" / "tensorboard").iterdir()
             size = log.stat().st_size
-            while log.stat().st_size == size:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.002)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=120)
-        assert not (run / "seed-0" / "result.json").exists()
+            assert process.wait(lambda log=log, size=size: log.stat().st_size > size, 120) and not process.ended
+        process.signal(number)
+        assert process.wait() and not (run / "seed-0" / "result.json").exists()
         if number == signal.SIGINT:
-            assert process.returncode == 130 and "the same command continues" in output
+            assert process.exit_codes == [130] and "the same command continues" in process.said()
             assert any(int(path.name.split("-")[1]) % 12 for path in run.glob("seed-0/checkpoint-*"))
     assert main(arguments) == 0
     assert same_end(run, undisturbed)
@@ -239,14 +217,13 @@ def test_two_processes_and_micro_batches_score_as_one(
     sentiment: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
     more = ("--dropout", "0", "--epochs", "2", "--learning-rate", "0.003")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = start(torchrun, command(sentiment, directories["bert"], tmp_path / "two", *more))
+    two = command(sentiment, directories["bert"], tmp_path / "two", *more)
+    process = Run(["finetune", *two], tmp_path / "log", ranks=2)
     for name, micro in (("one", "8"), ("micro", "2")):
         arguments = command(sentiment, directories["bert"], tmp_path / name, *more, "--micro-batch-size", micro)
         assert main(arguments) == 0
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert output.count("macro_f1") == 2  # one process speaks: the table and the means
+    assert process.wait() and process.exit_codes == [0, 0], process.said()
+    assert process.said().count("macro_f1") == 2  # one process speaks: the table and the means
     one = result(tmp_path / "one")
     for name in ("micro", "two"):
         other = result(tmp_path / name)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +14,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.finetuning.models import load_finetuned
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.run import finetune
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.robustness.processes import Run
 
 
 def options(task: Path, model: Path, run: Path) -> FinetuneOptions:
@@ -92,23 +88,10 @@ def test_of_two_at_once_one_runs_and_the_other_is_refused_in_one_line(
     sentiment: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
     words = ["--task", str(sentiment), "--model", str(directories["bert"]), "--output-dir", str(tmp_path / "run")]
-    both = [
-        subprocess.Popen(
-            [sys.executable, "finetune.py", *words, "--seeds", "1", "--epochs", "2"],
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=300) for process in both]
-    codes = [process.returncode for process in both]
-    if codes == [0, 0]:  # the second came so late that it only looked the result up
-        assert sum("step/s" in error for _, error in said) == 1
-        return
-    assert sorted(codes) == [0, 2], said
-    refused = said[codes.index(2)][1]
+    both = [Run(["finetune", *words, "--seeds", "1", "--epochs", "2"], tmp_path / f"{i}.log") for i in range(2)]
+    assert all(run.wait() for run in both)
+    said, codes = [run.said() for run in both], [run.exit_codes[0] for run in both]
+    assert sorted(map(str, codes)) == ["0", "2"], said
+    refused = said[codes.index(2)]
     assert refused.count("\n") == 1 and "is in use by process" in refused
     assert (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / ".lock").exists()

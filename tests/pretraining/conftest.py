@@ -1,16 +1,13 @@
-"""A small text in a file, and pretrain.py as a process."""
+"""A small text in a file."""
 
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.classic import TEXT
-from tests.pretraining.runs import REPOSITORY, Pretrain, environment
 
 CLASSIC = TEXT[:-2]  # without the marks
 
@@ -29,21 +26,3 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "classic.txt"
     path.write_text("\n\n".join(documents), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def pretrain() -> Pretrain:
-    """Run pretrain.py to its end in a process of its own."""
-
-    def run(*arguments: str, launcher: list[str] | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        program = [*(launcher or [sys.executable]), str(REPOSITORY / "pretrain.py")]
-        return subprocess.run(
-            [*program, *arguments],
-            capture_output=True,
-            text=True,
-            env=environment(**more),
-            timeout=300,
-            check=False,
-        )
-
-    return run

@@ -13,7 +13,7 @@ from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.ablations import free_glyphs
 from glyphcrm.pretraining.options import PretrainOptions
-from tests.pretraining.runs import Pretrain, command
+from tests.pretraining.runs import command, main
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def test_an_ablation_of_a_finished_model_is_refused() -> None:
         PretrainOptions.parse(["--ablation", "free-glyphs", "--init", "somewhere"])
 
 
-def test_a_run_leaves_curves_and_no_model(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:
+def test_a_run_leaves_curves_and_no_model(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert pretrain(*command(text_file, run, "--ablation", "free-glyphs")).returncode == 0
+    assert main(command(text_file, run, "--ablation", "free-glyphs")) == 0
     assert (run / "metrics.jsonl").read_text().count("eval_mlm_loss") == 3
     assert not (run / "model").exists()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
-    assert pretrain(*command(text_file, run, "--ablation", "free-glyphs")).returncode == 0
+    assert main(command(text_file, run, "--ablation", "free-glyphs")) == 0
     assert before and before == {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}

@@ -23,7 +23,8 @@ from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
 from glyphcrm.training.run_directory import is_complete, last_checkpoint, step_of
-from tests.pretraining.runs import REPOSITORY, Pretrain, command, environment, main
+from tests.pretraining.runs import REPOSITORY, command, environment, main, pretrain, start
+from tests.robustness.processes import Run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -44,34 +45,24 @@ def losses(run: Path) -> dict[int, float]:
     return measures(run, "mlm_loss")
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    program = [sys.executable, str(REPOSITORY / "pretrain.py")]
-    return subprocess.Popen(
-        [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    )
-
-
-def wait_for(condition: str, run: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(condition: str, run: Path, process: Run) -> None:
     """Wait until `condition`, a glob in the run's directory, matches; fail if the process ends before."""
-    deadline = time.monotonic() + 120
-    while not list(run.glob(condition)):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert process.wait(lambda: any(run.glob(condition)), 120) and not process.ended, process.said()
 
 
 @pytest.fixture(scope="module")
 def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    process = start(command(text_file, run))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    code, output = pretrain(command(text_file, run))
+    assert code == 0, output
     (run / "output.txt").write_text(output)
     return run
 
 
-def test_a_run_leaves_model_chart_log_and_answers(finished: Path, text_file: Path, pretrain: Pretrain) -> None:
+def test_a_run_leaves_model_chart_log_and_answers(
+    finished: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = AutoModelForPreTraining.from_pretrained(finished / "model")
     tokenizer = AutoTokenizer.from_pretrained(finished / "model")
     assert model.config.num_glyphs == len(tokenizer)
@@ -81,8 +72,9 @@ def test_a_run_leaves_model_chart_log_and_answers(finished: Path, text_file: Pat
     assert list((finished / "tensorboard").iterdir())
     output = (finished / "output.txt").read_text()
     assert "unigram entropy" in output and "▢" in output and "tokens/s" in output
-    again = pretrain(*command(text_file, finished))
-    assert again.returncode == 0 and "step 1:" not in again.stderr and "unigram entropy" in again.stdout
+    assert main(command(text_file, finished)) == 0
+    again = capsys.readouterr()
+    assert "step 1:" not in again.err and "unigram entropy" in again.out
 
 
 def test_a_run_killed_at_any_moment_continues_bit_for_bit(finished: Path, text_file: Path, tmp_path: Path) -> None:
@@ -93,12 +85,9 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(finished: Path, text_f
         process = start(arguments)
         wait_for(moment, run, process)
         process.kill()
-        process.communicate()
         assert not (run / "model").exists()
-    process = start(arguments)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "continuing from" in output
+    code, output = pretrain(arguments)
+    assert code == 0 and "continuing from" in output, output
     assert same_weights(run, finished)
     assert losses(run) == losses(finished)
     seconds = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
@@ -153,39 +142,33 @@ def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: 
     arguments = command(text_file, run, "--save-every", "100")
     process = start(arguments)
     wait_for("metrics.jsonl", run, process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command continues" in output
+    process.signal(signal.SIGINT)
+    assert process.wait() and process.exit_codes == [130] and "the same command continues" in process.said()
     (checkpoint,) = run.glob("checkpoint-*")
     assert is_complete(checkpoint)
-    process = start(arguments)
-    process.communicate(timeout=300)
-    assert process.returncode == 0
+    assert pretrain(arguments)[0] == 0
     assert same_weights(run, finished)
 
 
-def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_path: Path, pretrain: Pretrain) -> None:
-    """One process, one process in micro-batches, two torchrun processes, and these in micro-batches.
+def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_path: Path) -> None:
+    """One process, one process in micro-batches, two torchrun processes, and two others in micro-batches.
 
     The same losses after 20 steps, and the same norm of the first gradient, HanGlyph's among them.
     """
-    last, first_norm = {}, {}
+    more = ("--dropout", "0", "--steps", "20", "--save-every", "20", "--log-every", "1", "--micro-batch-size")
+    runs = [command(text_file, tmp_path / name, *more, micro) for name, micro in zip("abcd", "4121", strict=True)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, micro, launcher in (
-        ("one", "4", None),
-        ("micro", "1", None),
-        ("two", "2", torchrun),
-        ("two, micro", "1", torchrun),
-    ):
-        run = tmp_path / name
-        steps = ("--steps", "20", "--save-every", "20", "--log-every", "1")
-        more = ("--dropout", "0", "--micro-batch-size", micro, *steps)
-        result = pretrain(*command(text_file, run, *more), launcher=launcher)
-        assert result.returncode == 0, result.stderr
-        last[name], first_norm[name] = losses(run)[20], measures(run, "grad_norm")[1]
-    for name in ("micro", "two", "two, micro"):
-        assert last[name] == pytest.approx(last["one"], abs=1e-4), name
-        assert first_norm[name] == pytest.approx(first_norm["one"], rel=1e-4), name
+    launched = subprocess.run(
+        [*torchrun, str(REPOSITORY / "pretrain.py"), *runs[2]], env=environment(), capture_output=True, text=True
+    )
+    assert launched.returncode == 0, launched.stderr
+    for run, ranks in ((runs[0], 1), (runs[1], 1), (runs[3], 2)):
+        code, output = pretrain(run, ranks)
+        assert code == 0, output
+    one, *others = ((losses(tmp_path / name)[20], measures(tmp_path / name, "grad_norm")[1]) for name in "abcd")
+    for loss, first_norm in others:
+        assert loss == pytest.approx(one[0], abs=1e-4)
+        assert first_norm == pytest.approx(one[1], rel=1e-4)
 
 
 def test_workers_end_when_torchrun_is_killed(text_file: Path, tmp_path: Path) -> None:
@@ -199,7 +182,10 @@ def test_workers_end_when_torchrun_is_killed(text_file: Path, tmp_path: Path) ->
         stderr=subprocess.DEVNULL,
         env=environment(),
     )
-    wait_for("checkpoint-3/complete.json", run, launcher)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoint-3" / "complete.json").exists():
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert len(children) == 2
     launcher.kill()
@@ -224,19 +210,18 @@ def running(process: int) -> bool:
 
 @pytest.mark.parametrize("name", ["tensorboard", "metrics.jsonl"])
 def test_a_place_that_cannot_be_written_is_one_line_and_the_run_continues(
-    name: str, finished: Path, text_file: Path, tmp_path: Path, pretrain: Pretrain
+    name: str, finished: Path, text_file: Path, tmp_path: Path
 ) -> None:
     """As a read-only directory or a full disk; here a file or a directory stands in the way."""
     run = tmp_path / "blocked"
     prepare(PretrainOptions.parse(command(text_file, run)), first=True)
     place = run / name
     place.mkdir() if name == "metrics.jsonl" else place.write_text("in the way")
-    blocked = pretrain(*command(text_file, run))
-    assert blocked.returncode == 2, blocked.stderr
-    assert name in blocked.stderr.splitlines()[-1] and "error: " in blocked.stderr.splitlines()[-1]
-    assert "Traceback" not in blocked.stderr
+    code, output = pretrain(command(text_file, run))
+    (error,) = (line for line in output.splitlines() if "error: " in line)
+    assert code == 2 and name in error and "Traceback" not in output
     place.rmdir() if name == "metrics.jsonl" else place.unlink()
-    assert pretrain(*command(text_file, run)).returncode == 0
+    assert pretrain(command(text_file, run))[0] == 0
     assert same_weights(run, finished)
 
 
@@ -305,12 +290,12 @@ def test_excluded_characters_are_never_seen(text_file: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("learning_rate", ["1e30", "1e39"])
 def test_a_loss_that_diverges_stops_the_run(
-    text_file: Path, tmp_path: Path, pretrain: Pretrain, learning_rate: str
+    text_file: Path, tmp_path: Path, learning_rate: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "diverged"
-    result = pretrain(*command(text_file, run, "--learning-rate", learning_rate, "--save-every", "1"))
-    assert result.returncode == 2
-    assert "at step" in result.stderr and "lower --learning-rate" in result.stderr
+    assert main(command(text_file, run, "--learning-rate", learning_rate, "--save-every", "1")) == 2
+    error = capsys.readouterr().err
+    assert "at step" in error and "lower --learning-rate" in error
     (checkpoint,) = sorted(run.glob("checkpoint-*"))[-1:]
     assert is_complete(checkpoint)
     assert all(p.isfinite().all() for p in load_file(checkpoint / "model.safetensors").values())
@@ -323,7 +308,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(finished: Path, text_file: Path, 
     process = start(arguments)
     wait_for("checkpoint-4/complete.json", run, process)
     process.kill()
-    process.communicate()
     size = (run / "checkpoint-4" / "model.safetensors").stat().st_size
     limited = subprocess.run(
         [sys.executable, str(REPOSITORY / "pretrain.py"), *arguments],
@@ -337,9 +321,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(finished: Path, text_file: Path, 
     assert limited.returncode == 2, limited.stderr
     assert "make room" in limited.stderr.splitlines()[-1]
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
-    process = start(arguments)
-    process.communicate(timeout=300)
-    assert process.returncode == 0
+    assert pretrain(arguments)[0] == 0
     assert same_weights(run, finished)
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
-from glyphcrm.reproduce import stages, trials
+from glyphcrm.reproduce import stages, substitutions, trials
 from glyphcrm.reproduce.held_out import choose_excluded
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Speed, make_plan
@@ -76,6 +77,7 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(
     for chart in ("pretraining.png", "scores.png", "look-alikes.png"):
         with Image.open(out / "report" / chart) as image:
             assert image.format == "PNG"
+    assert "### Simplified to traditional" in results
     assert "75.00" in results  # the paper's
     summary = json.loads((out / "finetuning" / "reviews" / "bert" / "summary.json").read_text())
     assert f"{100 * summary['test']['accuracy']['mean']:.2f}" in results
@@ -101,7 +103,7 @@ def test_a_plan_fits_into_its_time(hours: float, task_file: Path) -> None:
     options = ReproduceOptions(
         preset="tiny", text=(), data=None, tasks=(str(task_file),), output_dir=Path(), hours=hours, seeds=3,
         max_length=128, batch_size=32, vocabulary_size=7000, pretraining_steps=None, train_samples=None, without=(),
-        bert_vocabulary=None, look_alikes=None, traditional=None, other_font=None, paper_scores=None,
+        bert_vocabulary=None, look_alikes=None, other_font=None, paper_scores=None,
     )  # fmt: skip
     tasks = stages.available_tasks(options)
     speed = {"glyphcrm": Speed(step=2.5, token=1e-3), "bert": Speed(step=0.6, token=2e-4)}
@@ -126,3 +128,13 @@ def test_bad_settings_are_one_line_and_leave_nothing(
     assert main(["reproduce", *arguments, "--output-dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and culprit in error and not (tmp_path / "out").exists()
+
+
+def test_a_missing_opencc_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "opencc", None)
+    substitutions._converter.cache_clear()
+    assert main(["reproduce", "--output-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "glyphcrm[reproduce]" in error and not (tmp_path / "out").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from glyphcrm.reproduce import substitutions
 from glyphcrm.reproduce.substitutions import (
     look_alikes_from_atlas,
     read_look_alikes,
-    read_traditional,
-    rewrite,
     rewritten,
     substitute,
+    to_traditional,
 )
 from glyphcrm.tasks.examples import TaggedExample, TextExample
 
@@ -87,40 +85,33 @@ def test_look_alikes_file(tmp_path: Path) -> None:
     assert read_look_alikes(path) == {"未": "末朱味", "己": "𫓧巳"}
 
 
-def test_traditional_file(tmp_path: Path) -> None:
-    path = tmp_path / "STCharacters.txt"
-    path.write_text(
-        "# OpenCC\n\n侭\t儘\n㓰\t劃\n划\t劃\n后\t後 后\n尽\t盡 儘\n干\t幹 乾 干\n并\t並\n台\t台 臺\n𫓧\t鈇\n",
-        encoding="utf-8",
-    )
-    to_traditional = read_traditional(path)
-    assert to_traditional == dict(zip("侭㓰划后尽干并𫓧", "儘劃劃後盡幹並鈇", strict=True))
-    assert rewrite("后天划尽并干", to_traditional) == "後天劃盡並幹"
+def test_traditional_script_is_one_character_for_one() -> None:
+    """Of several candidates the usual one, whatever stands beside it: a phrase would give 頭髮."""
+    assert to_traditional("侭㓰划后尽干并𫓧头发 a，") == "儘劃劃後盡幹並鈇頭發 a，"
+    of_han = "".join(map(chr, (*range(0x3400, 0xA000), *range(0x20000, 0x2A6E0))))
+    assert len(to_traditional(of_han)) == len(of_han)
 
 
-@pytest.mark.parametrize("read", [read_look_alikes, read_traditional])
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
         (None, r"list: cannot be read: No such file"),
         (b"", r"list: holds no"),
-        (b"\n\n", r"list: holds no"),
+        (b"\n,\n", r"list: holds no"),
         ("未\n".encode(), r"list:1: '未' is no character, a"),
-        ("\n未末,朱\t朱\n".encode(), r"list:2: '未末,朱"),
-        ("\n未,\t\n".encode(), r"list:2: '未,"),
+        ("\n未末,朱\n".encode(), r"list:2: '未末,朱'"),
+        ("\n未,\n".encode(), r"list:2: '未,"),
         ("未 朱".encode(), r"list:1: '未 朱'"),
         (("未" * 1000).encode(), r"list:1: '未{20}…'"),
         ("天\n".encode("gb18030"), r"list:1: not UTF-8"),
     ],
 )
-def test_files_of_another_form_are_refused(
-    tmp_path: Path, read: Callable[[Path], object], content: bytes | None, complaint: str
-) -> None:
+def test_files_of_another_form_are_refused(tmp_path: Path, content: bytes | None, complaint: str) -> None:
     path = tmp_path / "list"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=complaint) as caught:
-        read(path)
+        read_look_alikes(path)
     assert "\n" not in str(caught.value)
 
 
