@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -201,7 +202,8 @@ def split_evenly(sizes: Sequence[int], parts: int) -> list[int]:
     bounds = [0]
     for i in range(1, parts):
         wanted = before[-1] * i / parts
-        at = min(range(len(before)), key=lambda f: abs(before[f] - wanted))
+        at = bisect_left(before, wanted)
+        at -= at > 0 and wanted - before[at - 1] < before[at] - wanted  # the nearer one
         bounds.append(min(max(at, bounds[-1] + 1), len(sizes) - (parts - i)))
     return [*bounds, len(sizes)]
 

@@ -73,10 +73,10 @@ class TokenizeOptions(CommandLineOptions):
     data_dir: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self.data_dir = self.output_dir
         self.max_length = self.max_length or RECIPES[self.preset].max_length
         check_ranges(asdict(self), {(8, math.inf): ("max_length",), (0, 1024): ("workers",)})
         number, _, of = (self.shard or "1/1").partition("/")
-        # isdecimal is true for digits that int reads, of any script
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 100_000):
             raise UserError(f"--shard {self.shard}: give the part and the number of parts, as 1/8; the last is 8/8")
         self.part = int(number), int(of)
