@@ -123,11 +123,13 @@ def _told(where: object, ask: Callable[[], Answer]) -> Answer:
     """Ask a file system; whatever it raises becomes a `UserError`."""
     try:
         return ask()
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
     except ImportError as error:
         raise UserError(f"{where}: its protocol needs a library: {error}") from None
     except Exception as error:  # each protocol has its own
+        cause = error.__cause__ or error  # of a server that does not answer fsspec says that its file is not found
+        if isinstance(error, FileNotFoundError) and isinstance(cause, FileNotFoundError):
+            raise UserError(f"{where}: no such file") from None
+        error = cause if isinstance(error, FileNotFoundError) else error
         reason = _SECRET.sub("", f"{type(error).__name__}: {error}")
         raise UserError(f"{where}: cannot be read: {shown(reason)}; repeat the command when it can be") from None
 

@@ -63,7 +63,7 @@ def test_what_cannot_be_read_is_one_line(memory: fsspec.AbstractFileSystem, monk
         with pytest.raises(UserError, match=message):
             expand([url])
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match="s3://b/a.txt: its protocol needs a library: Install s3fs"):
+    with pytest.raises(UserError, match=r"s3://b/a\.txt: its protocol needs a library: Install s3fs"):
         expand(["s3://b/a.txt"])
     with pytest.raises(UserError, match=r"memory://.*cut\.txt\.gz is cut short"):
         list(iter_documents(expand(["memory://x/cut.txt.gz"])))
