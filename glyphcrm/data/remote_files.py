@@ -129,8 +129,8 @@ def _told(where: object, ask: Callable[[], Answer]) -> Answer:
         cause = error.__cause__ or error  # of a server that does not answer fsspec says that its file is not found
         if isinstance(error, FileNotFoundError) and isinstance(cause, FileNotFoundError):
             raise UserError(f"{where}: no such file") from None
-        error = cause if isinstance(error, FileNotFoundError) else error
-        reason = _SECRET.sub("", f"{type(error).__name__}: {error}")
+        told = cause if isinstance(error, FileNotFoundError) else error
+        reason = _SECRET.sub("", f"{type(told).__name__}: {told}")
         raise UserError(f"{where}: cannot be read: {shown(reason)}; repeat the command when it can be") from None
 
 

@@ -122,8 +122,10 @@ def _tokenized(
         for paragraph in document:
             for sentence in split_sentences(paragraph, max_sentence_length):
                 ids = encode(sentence)
-                # NFC makes some characters two or three.
-                sentences += (ids[i : i + max_sentence_length] for i in range(0, len(ids), max_sentence_length))
+                if 0 < len(ids) <= max_sentence_length:
+                    sentences.append(ids)
+                else:  # NFC makes some characters two or three
+                    sentences += (ids[i : i + max_sentence_length] for i in range(0, len(ids), max_sentence_length))
         if len(sentences) > before:
             documents.append(len(sentences) - before)
     ids = np.concatenate(sentences) if sentences else np.empty(0, np.int32)
