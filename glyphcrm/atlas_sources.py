@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.picture_file import read_picture
 from glyphcrm.normalization import normalize
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
+from glyphcrm.vocabulary import build_vocabulary, input_only_tokens
 
 _CODE_POINT = re.compile("[Uu]\\+([0-9A-Fa-f]{4,6})")
 
@@ -29,15 +29,15 @@ def with_input_only(vocabulary: GlyphAtlas, fonts: Sequence[Font]) -> GlyphAtlas
     return vocabulary.extended(GlyphAtlas.build(characters, portable, leave_out=True, progress=True))
 
 
-def frequent_characters(texts: Iterable[str], where: object, fonts: Sequence[Font], size: int) -> GlyphAtlas:
-    """Draw the special tokens and the most frequent characters of texts, at most `size` tokens.
+def frequent_characters(counts: Mapping[str, int], where: object, fonts: Sequence[Font], size: int) -> GlyphAtlas:
+    """Draw the special tokens and the most frequent of the counted characters, at most `size` tokens.
 
     Characters that no font draws are left out.
 
     Raises:
         UserError: no font draws any of the characters; it names `where` they stand.
     """
-    vocabulary = build_vocabulary(count_characters(texts), fonts, size)
+    vocabulary = build_vocabulary(counts, fonts, size)
     specials = GlyphAtlas.build(SPECIAL_TOKENS, fonts)
     characters = vocabulary[len(SPECIAL_TOKENS) :]
     drawn = specials.extended(GlyphAtlas.build(characters, fonts, leave_out=True, progress=True))

@@ -29,7 +29,7 @@ from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
 from glyphcrm.glyphs.picture_file import PICTURE_SOURCE
 from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
 from glyphcrm.normalization import normalize
-from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
+from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, count_characters
 
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
@@ -115,7 +115,7 @@ def build(arguments: argparse.Namespace) -> int:
     else:
         files = arguments.text
         lines = (line for path in files for line in lines_of(path))
-        vocabulary = frequent_characters(lines, files[0], chain, arguments.vocabulary_size)
+        vocabulary = frequent_characters(count_characters(lines), files[0], chain, arguments.vocabulary_size)
     atlas = with_input_only(vocabulary, chain) if arguments.input_only else vocabulary
     check_fonts_draw(fonts, atlas)
     atlas.save(out)

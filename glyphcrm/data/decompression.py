@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import io
 import lzma
@@ -12,23 +11,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from glyphcrm.data.remote_files import BUFFER, RemoteFile
 from glyphcrm.errors import UserError
 
 COMPRESSED = (".gz", ".xz", ".zst")
-BUFFER = 1 << 20  # bytes
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[BinaryIO]:
+def open_bytes(path: Path | RemoteFile) -> Iterator[BinaryIO]:
     """Open `path`, decompressed if it ends in one of `COMPRESSED`, as a buffered byte stream.
 
     Inside the `with`, a file that cannot be read, is cut short or is corrupt raises `UserError`.
     """
     ending = path.suffix.lower()
-    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
+    openers: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
     try:
-        with openers.get(ending, functools.partial(open, mode="rb"))(path) as stream:
-            yield cast(BinaryIO, io.BufferedReader(stream, BUFFER))
+        with path.open() if isinstance(path, RemoteFile) else open(path, "rb", BUFFER) as file:
+            if ending not in openers:
+                yield cast(BinaryIO, file)
+                return
+            with openers[ending](file) as stream:
+                yield cast(BinaryIO, io.BufferedReader(stream, BUFFER))
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         if ending in COMPRESSED and getattr(error, "errno", None) is None:
@@ -36,10 +39,10 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
-def _open_zstd(path: Path) -> Any:
+def _open_zstd(file: BinaryIO) -> Any:
     # pyarrow, not zstandard: zstandard's stream reader takes a file that is cut short for whole.
     try:
         import pyarrow as pa
     except ImportError:
-        raise UserError(f'{path}: .zst needs pyarrow: pip install "glyphcrm[pretrain]"') from None
-    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+        raise UserError('.zst files need pyarrow: pip install "glyphcrm[pretrain]"') from None
+    return pa.CompressedInputStream(pa.PythonFile(file), "zstd")

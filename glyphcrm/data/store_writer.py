@@ -7,19 +7,24 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from glyphcrm.data.excluded_characters import without
 from glyphcrm.data.sentences import split_sentences
-from glyphcrm.data.store_format import DOCUMENT_ENDS, FILES, SENTENCE_ENDS, STORE, TOKENS, StoreInfo
+from glyphcrm.data.store_format import DOCUMENT_ENDS, DTYPES, FILES, SENTENCE_ENDS, STORE, TOKENS, StoreInfo, read_info
+from glyphcrm.data.worker_processes import ordered_map
 from glyphcrm.errors import UserError
 
-FLUSH_TOKENS = 1 << 20
+BLOCK_CHARACTERS = 1 << 18
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -81,6 +86,60 @@ def _building(directory: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+class _Block(NamedTuple):
+    """Tokenised documents that follow each other."""
+
+    ids: npt.NDArray[np.unsignedinteger]  # (tokens,) uint16, or uint32 if they do not fit
+    lengths: npt.NDArray[np.int64]  # (sentences,) tokens of each sentence
+    documents: npt.NDArray[np.int64]  # (documents,) sentences of each document
+    characters: int  # of the text
+
+
+def blocks(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    """Join documents, lists of paragraphs, to blocks of about a quarter of a million characters."""
+    block: list[list[str]] = []
+    characters = 0
+    for document in documents:
+        block.append(document)
+        characters += sum(map(len, document))
+        if characters >= BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+def _tokenized(
+    block: list[list[str]],
+    encode: Callable[[str], npt.NDArray[np.int32]],
+    max_sentence_length: int,
+    excluded: frozenset[str],
+) -> _Block:
+    sentences: list[npt.NDArray[np.int32]] = []
+    documents: list[int] = []
+    for document in without(block, excluded) if excluded else block:
+        before = len(sentences)
+        for paragraph in document:
+            for sentence in split_sentences(paragraph, max_sentence_length):
+                ids = encode(sentence)
+                if 0 < len(ids) <= max_sentence_length:
+                    sentences.append(ids)
+                else:  # NFC makes some characters two or three
+                    sentences += (ids[i : i + max_sentence_length] for i in range(0, len(ids), max_sentence_length))
+        if len(sentences) > before:
+            documents.append(len(sentences) - before)
+    ids = np.concatenate(sentences) if sentences else np.empty(0, np.int32)
+    if len(ids) and ids.min() < 0:
+        raise ValueError(f"encode returned the id {ids.min()}; ids are 0 or more")
+    fits = not len(ids) or ids.max() <= np.iinfo(np.uint16).max
+    return _Block(
+        ids.astype(np.uint16 if fits else np.uint32),
+        np.fromiter(map(len, sentences), np.int64, len(sentences)),
+        np.array(documents, np.int64),
+        sum(len(paragraph) for document in block for paragraph in document),
+    )
+
+
 def write_files(
     building: Path,
     documents: Iterable[list[str]],
@@ -88,62 +147,78 @@ def write_files(
     max_sentence_length: int,
     fingerprint: str,
     progress: bool,
-) -> None:
+    excluded: frozenset[str],
+    workers: int,
+) -> StoreInfo:
     """Write the files of a store into `building`; the arguments are those of `TokenStore.write`."""
+    tokenize = partial(_tokenized, encode=encode, max_sentence_length=max_sentence_length, excluded=excluded)
     with (
         _ArrayFile(building / TOKENS, np.uint16) as tokens,
         _ArrayFile(building / SENTENCE_ENDS, np.int64) as sentence_ends,
         _ArrayFile(building / DOCUMENT_ENDS, np.int64) as document_ends,
         tqdm(desc="Tokenising", unit=" characters", unit_scale=True, disable=not progress) as bar,
     ):
-        pending: list[npt.NDArray[np.int32]] = []  # a sentence an entry
-        ends: list[int] = []  # of documents, in sentences
-        pending_tokens = sentences = token_count = 0
-
-        def flush() -> None:
-            nonlocal pending_tokens, token_count
-            if pending:
-                ids = np.concatenate(pending)
-                if ids.min() < 0:
-                    raise ValueError(f"encode returned the id {ids.min()}; ids are 0 or more")
-                if ids.max() > np.iinfo(np.uint16).max:
-                    tokens.widen(np.uint32)
-                tokens.append(ids)
-                lengths = np.fromiter(map(len, pending), np.int64, len(pending))
-                sentence_ends.append(token_count + np.cumsum(lengths))
-                token_count += len(ids)
-            document_ends.append(np.array(ends, np.int64))
-            pending.clear()
-            ends.clear()
-            pending_tokens = 0
-
-        for document in documents:
-            before = sentences
-            for paragraph in document:
-                for sentence in split_sentences(paragraph, max_sentence_length):
-                    ids = encode(sentence)
-                    # NFC makes some characters two or three.
-                    for start in range(0, len(ids), max_sentence_length):
-                        pending.append(ids[start : start + max_sentence_length])
-                        sentences += 1
-                    pending_tokens += len(ids)
-                    if pending_tokens >= FLUSH_TOKENS:
-                        flush()
-                bar.update(len(paragraph))
-            if sentences > before:
-                ends.append(sentences)
-        flush()
-    if token_count == 0:
-        raise UserError("the documents hold no character that can be drawn")
-    StoreInfo(
+        for block in ordered_map(tokenize, blocks(documents), workers):
+            document_ends.append(sentence_ends.items + np.cumsum(block.documents))
+            sentence_ends.append(tokens.items + np.cumsum(block.lengths))
+            if block.ids.dtype == np.uint32:
+                tokens.widen(np.uint32)
+            tokens.append(block.ids)
+            bar.update(block.characters)
+    info = StoreInfo(
         fingerprint=fingerprint,
         dtype=tokens.dtype.name,
         max_sentence_length=max_sentence_length,
         documents=document_ends.items,
-        sentences=sentences,
-        tokens=token_count,
+        sentences=sentence_ends.items,
+        tokens=tokens.items,
         sha256={file.path.name: file.digest.hexdigest() for file in (tokens, sentence_ends, document_ends)},
-    ).save(building / STORE)
+    )
+    info.save(building / STORE)
+    return info
+
+
+def write_joined(building: Path, parts: Sequence[Path], fingerprint: str) -> StoreInfo:
+    """Write into `building` what makes `parts`, the directories of stores, one store; their tokens stay where they are.
+
+    Raises `UserError`, which names the part, if one is not whole.
+    """
+    infos = [read_info(part) for part in parts]
+    with (
+        _ArrayFile(building / SENTENCE_ENDS, np.int64) as sentence_ends,
+        _ArrayFile(building / DOCUMENT_ENDS, np.int64) as document_ends,
+    ):
+        tokens = sentences = 0
+        for part, info in zip(parts, infos, strict=True):
+            _append_ends(sentence_ends, part, info, SENTENCE_ENDS, tokens)
+            _append_ends(document_ends, part, info, DOCUMENT_ENDS, sentences)
+            tokens += info.tokens
+            sentences += info.sentences
+    whole = StoreInfo(
+        fingerprint=fingerprint,
+        dtype=max((info.dtype for info in infos), key=DTYPES.index),
+        max_sentence_length=infos[0].max_sentence_length,
+        documents=document_ends.items,
+        sentences=sentences,
+        tokens=tokens,
+        sha256={},
+        parts=[(info.dtype, info.tokens) for info in infos],
+    )
+    digests = [*(info.sha256[TOKENS] for info in infos), sentence_ends.digest.hexdigest()]
+    digests.append(document_ends.digest.hexdigest())
+    whole = replace(whole, sha256=dict(zip(whole.sizes, digests, strict=True)))
+    whole.save(building / STORE)
+    return whole
+
+
+def _append_ends(ends: _ArrayFile, part: Path, info: StoreInfo, name: str, offset: int) -> None:
+    digest = hashlib.sha256()
+    with open(part / name, "rb") as file:
+        while content := file.read(BLOCK_CHARACTERS * ends.dtype.itemsize):
+            digest.update(content)
+            ends.append(np.frombuffer(content, ends.dtype) + offset)
+    if digest.hexdigest() != info.sha256[name]:
+        raise UserError(f"{part / name} is damaged (its SHA-256 is not the one in {STORE}); tokenise that part again")
 
 
 class _ArrayFile:
@@ -173,7 +248,7 @@ class _ArrayFile:
         self.dtype, self.items, self.digest = np.dtype(dtype), 0, hashlib.sha256()
         self._file = self.path.open("wb")
         with narrow.open("rb") as file:
-            while block := file.read(FLUSH_TOKENS * narrow_dtype.itemsize):
+            while block := file.read(BLOCK_CHARACTERS * narrow_dtype.itemsize):
                 self.append(np.frombuffer(block, narrow_dtype))
         narrow.unlink()
 

@@ -5,6 +5,7 @@
 | .txt, and .gz .xz .zst with or without it| up to a blank line    | a line                      |
 | .jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst | an object a line      | a line of its text          |
 | .parquet                                 | a row                 | a line of its text          |
+| a data set of the `datasets` library     | a row                 | a line of its text          |
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from glyphcrm.data.dataset_rows import PREFIX, DatasetPiece, dataset_pieces
 from glyphcrm.data.decompression import COMPRESSED, open_bytes
+from glyphcrm.data.remote_files import RemoteFile, files_at, is_url
 from glyphcrm.errors import UserError, listed, shown
+from glyphcrm.files import file_digest
 from glyphcrm.normalization import is_blank
 
 BOM = b"\xef\xbb\xbf"
@@ -33,46 +37,87 @@ DOCUMENT_LIMIT = 1 << 26  # characters
 PARQUET_ROWS = 256  # rows held in memory at a time
 PARQUET_BUFFER = 1 << 20  # bytes; without it pyarrow reads a whole column chunk at once
 _SURROGATE = re.compile("[\ud800-\udfff]")
+TextSource = Path | RemoteFile | DatasetPiece
 ENDINGS = (".txt", ".jsonl", ".parquet", *COMPRESSED, *(f".jsonl{c}" for c in COMPRESSED))
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that `patterns` (paths or globs, `**` too) name: sorted, each file once.
+def expand(patterns: Sequence[str]) -> list[TextSource]:
+    """Return what `patterns` name, each once: the files of this machine, sorted, then remote ones, then data sets.
+
+    A pattern is a path or a glob (`**` too), a URL, or what `dataset_pieces` takes.
 
     Raises `UserError` for a pattern that matches nothing, a missing or empty file, a directory, or an unknown ending.
     """
     if not patterns:
         raise UserError("no text file was given; give files or patterns such as 'corpus/*.txt.xz'")
     found: dict[str, Path] = {}
-    for pattern in patterns:
-        for path in _matches(pattern):
-            _kind(path)
-            if path.stat().st_size == 0:
-                raise UserError(f"{path} is empty; take it out of the list of text files")
-            found.setdefault(os.path.realpath(path), path)
-    return sorted(found.values())
+    remote: dict[str, RemoteFile] = {}
+    pieces: list[DatasetPiece] = []
+    for pattern in dict.fromkeys(patterns):
+        if pattern.startswith(PREFIX):
+            pieces += dataset_pieces(pattern)
+            continue
+        for file in _matches(pattern):
+            _kind(file)
+            if source_size(file) == 0:
+                raise UserError(f"{file} is empty; take it out of the list of text files")
+            if isinstance(file, Path):
+                found.setdefault(os.path.realpath(file), file)
+            else:
+                remote.setdefault(str(file), file)
+    return [*sorted(found.values()), *(remote[name] for name in sorted(remote)), *pieces]
 
 
-def iter_documents(files: Sequence[Path], *, text_column: str = "text") -> Iterator[list[str]]:
-    """Yield the documents of `files` in order, one at a time, without their blank paragraphs.
+def source_size(source: TextSource) -> int:
+    """Return the bytes of a source, compressed or not; 1 where they are not known."""
+    size = source.stat().st_size if isinstance(source, Path) else source.size
+    return 1 if size is None else size
+
+
+def source_digest(source: TextSource, cache: Path | None = None) -> str:
+    """Return what changes when the content of a source does.
+
+    Of a file of this machine that is its SHA-256 (`cache`: see `file_digest`); of others, what their server says.
+    """
+    if isinstance(source, Path):
+        return file_digest(source, cache)
+    if isinstance(source, RemoteFile):
+        return source.mark
+    return json.dumps([file_digest(Path(f), cache) if os.path.isfile(f) else f for f in source.files])
+
+
+def iter_documents(
+    sources: Sequence[TextSource], *, text_column: str = "text", may_be_blank: bool = False
+) -> Iterator[list[str]]:
+    """Yield the documents of `sources` in order, one at a time, without their blank paragraphs.
 
     Only LF and CR LF end a line; one of which normalisation leaves nothing (white space, characters of zero width)
     counts as blank. A byte order mark at the start of a file is ignored. `text_column` is the key (.jsonl) or the
-    column (.parquet) that holds the text.
+    column (.parquet, data sets) that holds the text.
 
     Raises `UserError`, which names the file and the byte, line or row, for bytes that are not UTF-8, broken
-    compression or JSON, a missing key or column, text that is no string or too long, and files without any text.
+    compression or JSON, a missing key or column, text that is no string or too long, and sources without
+    any text, unless they `may_be_blank`.
     """
     readers = {".txt": _plain_documents, ".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     document: list[str] | None = None
-    for path in files:
-        for document in readers[_kind(path)](path, text_column):
+    for source in sources:
+        if isinstance(source, DatasetPiece):
+            documents = _documents_of(source.values(text_column))
+        else:
+            documents = readers[_kind(source)](source, text_column)
+        for document in documents:
             yield document
-    if document is None:
-        raise UserError(f"no text in {', '.join(map(str, files)) or 'an empty list of files'}")
+    if document is None and not may_be_blank:
+        raise UserError(f"no text in {', '.join(map(str, sources)) or 'an empty list of files'}")
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str) -> Sequence[Path | RemoteFile]:
+    if is_url(pattern):
+        files = files_at(pattern)
+        if not isinstance(files, Path):
+            return files
+        pattern = str(files)
     path = Path(pattern)
     if path.is_dir():
         raise UserError(f"{path} is a directory; name its files, for example '{path}/*.txt'")
@@ -86,7 +131,7 @@ def _matches(pattern: str) -> list[Path]:
     return matches
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path | RemoteFile) -> str:
     """Return ".txt", ".jsonl" or ".parquet"."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
@@ -98,7 +143,7 @@ def _kind(path: Path) -> str:
     raise UserError(f"{path}: unknown ending; known are {' '.join(ENDINGS)} and .txt before a compression")
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path | RemoteFile) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, compressed or not, without their ends.
 
     A byte order mark at the start is no part of the first line.
@@ -138,7 +183,7 @@ def _advice(line: bytes, offset: int, start: int) -> str:
     return f"it looks like {'GBK' if encoding == 'GB18030' else encoding}: convert it with iconv -f {encoding} -t UTF-8"
 
 
-def read_json_objects(path: Path, keys: Iterable[object]) -> Iterator[tuple[str, dict[str, object]]]:
+def read_json_objects(path: Path | RemoteFile, keys: Iterable[object]) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield "file:line" and the JSON object of each line that is not blank.
 
     Raises `UserError` as `read_lines` does, and for a line that is no object; `keys` are those it should have.
@@ -165,7 +210,7 @@ def checked_text(value: object, where: str) -> str:
     return value
 
 
-def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
+def _plain_documents(path: Path | RemoteFile, _text_column: str) -> Iterator[list[str]]:
     paragraphs: list[str] = []
     characters = 0
     for line in read_lines(path):
@@ -184,7 +229,7 @@ def _plain_documents(path: Path, _text_column: str) -> Iterator[list[str]]:
         yield paragraphs
 
 
-def _jsonl_documents(path: Path, text_column: str) -> Iterator[list[str]]:
+def _jsonl_documents(path: Path | RemoteFile, text_column: str) -> Iterator[list[str]]:
     for where, row in read_json_objects(path, (text_column,)):
         if text_column not in row:
             raise UserError(f"{where}: no key {shown(text_column)}; the keys are {listed(row) or 'none'}")
@@ -193,7 +238,7 @@ def _jsonl_documents(path: Path, text_column: str) -> Iterator[list[str]]:
             yield document
 
 
-def _parquet_documents(path: Path, text_column: str) -> Iterator[list[str]]:
+def _parquet_documents(path: Path | RemoteFile, text_column: str) -> Iterator[list[str]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -201,7 +246,8 @@ def _parquet_documents(path: Path, text_column: str) -> Iterator[list[str]]:
         raise UserError(f'{path}: .parquet needs pyarrow: pip install "glyphcrm[pretrain]"') from None
     row = 0
     try:
-        with pq.ParquetFile(path, buffer_size=PARQUET_BUFFER) as file:
+        opened = path if isinstance(path, Path) else path.open()
+        with pq.ParquetFile(opened, buffer_size=PARQUET_BUFFER) as file:
             names = file.schema_arrow.names
             if text_column not in names:
                 raise UserError(f"{path}: no column {shown(text_column)}; the columns are {listed(names)}")
@@ -215,6 +261,12 @@ def _parquet_documents(path: Path, text_column: str) -> Iterator[list[str]]:
         raise UserError(f"{path}: row {row} of {shown(text_column)} is not UTF-8") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {error}") from None
+
+
+def _documents_of(values: Iterable[tuple[str, object]]) -> Iterator[list[str]]:
+    for where, value in values:
+        if document := _paragraphs(checked_text(value, where)):
+            yield document
 
 
 def _paragraphs(text: str) -> list[str]:

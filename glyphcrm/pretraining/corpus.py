@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +26,11 @@ from glyphcrm.data.excluded_characters import read_characters, without
 from glyphcrm.data.masking import label_ids
 from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
 from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, split_documents
-from glyphcrm.data.text_files import expand, iter_documents
+from glyphcrm.data.store_format import unfinished_parts
+from glyphcrm.data.store_writer import blocks
+from glyphcrm.data.text_files import TextSource, expand, iter_documents, source_digest, source_size
 from glyphcrm.data.token_store import TokenStore
+from glyphcrm.data.worker_processes import cores, ordered_map
 from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw, tokens_digest
@@ -30,40 +39,173 @@ from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS, VOCABULARY_FILE, write_vocabulary
 from glyphcrm.training.run_directory import DATA_DIRECTORY, read_json, write_json
+from glyphcrm.vocabulary import count_characters
 
 ATLAS_FILE = "atlas.safetensors"
+TEXT_RECORD = "text.json"
 VOCABULARY_RECORD = "vocabulary.json"
 STORE_DIRECTORY = "tokens"
 DIGESTS_FILE = "digests.json"
 DIGEST = "sha256:"
 
 
-def data_directory(options: PretrainOptions) -> Path:
+class TextOptions(Protocol):
+    """What decides about the text of a run, its vocabulary and its atlas."""
+
+    data: list[str]
+    text_column: str
+    exclude_characters: str | None
+    data_dir: str | None
+    font: list[str]
+    vocabulary_size: int
+    input_only: bool
+
+    @property
+    def run_dir(self) -> Path: ...
+
+
+def data_directory(options: TextOptions) -> Path:
     """Return where vocabulary, atlas and tokenised text of a run are kept."""
     return Path(options.data_dir) if options.data_dir else options.run_dir / DATA_DIRECTORY
 
 
 class Text:
-    """The text of a run: the files of --data, or the demo corpus, without the excluded characters' sentences."""
+    """The text of a run: that of --data, or the demo corpus, without the excluded characters' sentences.
 
-    def __init__(self, options: PretrainOptions) -> None:
-        self._files = expand(options.data) if options.data else None
-        self._column = options.text_column
+    Without --data it is what --data-dir was made of, if that is there: then only its fingerprint is known.
+
+    Attributes:
+        sources: where the documents are, in order; None if it is not known.
+        excluded: characters whose sentences are left out.
+        workers: how many processes count and tokenise.
+    """
+
+    def __init__(self, options: TextOptions, workers: int | None = None) -> None:
+        """Find the text; the default of `workers` is a process for each core.
+
+        Raises `UserError`: there is no such text, or what --data-dir has was made of less or more of it.
+        """
+        self.workers = cores() if workers is None else workers
+        self.column = options.text_column
         excluded = options.exclude_characters
-        self._excluded = read_characters(Path(excluded)) if excluded else frozenset()
-        self._digests = data_directory(options) / DIGESTS_FILE
+        self.excluded = read_characters(Path(excluded)) if excluded else frozenset[str]()
+        self._directory = data_directory(options)
+        self._is_demo = False
+        self._is_part = False
+        self.sources: Sequence[TextSource] | None = None
+        if options.data:
+            self.sources = expand(options.data)
+        elif not options.data_dir or not self._is_known():
+            self._is_demo, self.sources = True, [corpus_path()]
+
+    def _is_known(self) -> bool:
+        path = self._directory / TEXT_RECORD
+        if not os.path.exists(path):
+            if to_do := unfinished_parts(self._directory):
+                raise UserError(to_do)
+            return False
+        try:
+            record = read_json(path)
+            self._fingerprint, excluded = str(record["fingerprint"]), str(record["exclude_characters"])
+            if record["demo"]:
+                return False
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({type(error).__name__}); give --data again, and delete it") from None
+        if excluded != "".join(sorted(self.excluded)):
+            raise UserError(
+                f"{self._directory} was made with other --exclude-characters; give the same, or another --data-dir"
+            )
+        return True
+
+    def part(self, number: int, of: int) -> Text:
+        """Return part `number` of `of`, the first is 1: a run of whole files of about the same size as the others.
+
+        Raises `UserError` if there are fewer files than parts.
+        """
+        sources = self.known_sources()
+        if len(sources) < of:
+            raise UserError(
+                f"--shard {number}/{of}: a part has one file or more, and the text has {len(sources)}; "
+                "give as many parts at most, or the text in more files"
+            )
+        part = copy.copy(self)
+        bounds = split_evenly([source_size(source) for source in sources], of)
+        part.sources, part._is_part = sources[bounds[number - 1] : bounds[number]], True
+        return part
+
+    def known_sources(self) -> Sequence[TextSource]:
+        """Return `sources`; raise `UserError` if they are not known."""
+        if self.sources is None:
+            raise UserError(
+                f"{self._directory} lacks tokenised text for these settings, or it is damaged; give --data again"
+            )
+        return self.sources
 
     def documents(self) -> Iterator[list[str]]:
-        """Yield the documents, lists of paragraphs."""
-        documents = demo_documents() if self._files is None else iter_documents(self._files, text_column=self._column)
-        yield from without(documents, self._excluded) if self._excluded else documents
+        """Yield the documents, lists of paragraphs, without what is excluded."""
+        yield from without(self.all_documents(), self.excluded) if self.excluded else self.all_documents()
 
-    def fingerprint(self) -> str:
-        """Return what changes when the text does: the content of every file, their names, the column, exclusions."""
-        files = [corpus_path()] if self._files is None else self._files
-        contents = [(file.name, file_digest(file, self._digests)) for file in files]
-        key = json.dumps([self._column, sorted(self._excluded), contents])
+    def all_documents(self) -> Iterator[list[str]]:
+        """Yield the documents, lists of paragraphs, with what is excluded."""
+        sources = self.known_sources()
+        if self._is_demo:
+            return demo_documents()
+        return iter_documents(sources, text_column=self.column, may_be_blank=self._is_part)
+
+    def character_counts(self) -> Counter[str]:
+        """Return how often each character stands in the text, normalised and without what is excluded."""
+        counts: Counter[str] = Counter()
+        count = partial(_counted, excluded=self.excluded)
+        with tqdm(desc="Counting characters", unit=" characters", unit_scale=True) as bar:
+            for of_block in ordered_map(count, blocks(self.all_documents()), self.workers):
+                counts.update(of_block)
+                bar.update(of_block.total())
+        return counts
+
+    def contents(self, digests: Path) -> list[list[str]]:
+        """Return name and digest of every source; `digests` is a cache of them."""
+        return [[source.name, source_digest(source, digests)] for source in self.known_sources()]
+
+    def fingerprint(self, contents: list[list[str]] | None = None) -> str:
+        """Return what changes when the text does: the content of every file, their names, the column, exclusions.
+
+        `contents`, those of all parts one after the other, give the fingerprint of the whole.
+        """
+        if self.sources is None:
+            return self._fingerprint
+        contents = self.contents(self._directory / DIGESTS_FILE) if contents is None else contents
+        key = json.dumps([self.column, sorted(self.excluded), contents])
         return DIGEST + hashlib.sha256(key.encode()).hexdigest()
+
+    def record(self, fingerprint: str) -> None:
+        """Let a run that is given no text but this data directory know which it is."""
+        path = self._directory / TEXT_RECORD
+        record = {
+            "fingerprint": fingerprint,
+            "exclude_characters": "".join(sorted(self.excluded)),
+            "demo": self._is_demo,
+        }
+        with suppress(OSError, ValueError):
+            if read_json(path) == record:
+                return
+        write_json(path, record)
+
+
+def _counted(block: list[list[str]], excluded: frozenset[str]) -> Counter[str]:
+    documents = without(block, excluded) if excluded else block
+    return Counter(count_characters(paragraph for document in documents for paragraph in document))
+
+
+def split_evenly(sizes: Sequence[int], parts: int) -> list[int]:
+    """Return where `parts` runs of files begin, and the end of the last: as even as whole files allow, none empty."""
+    before = list(accumulate(sizes, initial=0))
+    bounds = [0]
+    for i in range(1, parts):
+        wanted = before[-1] * i / parts
+        at = bisect_left(before, wanted)
+        at -= at > 0 and wanted - before[at - 1] < before[at] - wanted  # the nearer one
+        bounds.append(min(max(at, bounds[-1] + 1), len(sizes) - (parts - i)))
+    return [*bounds, len(sizes)]
 
 
 @dataclass(frozen=True)
@@ -95,18 +237,29 @@ class Corpus:
         return float(-(probabilities * np.log(probabilities)).sum())
 
 
-def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) -> None:
-    """Write vocabulary and atlas of the text into `directory`, unless they are there.
+def vocabulary_settings(options: TextOptions, digests: Path) -> dict[str, Any]:
+    """Return what decides a vocabulary and its atlas, apart from the text; `digests` is a cache of the fonts'."""
+    return {
+        "vocabulary_size": options.vocabulary_size,
+        "font": [[font, file_digest(split_spec(font)[0], digests)] for font in options.font],
+        "input_only": options.input_only,
+    }
+
+
+def prepare_vocabulary(text: Text, options: TextOptions, directory: Path) -> None:
+    """Write vocabulary and atlas of the text into `directory`, unless they are there; errors: `make_vocabulary`."""
+    make_vocabulary(text.fingerprint(), text.character_counts, options, directory)
+
+
+def make_vocabulary(
+    fingerprint: str, counts: Callable[[], Mapping[str, int]], options: TextOptions, directory: Path
+) -> None:
+    """Write the vocabulary and atlas of counted characters into `directory`, unless they are there.
 
     Raises:
         UserError: those that are there are of another text or of other settings; no font draws the text.
     """
-    settings = {
-        "text": text.fingerprint(),
-        "vocabulary_size": options.vocabulary_size,
-        "font": [[font, file_digest(split_spec(font)[0], directory / DIGESTS_FILE)] for font in options.font],
-        "input_only": options.input_only,
-    }
+    settings = {"text": fingerprint, **vocabulary_settings(options, directory / DIGESTS_FILE)}
     if os.path.exists(directory / VOCABULARY_RECORD):  # unlike Path.exists it does not raise
         record = _read_record(directory)
         found = record["settings"]
@@ -122,20 +275,20 @@ def prepare_vocabulary(text: Text, options: PretrainOptions, directory: Path) ->
             )
         return
     try:
-        _write_vocabulary(text, options, directory, settings)
+        _write_vocabulary(counts(), options, directory, settings)
     except OSError as error:
         raise UserError(
             f"{directory}: cannot be written in: {error.strerror or error}; make room, or give another --data-dir"
         ) from None
 
 
-def _write_vocabulary(text: Text, options: PretrainOptions, directory: Path, settings: dict[str, Any]) -> None:
+def _write_vocabulary(
+    counts: Mapping[str, int], options: TextOptions, directory: Path, settings: dict[str, Any]
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    paragraphs = (paragraph for document in text.documents() for paragraph in document)
-    counted = tqdm(paragraphs, "counting characters", unit=" paragraphs")
     fonts = [open_font(font) for font in options.font]
     chain = font_chain(fonts)
-    vocabulary = frequent_characters(counted, "the text", chain, options.vocabulary_size)
+    vocabulary = frequent_characters(counts, "the text", chain, options.vocabulary_size)
     atlas = with_input_only(vocabulary, chain) if options.input_only else vocabulary
     check_fonts_draw(fonts, atlas)
     if note := look_alikes_note(atlas):
@@ -179,20 +332,36 @@ def _read_record(directory: Path) -> dict[str, Any]:
 
 def tokenized(text: Text, tokenizer: GlyphCRMTokenizer, directory: Path, max_length: int, progress: bool) -> TokenStore:
     """Open the tokenised text in `directory`, made if it is not there, of another text, or damaged."""
-    longest_sentence = (max_length - PAIR_SPECIALS) // 2
-    key = json.dumps([text.fingerprint(), tokenizer.tokens, longest_sentence])
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    longest = longest_sentence(max_length)
+    text_fingerprint = text.fingerprint()
+    fingerprint = store_fingerprint(text_fingerprint, tokenizer, longest)
     store = directory / STORE_DIRECTORY
-    if TokenStore.matches(store, fingerprint, directory / DIGESTS_FILE):
-        return TokenStore.open(store, fingerprint)
-    return TokenStore.write(
-        store,
-        text.documents(),
-        tokenizer.encode_characters,
-        max_sentence_characters=longest_sentence,
-        fingerprint=fingerprint,
-        progress=progress,
-    )
+    if text.sources is None:
+        TokenStore.check(store, fingerprint, directory / DIGESTS_FILE)
+        return TokenStore.open(store)
+    if not TokenStore.matches(store, fingerprint, directory / DIGESTS_FILE):
+        TokenStore.write(
+            store,
+            text.all_documents(),
+            tokenizer.encode_characters,
+            max_sentence_characters=longest,
+            fingerprint=fingerprint,
+            progress=progress,
+            excluded=text.excluded,
+            workers=text.workers,
+        )
+    text.record(text_fingerprint)
+    return TokenStore.open(store, fingerprint)
+
+
+def longest_sentence(max_length: int) -> int:
+    """Return the most characters of a sentence, so that two and the special tokens fit `max_length`."""
+    return (max_length - PAIR_SPECIALS) // 2
+
+
+def store_fingerprint(text: object, tokenizer: GlyphCRMTokenizer, longest: int) -> str:
+    """Return what a store of this text must have been made from."""
+    return hashlib.sha256(json.dumps([text, tokenizer.tokens, longest]).encode()).hexdigest()
 
 
 def build_corpus(

@@ -78,10 +78,11 @@ class PretrainOptions(CommandLineOptions):
     preset: str = option("tiny", "size of the model and recipe", tuple(PRESETS))
     data: list[str] = option(
         [],
-        "files or globs of text: .txt (a paragraph a line, a blank line between documents), .jsonl, "
-        ".parquet; .gz, .xz or .zst. Default: the demo corpus, People's Daily of January 1998",
+        "files, globs or URLs (s3://, hf://, https://, ...) of text: .txt (a paragraph a line, a blank line between "
+        "documents), .jsonl, .parquet; .gz, .xz or .zst; or datasets:NAME[:CONFIG[:SPLIT]]. Default: what --data-dir "
+        "was made of, or else the demo corpus, People's Daily of January 1998",
     )
-    text_column: str = option("text", "column or key with the text in .parquet and .jsonl")
+    text_column: str = option("text", "column or key with the text in .parquet, .jsonl and data sets")
     exclude_characters: str | None = option(
         None, "a file of characters; sentences with any of them are left out, so that a model never saw them"
     )
@@ -133,7 +134,9 @@ class PretrainOptions(CommandLineOptions):
     save_every: int | None = option(None, "steps between checkpoints")
     keep_checkpoints: int = option(2, "checkpoints that are kept")
     log_every: int | None = option(None, "steps between lines of metrics.jsonl")
-    workers: int = option(1, "data loading processes of each training process")
+    workers: int = option(
+        1, "data loading processes of each training process; with 0 none, nor any that tokenise, else one for each core"
+    )
     seed: int = option(0, "of weights, data order, masking and dropout")
     gradient_checkpointing: bool = option(False, "less memory, a third more time")
     cuda_graph: str = option(

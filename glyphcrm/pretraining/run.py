@@ -164,7 +164,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
 
 def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, PretrainingModel]:
     """Return the text's samples and the model at its start; the first process makes what is missing on disk."""
-    text = corpora.Text(options)
+    text = corpora.Text(options, workers=0 if options.workers == 0 else None)
     data_dir = corpora.data_directory(options)
     origin = Path(options.init) if options.init else None
     model: PretrainingModel

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glyphcrm.data import text_files
-from glyphcrm.data.decompression import BUFFER
+from glyphcrm.data.remote_files import BUFFER
 from glyphcrm.data.text_files import expand, iter_documents
 from glyphcrm.errors import UserError
 from glyphcrm.normalization import normalize

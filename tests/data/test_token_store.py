@@ -78,7 +78,7 @@ def test_a_store_holds_the_normalised_text(
 
 
 def test_wide_ids_may_come_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_writer, "FLUSH_TOKENS", 7)
+    monkeypatch.setattr(store_writer, "BLOCK_CHARACTERS", 7)
     documents = [["一二三四五六七八九十。" * 3], ["末𠀀。"], ["一二三四五六七八九十。" * 3]]
     store = write(tmp_path / "s", documents)
     assert documents_of(store) == [document[0] for document in documents]
@@ -131,7 +131,7 @@ def test_a_strange_field_is_refused(tmp_path: Path, field: str, value: object) -
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {STORE}))
 def test_a_changed_bit_is_noticed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_writer, "FLUSH_TOKENS", 3)
+    monkeypatch.setattr(store_writer, "BLOCK_CHARACTERS", 3)
     path = write(tmp_path / "s", [["一二三。末𠀀。"], ["四五。"]]).directory / name
     assert TokenStore.matches(tmp_path / "s", "f")
     content = bytearray(path.read_bytes())
