@@ -9,7 +9,7 @@ from pathlib import Path
 from glyphcrm.configuration import POSITION_INITIALIZERS, PRESETS
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
-from glyphcrm.training.options import ATTENTIONS, BF16, CommandLineOptions, check_ranges, option
+from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
@@ -17,7 +17,7 @@ ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the arc
 # They change no weights, or what they name has a fingerprint of its own.
 IRRELEVANT = (
     *("output_dir", "data", "exclude_characters", "data_dir", "stop_after"),
-    *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph"),
+    *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph", "report_to"),
 )
 
 
@@ -133,6 +133,7 @@ class PretrainOptions(CommandLineOptions):
     save_every: int | None = option(None, "steps between checkpoints")
     keep_checkpoints: int = option(2, "checkpoints that are kept")
     log_every: int | None = option(None, "steps between lines of metrics.jsonl")
+    report_to: list[str] = option(["tensorboard"], REPORT_TO)
     workers: int = option(1, "data loading processes of each training process")
     seed: int = option(0, "of weights, data order, masking and dropout")
     gradient_checkpointing: bool = option(False, "less memory, a third more time")
