@@ -17,6 +17,7 @@ SUFFIXES = (".yaml", ".yml")
 RECIPE_BYTES = 1 << 16
 KINDS = {int: "a whole number", float: "a number"}  # else true or false
 NOTHING = ("", "~", "null")
+TEXT, LIST, MAPPING = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_recipe(path: Path, parser: ArgumentParser) -> RecipeFile:
         if isinstance(value, yaml.ScalarNode) and value.style is None and value.value in NOTHING:
             continue  # as if it were not there
         action = actions[name]
-        if action.nargs == "+" and isinstance(value, yaml.SequenceNode):
+        if action.nargs == "+" and value.tag == LIST:
             recipe.values[name] = [_value(action, node, place) for node in value.value]
         else:
             one = _value(action, value, place)
@@ -86,11 +87,10 @@ def write_recipe(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _text(node: yaml.Node, place: str) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        found = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
-        raise UserError(f"{place}: {found} where one value is wanted")
-    if node.tag != yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG:
-        raise UserError(f"{place}: a tag ({shown(node.tag)}); leave it out")
+    if node.tag not in (TEXT, LIST, MAPPING):
+        raise UserError(f"{place} has a tag, {shown(node.tag)}; leave it out")
+    if node.tag != TEXT:
+        raise UserError(f"{place}: a {'list' if node.tag == LIST else 'mapping'} where one value is wanted")
     return str(node.value)
 
 

@@ -133,10 +133,7 @@ class _Tracker:
             if event == "on_train_end":
                 self._finish()
         except Exception as error:
-            told = one_line(
-                f"{self._name}: {error}; nothing more is reported there, metrics are in {self._ids_file.parent}"
-            )
-            print(f"\n{told}", file=sys.stderr)
+            print("\n" + one_line(f"{self._name}: {error}; nothing more is reported there"), file=sys.stderr)
             self._callback = None
 
 
