@@ -87,7 +87,7 @@ def test_a_bad_recipe_is_refused_with_its_place(tmp_path: Path, content: str | b
 
 
 def test_a_range_that_the_command_line_breaks_is_not_the_recipes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^--steps is 0"):
+    with pytest.raises(UserError, match=r"^--steps is 0"):
         PretrainOptions.parse([written(tmp_path, "steps: 3\n"), "--steps", "0"])
 
 
