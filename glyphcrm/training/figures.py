@@ -34,8 +34,8 @@ def unframe(axes: Any, grid: str = "both") -> None:
 
 
 def curve(entries: Sequence[Mapping[str, float]], x: str, y: str) -> tuple[list[float], list[float]]:
-    """Return `x` and `y` of those entries of a metrics.jsonl that have `y`."""
-    some = [entry for entry in entries if y in entry]
+    """Return `x` and `y` of those entries of a metrics.jsonl that have `y`; "seconds" as of `without_pauses`."""
+    some = [entry for entry in (without_pauses(entries) if x == "seconds" else entries) if y in entry]
     return [entry[x] for entry in some], [entry[y] for entry in some]
 
 

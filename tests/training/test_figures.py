@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glyphcrm.training.figures import without_pauses
+from glyphcrm.training.figures import curve, without_pauses
 
 
 @pytest.mark.parametrize("every", [1, 10])
@@ -18,6 +18,7 @@ def test_a_pause_shifts_no_curve(every: int, paused_after: int) -> None:
     paused = [{**e, "seconds": e["seconds"] + 780 * (e["step"] > paused_after * every)} for e in entries]
     assert without_pauses(entries) == entries
     assert without_pauses(paused) == entries
+    assert curve(paused, "seconds", "eval_loss") == curve(entries, "seconds", "eval_loss")
     assert without_pauses([]) == []
 
 
