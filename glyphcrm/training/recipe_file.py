@@ -83,7 +83,9 @@ def write_recipe(path: Path, values: Mapping[str, Any]) -> None:
     """Write the options that have a value, whole or not at all."""
     given = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     given = {name: value for name, value in given.items() if value is not None and value != []}
-    write_atomically(path, yaml.safe_dump(given, allow_unicode=True, sort_keys=False).encode())
+    words = [word for value in given.values() for word in (value if isinstance(value, list) else [str(value)])]
+    readable = "".join(words).isprintable()  # PyYAML reads back another text than U+0085 unless it is escaped
+    write_atomically(path, yaml.safe_dump(given, allow_unicode=readable, sort_keys=False).encode())
 
 
 def _text(node: yaml.Node, place: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glyphcrm.errors import UserError
@@ -37,6 +37,8 @@ def test_a_recipe_is_read_as_the_command_line_is_which_wins(tmp_path: Path) -> N
     assert (told.task, told.model) == ("demo_ner", "Y")
 
 
+@example("\x85", 1e-5, True, 0)
+@example("语料 #1: 'a'" * 20, 0.0, False, 1)
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.floats(0, 1), st.booleans(), st.integers(0, 2**32 - 1))
 def test_what_a_run_keeps_repeats_it(
     tmp_path_factory: pytest.TempPathFactory, text: str, rate: float, flag: bool, seed: int
