@@ -133,7 +133,6 @@ class PretrainOptions(CommandLineOptions):
     save_every: int | None = option(None, "steps between checkpoints")
     keep_checkpoints: int = option(2, "checkpoints that are kept")
     log_every: int | None = option(None, "steps between lines of metrics.jsonl")
-    report_to: list[str] = option(["tensorboard"], REPORT_TO)
     workers: int = option(1, "data loading processes of each training process")
     seed: int = option(0, "of weights, data order, masking and dropout")
     gradient_checkpointing: bool = option(False, "less memory, a third more time")
@@ -144,6 +143,7 @@ class PretrainOptions(CommandLineOptions):
     reuse_memory: bool = option(
         True, "on a CPU: keep freed memory for the next step. Faster, but needs more at the peak"
     )
+    report_to: list[str] = option(["tensorboard"], REPORT_TO)
     bf16: str = option("auto", "bfloat16 autocast; auto: on a GPU that has it", BF16)
 
     def __post_init__(self) -> None:
