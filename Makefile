@@ -16,10 +16,8 @@ pretrain: .venv/installed
 
 # Both task families on texts that a pip package brings along: sentiment of reviews, names in the news.
 finetune: .venv/installed
-	$(BIN)/python finetune.py --task demo_sentiment --model $(MODEL) --seeds 1 --train-samples 1000 \
-	    --keep-model best $(ARGS)
-	$(BIN)/python finetune.py --task demo_ner --model $(MODEL) --seeds 1 --learning-rate 1e-3 \
-	    --keep-model best $(ARGS)
+	$(BIN)/python finetune.py recipes/demo_sentiment.yaml --model $(MODEL) $(ARGS)
+	$(BIN)/python finetune.py recipes/demo_ner.yaml --model $(MODEL) $(ARGS)
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow"

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from glyphcrm.errors import UserError
 from glyphcrm.tasks import Kind, find_task
-from glyphcrm.training.options import ATTENTIONS, BF16, CommandLineOptions, accumulation, check_ranges, option
+from glyphcrm.training.options import (
+    ATTENTIONS,
+    BF16,
+    REPORT_TO,
+    CommandLineOptions,
+    accumulation,
+    check_ranges,
+    option,
+)
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
 
 TRUNCATIONS = ("head", "head+tail")
@@ -68,6 +76,7 @@ class FinetuneOptions(CommandLineOptions):
         "none", "best: keep the fine-tuned model of the seed with the best dev score", ("none", "best")
     )
     workers: int = option(0, "data loading processes of each training process")
+    report_to: list[str] = option(["tensorboard"], REPORT_TO)
     attention: str = option("sdpa", "attention implementation", ATTENTIONS)
     bf16: str = option("auto", "bfloat16 autocast; auto: on a GPU that has it", BF16)
 
@@ -106,7 +115,7 @@ class FinetuneOptions(CommandLineOptions):
     def identity(self) -> dict[str, object]:
         """Return the settings that decide the result of a seed; those of a run that continues must be the same."""
         # Where things lie and how many seeds there are changes no seed; contents are told by their fingerprints.
-        irrelevant = {"task", "model", "data", "output_dir", "seeds", "workers"}
+        irrelevant = {"task", "model", "data", "output_dir", "seeds", "workers", "report_to"}
         task = {"kind": self.definition.kind, "metric": self.definition.metric}
         settings = {**task, **asdict(self), **asdict(self.recipe)}
         return {name: value for name, value in settings.items() if name not in irrelevant}

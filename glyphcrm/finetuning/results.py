@@ -122,8 +122,9 @@ def describe(summary: Summary) -> str:
         cells = [f"{value:>{5 + len(summary.metric)}.2%}".rjust(4 + len(summary.metric))]
         cells += [f"{summary.test[name].values[seed]:.2%}".rjust(5 + len(name)) for name in names]
         lines.append(f"{seed:>4}   " + "   ".join(cells))
-    lines += ["", "test, mean ± standard deviation over the seeds:"]
-    lines += [f"  {name:<10} {spread}" for name, spread in summary.test.items()]
+    if len(dev) > 1:
+        lines += ["", "test, mean ± standard deviation over the seeds:"]
+        lines += [f"  {name:<10} {spread}" for name, spread in summary.test.items()]
     if summary.test_unseen is not None:
         seen = summary.sizes["test"] - summary.sizes["test_unseen"]
         lines.append(f"without the {seen:,} of {summary.sizes['test']:,} test texts that also stand in train:")

@@ -1,6 +1,7 @@
 """A whole run: one task, one model, several seeds.
 
 run.json             what decides the results; a run with other settings is refused
+recipe.yaml          the options that repeat it
 seed-N/              of each seed: predictions.jsonl, tensorboard/; result.json, written last; until then checkpoint-N/
 seed-N/model/        of the best seed, with --keep-model best
 summary.json         mean and standard deviation over the seeds
@@ -23,8 +24,9 @@ from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, Summary, b
 from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory
 from glyphcrm.tasks import Kind
 from glyphcrm.training.machine import Machine
-from glyphcrm.training.progress import check_tensorboard
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, RUN_FILE, claim, forget, resumable, write_json
+from glyphcrm.training.recipe_file import write_recipe
+from glyphcrm.training.reports import check_reports
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, RECIPE_FILE, RUN_FILE, claim, forget, resumable, write_json
 
 SUMMARY_FILE = "summary.json"
 CHART_FILE = "chart.png"
@@ -45,7 +47,7 @@ def finetune(options: FinetuneOptions) -> Summary:
 
 def _finetune(options: FinetuneOptions) -> Summary:
     check_installed()
-    check_tensorboard()
+    check_reports(options.report_to)
     model = Path(options.model)
     length_of(options, int(read_config(model).get("max_position_embeddings") or 512))
     machine = Machine.join("finetune.py", options.bf16)
@@ -55,6 +57,7 @@ def _finetune(options: FinetuneOptions) -> Summary:
     if machine.is_first:
         contents = {"model_files": digests_of_model(model), "data": data.fingerprint()}
         claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
+        write_recipe(options.run_dir / RECIPE_FILE, {**asdict(options), **asdict(options.recipe)})
         print(announcement(options, data), flush=True)
     machine.wait()
     results: list[SeedResult] = []

@@ -33,7 +33,8 @@ from glyphcrm.training.machine import Machine
 from glyphcrm.training.objective import Plan
 from glyphcrm.training.optimizer import OptimizerSettings
 from glyphcrm.training.options import check_length
-from glyphcrm.training.progress import TENSORBOARD_DIRECTORY, Display, TensorBoardFile
+from glyphcrm.training.progress import Display
+from glyphcrm.training.reports import reported
 from glyphcrm.training.run_checkpoint import Progress, path_of, read_weights
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, check_whole, checkpoints, last_checkpoint
 
@@ -136,8 +137,10 @@ class SeedRun:
         if resume is not None and self.machine.is_first:
             print(f"continuing from {resume}")
         display = Display(f"{self.task.name}, seed {self.seed}", shown=self.machine.is_first)
-        records = [TensorBoardFile(self.directory / TENSORBOARD_DIRECTORY)]
-        return Training(model, objective, plan, self.machine, self.directory, display, records).run(resume)
+        title = "-".join(self.directory.parts[-3:])  # TASK-MODEL-seed-N, unless the run lives elsewhere
+        settings = {"task": self.task.name, "model": options.model, "seed": self.seed, **options.identity()}
+        with reported(options.report_to, title, settings, model, self.directory, self.machine.is_first) as reports:
+            return Training(model, objective, plan, self.machine, self.directory, display, reports).run(resume)
 
     def _score_dev(self, features: Sequence[Feature], choices: Sequence[Integers]) -> dict[str, float]:
         dev = self.data.splits.dev

@@ -9,7 +9,7 @@ from pathlib import Path
 from glyphcrm.configuration import POSITION_INITIALIZERS, PRESETS
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
-from glyphcrm.training.options import ATTENTIONS, BF16, CommandLineOptions, check_ranges, option
+from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
@@ -17,7 +17,7 @@ ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the arc
 # They change no weights, or what they name has a fingerprint of its own.
 IRRELEVANT = (
     *("output_dir", "data", "exclude_characters", "data_dir", "stop_after"),
-    *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph"),
+    *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph", "report_to"),
 )
 
 
@@ -146,6 +146,7 @@ class PretrainOptions(CommandLineOptions):
     reuse_memory: bool = option(
         True, "on a CPU: keep freed memory for the next step. Faster, but needs more at the peak"
     )
+    report_to: list[str] = option(["tensorboard"], REPORT_TO)
     bf16: str = option("auto", "bfloat16 autocast; auto: on a GPU that has it", BF16)
 
     def __post_init__(self) -> None:

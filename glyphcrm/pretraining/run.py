@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,18 +32,13 @@ from glyphcrm.training.machine import Machine
 from glyphcrm.training.objective import Plan
 from glyphcrm.training.optimizer import OptimizerSettings
 from glyphcrm.training.options import accumulation, check_length
-from glyphcrm.training.progress import (
-    METRICS_FILE,
-    TENSORBOARD_DIRECTORY,
-    Display,
-    MetricsFile,
-    TensorBoardFile,
-    check_tensorboard,
-    read_metrics,
-)
+from glyphcrm.training.progress import METRICS_FILE, Display, MetricsFile, read_metrics
+from glyphcrm.training.recipe_file import write_recipe
+from glyphcrm.training.reports import check_reports, reported
 from glyphcrm.training.run_directory import (
     MODEL_DIRECTORY,
     PARAMETERS_FILE,
+    RECIPE_FILE,
     RUN_FILE,
     claim,
     forget,
@@ -64,7 +60,7 @@ def pretrain(options: PretrainOptions) -> None:
         UserError: for what the user can mend: text, fonts, settings, a full disk, a loss that diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
-    check_tensorboard()
+    check_reports(options.report_to)
     with resumable(options.run_dir):
         machine = Machine.join("pretrain.py", options.bf16)
         accumulation(options.recipe.batch_size, options.recipe.micro_batch_size, machine.world)  # or it is refused
@@ -109,11 +105,10 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
         packed,
     )
     display = Display("pre-training", shown=machine.is_first)
-    records = (
-        MetricsFile(options.run_dir / METRICS_FILE),
-        TensorBoardFile(options.run_dir / TENSORBOARD_DIRECTORY),
-    )
-    Training(model, objective, plan, machine, options.run_dir, display, records).run(resume)
+    run_dir = options.run_dir
+    with reported(options.report_to, run_dir.name, options.identity(), model, run_dir, machine.is_first) as reports:
+        records = [MetricsFile(run_dir / METRICS_FILE), *reports]
+        Training(model, objective, plan, machine, run_dir, display, records).run(resume)
     if machine.is_first and not has_no_model:
         save_model(model, corpus, options.run_dir)
     return not has_no_model
@@ -173,6 +168,7 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     if first:
         init_files = digests_of_model(origin) if origin else None
         claim(options.run_dir, {**options.identity(), "text": text.fingerprint(), "init_files": init_files})
+        write_recipe(options.run_dir / RECIPE_FILE, {**asdict(options), **asdict(options.recipe)})
         if origin is None:
             with locked(data_dir, wait=True):
                 corpora.prepare_vocabulary(text, options, data_dir)

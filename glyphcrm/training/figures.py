@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+PAUSE = 5.0  # times as slow as half of a run's steps: the machine slept, or the process was stopped
 BLUE, PALE, RED = "#1f4e8c", "#9db8d9", "#c8452d"
 
 
@@ -37,9 +40,24 @@ def unframe(axes: Any, grid: str = "both") -> None:
 
 
 def curve(entries: Sequence[Mapping[str, float]], x: str, y: str) -> tuple[list[float], list[float]]:
-    """Return `x` and `y` of those entries of a metrics.jsonl that have `y`."""
-    some = [entry for entry in entries if y in entry]
+    """Return `x` and `y` of those entries of a metrics.jsonl that have `y`; "seconds" as of `without_pauses`."""
+    some = [entry for entry in (without_pauses(entries) if x == "seconds" else entries) if y in entry]
     return [entry[x] for entry in some], [entry[y] for entry in some]
+
+
+def without_pauses(entries: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the entries of a metrics.jsonl with a clock, "seconds", that stood still during pauses.
+
+    Where steps took five times the run's median or more, each counts as the median.
+    """
+    places = [{"step": 0.0, "seconds": 0.0}, *entries]
+    times = [(b["seconds"] - a["seconds"], b["step"] - a["step"]) for a, b in pairwise(places)]
+    median = statistics.median([seconds / steps for seconds, steps in times if steps] or [0.0])
+    clock, shifted = 0.0, []
+    for entry, (seconds, steps) in zip(entries, times, strict=True):
+        clock += seconds if seconds < PAUSE * median * max(steps, 1) else median * steps
+        shifted.append({**entry, "seconds": clock})
+    return shifted
 
 
 def smoothed(values: Sequence[float], share: float) -> list[float]:

@@ -34,7 +34,7 @@ from glyphcrm.training.machine import GradientSum, Machine
 from glyphcrm.training.objective import Objective, Plan
 from glyphcrm.training.optimizer import clip_by_part, make_optimizer, parts_of, set_rates, share_of_peak
 from glyphcrm.training.orderly_stop import OrderlyStop
-from glyphcrm.training.progress import Display, Entry, MetricsFile, TensorBoardFile
+from glyphcrm.training.progress import Display, Entry, Record
 from glyphcrm.training.run_checkpoint import Progress, TrainingState, generator_states, restore_generators
 from glyphcrm.training.run_directory import checkpoints, step_of
 from glyphcrm.training.step_loader import Batch, StepShares, micro_batches_of_steps
@@ -131,7 +131,7 @@ class Training:
         machine: Machine,
         run_dir: Path,
         display: Display,
-        records: Sequence[MetricsFile | TensorBoardFile],
+        records: Sequence[Record],
     ) -> None:
         self.model, self.objective, self.plan, self.machine, self.run_dir = model, objective, plan, machine, run_dir
         self.display, self.records = display, records if machine.is_first else ()

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from glyphcrm.errors import UserError
+from glyphcrm.training.recipe_file import SUFFIXES, read_recipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Any)  # a frozen dataclass
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 BF16 = ("auto", "on", "off")
+REPORT_TO = "where losses and scores are reported: tensorboard wandb mlflow trackio comet_ml ..., several, or none"
 
 
 class _Help(ArgumentDefaultsHelpFormatter):
@@ -46,18 +48,43 @@ class CommandLineOptions:
     def parse(cls, words: Sequence[str] | None = None, prog: str | None = None) -> Self:
         """Read a command line (default: this process's) of the program `prog`.
 
+        Its first word may be a recipe, a YAML file of options; those on the command line win.
+
         Raises:
-            UserError: a value is out of its range.
+            UserError: a value is out of its range, or the recipe is none.
             SystemExit: there is nothing to run: ``--help``, or words that are no options.
         """
         from transformers import HfArgumentParser
 
-        parser = HfArgumentParser(cls, prog=prog, description=cls.__doc__, formatter_class=_Help)  # type: ignore[arg-type]
-        options, *_, unknown = parser.parse_args_into_dataclasses(
-            sys.argv[1:] if words is None else list(words), return_remaining_strings=True, look_for_args_file=False
+        words = sys.argv[1:] if words is None else list(words)
+        parser = HfArgumentParser(
+            cls,  # type: ignore[arg-type]
+            prog=prog,
+            usage="%(prog)s [RECIPE.yaml] [--OPTION VALUE ...]",
+            description=cls.__doc__,
+            formatter_class=_Help,
         )
-        if unknown:
-            parser.error(f"unknown: {' '.join(unknown)}")
+        parser.add_argument(
+            "recipe", nargs="?", metavar="RECIPE.yaml", help="a file of options, NAME: VALUE; comes first"
+        )
+        recipe = read_recipe(Path(words[0]), parser) if words and words[0].endswith(SUFFIXES) else None
+        if recipe is not None:
+            parser.set_defaults(**recipe.values)
+            for action in parser._actions:
+                action.required &= action.dest not in recipe.values
+        try:
+            options, rest, unknown = parser.parse_args_into_dataclasses(
+                words[recipe is not None :], return_remaining_strings=True, look_for_args_file=False
+            )
+        except UserError as error:
+            flag = str(error).split()[0]
+            name = flag.removeprefix("--").replace("-", "_")
+            if recipe is None or name not in recipe.values or any(word.startswith(flag) for word in words):
+                raise
+            raise UserError(f"{recipe.place_of(name)}: {error}") from None
+        if rest.recipe is not None or unknown:
+            words = [*([] if rest.recipe is None else [rest.recipe]), *unknown]
+            parser.error(f"unknown: {' '.join(words)}; a recipe comes first, and ends in {' or '.join(SUFFIXES)}")
         return options
 
     def over(self, defaults: AnyRecipe) -> AnyRecipe:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -16,8 +16,19 @@ from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_DIRECTORY = "tensorboard"
 Entry = dict[str, float]  # a line of metrics.jsonl: names and values, "step" among them
+
+
+class Record(Protocol):
+    """What a run's entries are written to."""
+
+    def begin(self, history: Sequence[Entry]) -> None:
+        """Start with what a run that continues has been through."""
+        ...
+
+    def write(self, entry: Entry) -> None:
+        """Append an entry."""
+        ...
 
 
 class Display:

@@ -1,6 +1,7 @@
 """The directory of a run: whose it is, and which of its checkpoints are whole.
 
 run.json             what decides the run's result; a run with other settings is refused
+recipe.yaml          the options that repeat it
 data/                vocabulary, atlas and tokenised text
 checkpoint-N/        complete.json, written last, lists the files with their sizes and SHA-256
 parameters.json      how many the model has, with and without heads
@@ -28,6 +29,7 @@ from glyphcrm.files import write_atomically
 from glyphcrm.training.run_lock import locked
 
 RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.yaml"
 MODEL_DIRECTORY = "model"
 DATA_DIRECTORY = "data"
 PARAMETERS_FILE = "parameters.json"
@@ -42,15 +44,16 @@ _LEFT_OVER = re.compile(r"\.(model|checkpoint-\d+)\.[a-z0-9_]{8}|\.[0-9a-f]{16}\
 def claim(run_dir: Path, identity: dict[str, Any]) -> None:
     """Make `run_dir` the home of the run with this identity, or check that it is.
 
-    A run that has left nothing but its run.json gives way.
+    A run that has left nothing but its run.json and recipe gives way.
 
     Raises:
         UserError: it holds a run with other settings or of another version, or files of something else.
     """
     identity = json.loads(json.dumps(identity))
     run_file = run_dir / RUN_FILE
+    ours = (RUN_FILE, RECIPE_FILE) if run_file.exists() else ()
     try:
-        others = [p.name for p in run_dir.iterdir() if p.name != RUN_FILE and not p.name.startswith(".")]
+        others = [p.name for p in run_dir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         if run_file.exists() and others:
             _check_identity(run_dir, identity)
             return
@@ -184,6 +187,7 @@ def forget(run_dir: Path) -> None:
     if not (run_dir / RUN_FILE).exists():
         return  # it was refused, and holds what is not ours
     (run_dir / RUN_FILE).unlink()
+    (run_dir / RECIPE_FILE).unlink(missing_ok=True)
     shutil.rmtree(run_dir / DATA_DIRECTORY, ignore_errors=True)
     with contextlib.suppress(OSError):
         run_dir.rmdir()

@@ -60,6 +60,20 @@ def test_the_shims_have_the_options_of_their_commands(name: str, monkeypatch: py
     assert ours.split("options:")[1] == theirs.split("options:")[1]
 
 
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_ctrl_c_while_a_shim_imports_leaves_no_traceback(name: str) -> None:
+    program = (
+        "import builtins, runpy, sys\nimport_ = builtins.__import__\n"
+        "def interrupted(name, *more):\n"
+        "    if name.startswith('glyphcrm'): raise KeyboardInterrupt\n"
+        "    return import_(name, *more)\n"
+        "builtins.__import__ = interrupted\nrunpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    shim = str(REPOSITORY / f"{name}.py")
+    done = subprocess.run([sys.executable, "-c", program, shim], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("package", ["glyphcrm", "glyphcrm.cli"])
 def test_packages_can_be_run(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [package, "--version"])

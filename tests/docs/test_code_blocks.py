@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.tasks.own_task import read_own_task
 from tests.docs.commands import check_command, check_commands
 from tests.docs.pages import PAGES, ROOT, Block, blocks
@@ -35,10 +36,18 @@ def read_toml(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert read_own_task(path).name == "task"
 
 
+def read_yaml(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only YAML that a user writes is a recipe."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(block.text, encoding="utf-8")
+    PretrainOptions.parse([str(path)])
+
+
 RUNNERS: Mapping[str, Callable[[Block, Path, pytest.MonkeyPatch], None]] = {
     "python": run_python,
     "sh": parse_shell,
     "toml": read_toml,
+    "yaml": read_yaml,
 }
 
 
