@@ -2,7 +2,7 @@
 
     python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--dry-run]
 
-Measures training steps beside BERT's and what the host spends on a call, runs the tests of what a GPU does on the
+Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the tests of what a GPU does on the
 device, two pre-training steps with either backend, compute-sanitizer's race, memory and synchronisation checks over
 every kernel (if compute-sanitizer is installed), the static report and the benchmarks, in this order. Writes
 report.json and report.md, anew after each step, and a log for each step, into the output folder.
@@ -108,6 +108,7 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
     times = [python, "-m", "bench.step_time", "--markdown", str(output / STEP_TIMES)]
     times += ["--json", str(output / "step-times.json"), *(["--text", *text] if text else [])]
     return [
+        Step("trial of the convolutions for Hopper", [python, "-m", "glyphcrm_kernels.conv.trial"], skip=_no_hopper()),
         Step("training steps beside BERT", times, compiler if dry_run else {}),
         Step("host time of a call", [python, "-m", "bench.host_time"], compiler if dry_run else {}),
         Step("tests on the device", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
@@ -135,6 +136,13 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
         ),
         Step("chart", [python, "-m", "bench.chart", str(benchmarks), "-o", str(output / "benchmarks.png")]),
     ]
+
+
+def _no_hopper() -> str:
+    """Say why there is nothing to try, or an empty string."""
+    from glyphcrm_kernels._shared.gpus import hopper_obstacle
+
+    return hopper_obstacle(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _sanitizer_step(tool: str, exercise: list[str], dry_run: bool) -> Step:

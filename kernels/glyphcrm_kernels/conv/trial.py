@@ -44,7 +44,7 @@ HOPPER: Compute = partial(triton.run, on_hopper=True)
 def example(
     side: int, pool: bool, dtype: torch.dtype, images: int, device: str, with_nan: bool
 ) -> tuple[list[Tensor], Tensor]:
-    """Return x, weight, bias, at side 32 a residual, and a gradient of the output, in NHWC order but for weight and bias.
+    """Return x, weight, bias, at side 32 a residual, and a gradient of the output, in NHWC order but for the weight.
 
     Rounding decides nothing: what goes into the ReLU is not near 0, and with a residual the four values of a pooling
     window are a unit apart. NaN, if any, is one number of the gradient and one of x, or with pooling of the residual.
