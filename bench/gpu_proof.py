@@ -2,10 +2,10 @@
 
     python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--dry-run]
 
-Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the tests of what a GPU does on the
-device, two pre-training steps with either backend, compute-sanitizer's race, memory and synchronisation checks over
-every kernel (if compute-sanitizer is installed), the static report and the benchmarks, in this order. Writes
-report.json and report.md, anew after each step, and a log for each step, into the output folder.
+Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the
+tests of what a GPU does on the device, two pre-training steps with either backend, compute-sanitizer's race, memory and
+synchronisation checks over every kernel (if compute-sanitizer is installed), the static report and the benchmarks, in
+this order. Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
 Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
 
 `--dry-run` needs no GPU: the same commands, with the kernels in Triton's interpreter and what would take long

@@ -67,7 +67,7 @@ class Machine:
             yield cls(device, has_bf16 if bf16 == "auto" else bf16 == "on", rank, world)
         except BaseException:
             # The others may never come: work that waits for them is given up, theirs ends with an error.
-            if joins:
+            if joins and dist.group.WORLD is not None:
                 with contextlib.suppress(RuntimeError):
                     dist.group.WORLD.abort()
             raise

@@ -57,7 +57,8 @@ def example(
 
     inputs = [randn(images, 64, side, side), randn(64, 64, 9, 9) / 72]
     inputs.append(torch.where(torch.rand(64, generator=generator, device=device) < 0.5, 6.0, -6.0))
-    convolved = F.conv2d(*(tensor.to(torch.promote_types(dtype, torch.float32)) for tensor in inputs))
+    x, weight, bias = (tensor.to(torch.promote_types(dtype, torch.float32)) for tensor in inputs)
+    convolved = F.conv2d(x, weight, bias)
     if side == 32:
         places = torch.rand(images, 64, 12, 12, 4, generator=generator, device=device).argsort(-1)
         wanted = places.unflatten(-1, (2, 2)).transpose(3, 4).reshape(convolved.shape) - 1.25
