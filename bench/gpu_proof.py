@@ -1,6 +1,6 @@
 """Everything that only a GPU can prove, in one command: `make gpu-proof`.
 
-    python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--dry-run]
+    python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--only WORD ...] [--dry-run]
 
 Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the
 tests of what a GPU does on the device, two pre-training steps with either backend, compute-sanitizer's race, memory and
@@ -306,13 +306,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("gpu-proof"), help="folder for the report")
     parser.add_argument("--text", nargs="+", default=[], help="files for the training steps; default: the demo corpus")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: everything else that can run")
+    parser.add_argument("--only", nargs="+", default=[], help="words, of which a step's name has one; default: all")
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported; the steps of a dry run get it back
     if not options.dry_run and (missing := missing_gpu()):
         print(f"error: {missing}; --dry-run runs what can run without", file=sys.stderr)
         return 2
     output = options.output.resolve()
-    return prove(steps(output, options.dry_run, options.text), output, options.dry_run)
+    proof = steps(output, options.dry_run, options.text)
+    chosen = [step for step in proof if not options.only or any(word in step.name for word in options.only)]
+    if not chosen:
+        parser.error(
+            f"no step has one of these words: {' '.join(options.only)}; there are {', '.join(s.name for s in proof)}"
+        )
+    return prove(chosen, output, options.dry_run)
 
 
 if __name__ == "__main__":
