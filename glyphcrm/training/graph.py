@@ -203,7 +203,7 @@ class Graphs:
             self._tell(f"no CUDA graph could be made ({reason}); training goes on without")
 
     def _make_room(self, recording: Recording) -> None:
-        """Drop the recordings if work that is about to be run might not find the memory that a recording of it holds."""
+        """Drop the recordings if there is less memory than those of a kind hold, before work of that kind is run."""
         if self._held.get(len(recording.parts), 0) > 0 and self._recorder.room() < self._held[len(recording.parts)]:
             self._tell_short()
             self._drop()

@@ -9,6 +9,7 @@ Exit code: 0 if they passed, 1 if not, 2 if there is nothing to try.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -218,6 +219,9 @@ def run(command: Sequence[str] = TRIAL) -> bool:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog=record.COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     obstacle = hopper_obstacle(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
     if obstacle:
         print(f"error: {obstacle}", file=sys.stderr)

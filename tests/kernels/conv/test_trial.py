@@ -212,7 +212,8 @@ def test_two_at_once_leave_one_whole_record(cache: Path) -> None:
     assert [path.name for path in (cache / "glyphcrm").iterdir()] == [record.path_of(KIND).name]
 
 
-def test_elsewhere_there_is_nothing_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+def test_elsewhere_there_is_nothing_to_try(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["trial"])
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert trial.main() == 2
