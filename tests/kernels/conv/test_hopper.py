@@ -193,6 +193,7 @@ FAULTS = {
     "off by one column": ("s * ATOMS, N0 // 8", "(s + 1) % SIZE * ATOMS, N0 // 8"),
     "off by one tap": ("j * BOX + T, BOX, [BOX", "j * BOX + T - 1, BOX, [BOX"),
     "another filter row": ("[row + dy - PADDING", "[row + dy + 1 - PADDING"),
+    "a mask is dropped": ("there = (u < images)", "there = (u < images + 8)"),
     "another image": ("u = image + p % MINOR\n", "u = image + (p + 1) % MINOR\n"),
 }  # fmt: skip
 
@@ -222,7 +223,7 @@ def wrong(of_weight: bool, order: str, edit: Callable[[str], str]) -> bool:
             (truth,) = torch.autograd.grad(F.conv2d(x, weight), weight, g)
             found = weight_gradient(WeightTile(8, 2, 5), g, x, 1, order=order, edit=edit)
         else:
-            x = randn(8, 64, 9, 32)
+            x = randn(7, 64, 9, 32)
             truth = F.conv2d(x, weight)
             found, _ = convolve(Tile(8, 32, 2, 4, 4), x, weight.detach(), order=order, edit=edit)
     except EmulationError:
