@@ -1,11 +1,11 @@
 """Everything that only a GPU can prove, in one command: `make gpu-proof`.
 
-    python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--dry-run]
+    python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--only WORD ...] [--dry-run]
 
-Measures training steps beside BERT's and what the host spends on a call, runs the tests of what a GPU does on the
-device, two pre-training steps with either backend, compute-sanitizer's race, memory and synchronisation checks over
-every kernel (if compute-sanitizer is installed), the static report and the benchmarks, in this order. Writes
-report.json and report.md, anew after each step, and a log for each step, into the output folder.
+Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the
+tests of what a GPU does on the device, two pre-training steps with either backend, compute-sanitizer's race, memory and
+synchronisation checks over every kernel (if compute-sanitizer is installed), the static report and the benchmarks, in
+this order. Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
 Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
 
 `--dry-run` needs no GPU: the same commands, with the kernels in Triton's interpreter and what would take long
@@ -108,6 +108,7 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
     times = [python, "-m", "bench.step_time", "--markdown", str(output / STEP_TIMES)]
     times += ["--json", str(output / "step-times.json"), *(["--text", *text] if text else [])]
     return [
+        Step("trial of the convolutions for Hopper", [python, "-m", "glyphcrm_kernels.conv.trial"], skip=_no_hopper()),
         Step("training steps beside BERT", times, compiler if dry_run else {}),
         Step("host time of a call", [python, "-m", "bench.host_time"], compiler if dry_run else {}),
         Step("tests on the device", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
@@ -135,6 +136,13 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
         ),
         Step("chart", [python, "-m", "bench.chart", str(benchmarks), "-o", str(output / "benchmarks.png")]),
     ]
+
+
+def _no_hopper() -> str:
+    """Say why there is nothing to try, or an empty string."""
+    from glyphcrm_kernels._shared.gpus import hopper_obstacle
+
+    return hopper_obstacle(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _sanitizer_step(tool: str, exercise: list[str], dry_run: bool) -> Step:
@@ -298,13 +306,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("gpu-proof"), help="folder for the report")
     parser.add_argument("--text", nargs="+", default=[], help="files for the training steps; default: the demo corpus")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: everything else that can run")
+    parser.add_argument("--only", nargs="+", default=[], help="words, of which a step's name has one; default: all")
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported; the steps of a dry run get it back
     if not options.dry_run and (missing := missing_gpu()):
         print(f"error: {missing}; --dry-run runs what can run without", file=sys.stderr)
         return 2
     output = options.output.resolve()
-    return prove(steps(output, options.dry_run, options.text), output, options.dry_run)
+    proof = steps(output, options.dry_run, options.text)
+    chosen = [step for step in proof if not options.only or any(word in step.name for word in options.only)]
+    if not chosen:
+        parser.error(
+            f"no step has one of these words: {' '.join(options.only)}; there are {', '.join(s.name for s in proof)}"
+        )
+    return prove(chosen, output, options.dry_run)
 
 
 if __name__ == "__main__":

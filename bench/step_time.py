@@ -236,6 +236,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "copy, GB/s": f"{ceilings.bandwidth(device.type):,.0f}",
     }
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    failed = False
     rows: list[Row] = []
     glyphs: list[tuple[str, float, float]] = []
 
@@ -247,9 +248,13 @@ def main(words: Sequence[str] | None = None) -> int:
             options.markdown.write_text("\n".join(table(rows, glyphs)) + "\n", encoding="utf-8")
 
     for shape in options.shapes or SHAPES.get(options.preset, SHAPES["base"]):
-        for row in measure(options.preset, shape, options.text, options.rounds, machine):
-            rows.append(row)
-            print(f"{shape:>8}  {row.way:<20} {row.milliseconds:9.1f} ms  x {row.beside_bert:.2f}", flush=True)
+        try:
+            for row in measure(options.preset, shape, options.text, options.rounds, machine):
+                rows.append(row)
+                print(f"{shape:>8}  {row.way:<20} {row.milliseconds:9.1f} ms  x {row.beside_bert:.2f}", flush=True)
+        except RuntimeError as error:  # memory, say; the other shapes may fit
+            failed = True
+            _tell(f"error: {shape}: {error}")
         keep()  # what has been measured stays, whatever comes
         if has_gpu:
             torch.cuda.empty_cache()
@@ -260,7 +265,7 @@ def main(words: Sequence[str] | None = None) -> int:
     bad = [row for row in rows if not math.isfinite(row.loss)]
     if bad:
         print(f"error: {bad[0].shape}, {bad[0].way}: the loss is {bad[0].loss}", file=sys.stderr)
-    return 1 if bad else 0
+    return 1 if bad or failed else 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from glyphcrm_kernels import choice
-from glyphcrm_kernels.conv.hopper_tiles import UNTRIED
+from glyphcrm_kernels.conv.record import UNTRIED
 from glyphcrm_kernels.registry import OPS
 
 from bench.cases import BASE, CPU, DROPOUT, SMOKE, Case, Draw, all_cases, step
@@ -105,7 +105,7 @@ def passed_over(case: Case, name: str, dtype: torch.dtype, training: bool) -> st
     arguments = case.arguments(case.draw(Draw(dtype, DEVICE, torch.empty)), DROPOUT if training else 0.0)
     chosen, reasons = choice(case.op, **arguments)
     before = list(implementations).index(name) < list(implementations).index(chosen)
-    untried = bool(UNTRIED) and UNTRIED in reasons  # to be measured, so that "auto" can take it
+    untried = UNTRIED in reasons
     if before and not untried:
         return reasons
     try:

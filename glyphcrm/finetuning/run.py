@@ -41,16 +41,15 @@ def finetune(options: FinetuneOptions) -> Summary:
         UserError: for what the user can mend: model, data, settings, a full disk, a loss that diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
-    with resumable(options.run_dir):
-        return _finetune(options)
+    with resumable(options.run_dir), Machine.joined("finetune.py", options.bf16) as machine:
+        return _finetune(options, machine)
 
 
-def _finetune(options: FinetuneOptions) -> Summary:
+def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
     check_installed()
     check_reports(options.report_to)
     model = Path(options.model)
     length_of(options, int(read_config(model).get("max_position_embeddings") or 512))
-    machine = Machine.join("finetune.py", options.bf16)
     options.micro_batch(machine.world)  # or it is refused
     data = load_data(options)
     is_new = not (options.run_dir / RUN_FILE).exists()

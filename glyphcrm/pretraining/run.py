@@ -15,7 +15,7 @@ from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.modeling.backend import check_kernel_backend
+from glyphcrm.modeling.backend import check_kernel_backend, kernel_backend
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.modeling.packing import is_fused_in_sequences
 from glyphcrm.pretraining import corpus as corpora
@@ -61,10 +61,12 @@ def pretrain(options: PretrainOptions) -> None:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
     check_reports(options.report_to)
-    with resumable(options.run_dir):
-        machine = Machine.join("pretrain.py", options.bf16)
+    with resumable(options.run_dir), Machine.joined("pretrain.py", options.bf16) as machine:
         accumulation(options.recipe.batch_size, options.recipe.micro_batch_size, machine.world)  # or it is refused
-        check_kernel_backend(preset(options.preset), machine.device)
+        config = preset(options.preset)
+        check_kernel_backend(config, machine.device)
+        if options.arch == "glyphcrm" and kernel_backend(config) == "auto":
+            machine.try_convolutions(config.stem_channels)
         if options.reuse_memory and machine.device.type == "cpu":
             keep_freed_memory()
         is_new = not (options.run_dir / RUN_FILE).exists()

@@ -7,6 +7,9 @@ is replayed. Recording runs nothing, so nothing has to be undone.
 Random numbers: a replay draws from PyTorch's generator, from where it stands, as many numbers as the work would, and
 each kernel the same ones; so dropout is drawn anew each time, and it makes no difference to a run when its recordings
 are made, or that one which continues makes them again.
+
+Memory: recordings of a kind share what they need, but work that is run, as the first time, needs as much again. Where
+there is not so much, all recordings are dropped before it, and made again as they come: each would free nothing alone.
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ class Recorder(Protocol):
 
     def record(self, work: Work, pool: Any) -> Work:
         """Return what replays `work`, which is called once and runs nothing; raise `RuntimeError` if that fails."""
+        ...
+
+    def room(self) -> int:
+        """Give back memory that nothing uses any more; return how many bytes work could get."""
         ...
 
     def recover(self) -> None:
@@ -76,6 +83,11 @@ class CudaRecorder:
             raise
         return graph.replay
 
+    def room(self) -> int:
+        """See `Recorder`."""
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self._device)[0]
+
     def recover(self) -> None:
         """See `Recorder`."""
         # A failed recording may leave the generator in the belief that it goes on; a copy of it does not share that.
@@ -94,7 +106,7 @@ class Recording:
     def __init__(self, *parts: Work) -> None:
         self.parts = parts
         self.replays: list[Work] = []
-        self.has_run = self.is_replayed = self.is_between = False
+        self.has_run = self.is_replayed = self.is_between = self.was_short = False
 
 
 class Graphs:
@@ -118,9 +130,10 @@ class Graphs:
         self._kept: dict[Hashable, Any] = {}
         self._recordings: list[Recording] = []
         self._pools: dict[int, Any] = {}  # by the number of parts
+        self._held: dict[int, int] = {}  # bytes of each
         self._addresses: tuple[int, ...] | None = None
         self._steps = 0
-        self._given_up = self._is_full = False
+        self._given_up = self._is_full = self._was_short = False
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -152,10 +165,12 @@ class Graphs:
     def run(self, recording: Recording, part: int = 0) -> None:
         """Run a part of some work, or replay it."""
         if part == 0:
+            if recording not in self._recordings:  # it may have been dropped while it was between its parts
+                recording.replays = []
             if recording.has_run and not recording.replays and self._steps > 1 and not self._given_up:
                 self._record(recording)
-            if self._given_up:
-                recording.replays = []
+            if not recording.replays:
+                self._make_room(recording)
             recording.has_run = True
             recording.is_replayed = bool(recording.replays)
         recording.is_between = part + 1 < len(recording.parts)
@@ -163,7 +178,7 @@ class Graphs:
 
     def _record(self, recording: Recording) -> None:
         # What a part hands to the next one stays alive between them, while recordings of one part are replayed.
-        kind = len(recording.parts)
+        kind, before = len(recording.parts), self._recorder.room()
         if kind not in self._pools:
             self._pools[kind] = self._recorder.new_pool()
         try:
@@ -171,16 +186,42 @@ class Graphs:
             torch.clear_autocast_cache()
             recording.replays = [self._recorder.record(part, self._pools[kind]) for part in recording.parts]
             self._recordings.append(recording)
+            self._held[kind] = self._held.get(kind, 0) + before - self._recorder.room()
             return
         except RuntimeError as error:
-            reason = _reason(error)
+            reason, is_short = _reason(error), "out of memory" in _reason(error)
         # Only here, without the error, is the memory free that it held.
-        self._given_up = True
-        self._tell(f"no CUDA graph could be made ({reason}); training goes on without")
-        for other in self._recordings:
-            if not other.is_between:
-                other.replays = []
+        others = bool(self._recordings)
+        self._drop()
         self._recorder.recover()
+        if is_short and others and not recording.was_short:
+            recording.was_short = True  # a second time, those that were dropped for it have taken its place
+            self._tell_short()
+            self._record(recording)
+        else:
+            self._given_up = True
+            self._tell(f"no CUDA graph could be made ({reason}); training goes on without")
+
+    def _make_room(self, recording: Recording) -> None:
+        """Drop the recordings if there is less memory than those of a kind hold, before work of that kind is run."""
+        if self._held.get(len(recording.parts), 0) > 0 and self._recorder.room() < self._held[len(recording.parts)]:
+            self._tell_short()
+            self._drop()
+            self._recorder.room()
+
+    def _drop(self) -> None:
+        """Let recordings and their memory go; those between their parts go on to their end."""
+        for recording in self._recordings:
+            if not recording.is_between:
+                recording.replays = []
+        self._recordings.clear()
+        self._pools.clear()
+        self._held.clear()
+
+    def _tell_short(self) -> None:
+        if not self._was_short:
+            self._was_short = True
+            self._tell("the GPU's memory is short: CUDA graphs are dropped and made again, which takes some seconds")
 
 
 def _reason(error: RuntimeError) -> str:

@@ -179,6 +179,11 @@ class Training:
                     self._after_step(loss, norm)
                 if self.saved is None or step_of(self.saved) != self.progress.step:
                     self._save()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory was full at step {self.progress.step}; {self._newest}; give a smaller "
+                "--micro-batch-size, with another --output-dir"
+            ) from error
         except RuntimeError as error:
             # The signal that stops this process may reach its data loading process first.
             if not (stop.asked and "DataLoader worker" in str(error)):

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from glyphcrm_kernels import choice
+from glyphcrm_kernels.conv.record import UNTRIED
 from torch import Tensor, nn
 
 from glyphcrm.errors import INTERRUPTED_EXIT_CODE, UserError
@@ -40,8 +42,9 @@ class Machine:
     world: int = 1
 
     @classmethod
-    def join(cls, program: str, bf16: str = "auto") -> Machine:
-        """Join the processes that torchrun started, or be the only one; take the GPU that is this process's, if any.
+    @contextmanager
+    def joined(cls, program: str, bf16: str = "auto") -> Iterator[Machine]:
+        """Be one of the processes that torchrun started, or the only one; take the GPU that is this process's, if any.
 
         `bf16` is "auto" (on a GPU that has it), "on" or "off"; `program` is what the user starts.
 
@@ -52,14 +55,24 @@ class Machine:
         """
         world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         device = _own_device(program, int(os.environ.get("LOCAL_RANK", "0")), world)
-        if world > 1 and not dist.is_initialized():
+        joins = world > 1 and not dist.is_initialized()
+        if joins:
             backend = "gloo"
             if device.type != "cpu":
                 backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
             dist.init_process_group(backend, timeout=WAIT, device_id=None if device.type == "cpu" else device)
             _end_with_parent()
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return cls(device, has_bf16 if bf16 == "auto" else bf16 == "on", rank, world)
+        try:
+            yield cls(device, has_bf16 if bf16 == "auto" else bf16 == "on", rank, world)
+        except BaseException:
+            # The others may never come: work that waits for them is given up, theirs ends with an error.
+            if joins and dist.group.WORLD is not None:
+                with contextlib.suppress(RuntimeError):
+                    dist.group.WORLD.abort()
+            raise
+        if joins:
+            dist.destroy_process_group()
 
     @property
     def is_first(self) -> bool:
@@ -101,6 +114,19 @@ class Machine:
         if self.world > 1:
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.detach(), 0)
+
+    def try_convolutions(self, channels: int) -> None:
+        """Let the first process with a GPU here try kernels that "auto" would take for it, had they run there before.
+
+        Once for all runs, in a minute or two; whatever comes out, the run goes on. `channels` are HanGlyph's.
+        """
+        if (self.device.index or 0) == 0:
+            x = torch.empty(1, channels, 48, 48, dtype=torch.bfloat16 if self.bf16 else None, device=self.device)
+            if UNTRIED in choice("glyph_conv", x, x.new_empty(channels, channels, 9, 9), x.new_empty(channels)).reason:
+                from glyphcrm_kernels.conv import trial
+
+                trial.run()
+        self.wait()
 
     def wait(self) -> None:
         """Wait until all processes are here."""

@@ -8,6 +8,7 @@ other recordings of its pool, here to NaN.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -113,6 +114,9 @@ class EmulatedGraphs:
         self.pools: dict[int, list[Tape]] = {}
         self.recorded = self.replayed = self.recovered = 0
         self.fails_at: int | None = None  # the number of the recording that fails
+        self.failures = 1 << 10  # so many times
+        self.memory = 1 << 10  # bytes; each recording takes 10 as long as it lives
+        self._alive: weakref.WeakSet[Callable[[], None]] = weakref.WeakSet()
 
     def running(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -126,7 +130,8 @@ class EmulatedGraphs:
         try:
             with tape:
                 work()
-            if self.recorded == self.fails_at:
+            if self.recorded == self.fails_at and self.failures:
+                self.failures -= 1
                 raise torch.OutOfMemoryError("CUDA out of memory")
         finally:
             tape.undo()
@@ -144,7 +149,11 @@ class EmulatedGraphs:
             for tensor in freed:
                 poison(tensor)
 
+        self._alive.add(replay)
         return replay
+
+    def room(self) -> int:
+        return self.memory - 10 * len(self._alive)
 
     def recover(self) -> None:
         self.recovered += 1

@@ -204,6 +204,19 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_a_full_gpu_ends_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulate = Step.accumulate
+
+    def full(self: Step, *arguments: Any) -> Tensor:
+        if (tmp_path / "run" / "checkpoint-4").exists():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return accumulate(self, *arguments)
+
+    monkeypatch.setattr(Step, "accumulate", full)
+    with pytest.raises(UserError, match=r"memory was full at step 4; .*checkpoint-4 is kept; give a smaller --micro"):
+        run(tmp_path / "run", plan())
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
 def test_what_is_no_number_is_never_saved(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the loop looks only at logs and checkpoints, as on a GPU."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from glyphcrm_kernels._shared.checks import autocast_dtype, check_devices
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
 from glyphcrm_kernels._shared.gpus import hopper_obstacle, on_no_gpu
-from glyphcrm_kernels.conv import cpu, hopper_tiles, triton, triton_kernels
+from glyphcrm_kernels.conv import cpu, hopper_tiles, record, triton, triton_kernels
 from glyphcrm_kernels.conv.reference import glyph_conv_reference, output_shape
 
 
@@ -101,7 +101,7 @@ def _hopper_obstacle(x: Tensor, *others: Any) -> str:
 def _hopper_drawback(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, pool: bool, padding: int
 ) -> str:
-    return on_no_gpu(x) or hopper_tiles.uncovered(x.shape, x.dtype, weight.shape, pool, padding)
+    return on_no_gpu(x) or hopper_tiles.uncovered(x.shape, x.dtype, weight.shape, pool, padding) or record.drawback(x)
 
 
 OP = Op(

@@ -87,13 +87,8 @@ def tile(table: dict[int, Any], shape: Sequence[int], dtype: torch.dtype, output
     return table.get(height) if fits else None
 
 
-# Why "auto" passes the kernels over although there is a tile.
-# To be emptied once tests/kernels/conv/test_hopper_on_gpu.py has passed on such a GPU.
-UNTRIED = "as they are here, the kernels have not run on a GPU yet; insist on them with backend='hopper'"
-
-
 def uncovered(shape: Sequence[int], dtype: torch.dtype, weight: Sequence[int], pool: bool, padding: int) -> str:
-    """Return what a forward convolution would have to be for a tile, or `UNTRIED` where there is one.
+    """Return what a forward convolution would have to be for a tile, or an empty string where there is one.
 
     Args:
         shape: of x, ``(U, C, H, W)``.
@@ -101,7 +96,7 @@ def uncovered(shape: Sequence[int], dtype: torch.dtype, weight: Sequence[int], p
     """
     outputs, _, size, _ = weight
     if not padding and tile(POOLED_TILES if pool else FORWARD_TILES, shape, dtype, outputs, size):
-        return UNTRIED
+        return ""
     return (
         "the kernels take float16 and bfloat16, 9x9 filters, 64 channels in and out, and 48x48, 40x40 and 32x32 pixels "
         "without padding, pooled 32x32 alone"

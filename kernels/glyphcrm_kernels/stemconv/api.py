@@ -9,7 +9,7 @@ from torch import Tensor
 from glyphcrm_kernels._shared.checks import check_devices
 from glyphcrm_kernels._shared.dispatch import Implementation, Op
 from glyphcrm_kernels._shared.gpus import hopper_obstacle, on_no_gpu
-from glyphcrm_kernels.conv import hopper_tiles
+from glyphcrm_kernels.conv import hopper_tiles, record
 from glyphcrm_kernels.conv import triton as conv_triton
 from glyphcrm_kernels.stem import triton as stem_triton
 from glyphcrm_kernels.stem.api import check_stem
@@ -93,7 +93,11 @@ def _hopper_drawback(
     conv_bias: Tensor,
 ) -> str:
     shape = rows.shape[0], len(weight), IMAGE_SIZE, IMAGE_SIZE
-    return on_no_gpu(rows) or hopper_tiles.uncovered(shape, result_dtype(weight), conv_weight.shape, False, 0)
+    return (
+        on_no_gpu(rows)
+        or hopper_tiles.uncovered(shape, result_dtype(weight), conv_weight.shape, False, 0)
+        or record.drawback(rows)
+    )
 
 
 OP = Op(

@@ -17,7 +17,7 @@ from glyphcrm_kernels import Choice, choice, glyph_conv
 from glyphcrm_kernels._shared import gpus
 from glyphcrm_kernels._shared.launch import Launch
 from glyphcrm_kernels._shared.targets import Target
-from glyphcrm_kernels.conv import api, hopper
+from glyphcrm_kernels.conv import api, hopper, record
 from glyphcrm_kernels.conv import hopper_tiles as tiles
 from glyphcrm_kernels.conv import triton as op
 from glyphcrm_kernels.conv.hopper_tiles import SIZE, Tile, WeightTile
@@ -36,6 +36,16 @@ OTHER_WAYS = [(release, order) for release in RELEASES for order in ORDERS if (r
 in_all_ways = pytest.mark.parametrize(
     ("release", "order"), [*WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in OTHER_WAYS)]
 )
+
+
+@pytest.fixture(autouse=True)
+def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Their trial has been passed on every GPU."""
+    monkeypatch.setattr(record, "kind", lambda device_index: {})
+    monkeypatch.setattr(record, "read", lambda kind: "")
+    record._drawback_on.cache_clear()
+    yield
+    record._drawback_on.cache_clear()
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -183,6 +193,7 @@ FAULTS = {
     "off by one column": ("s * ATOMS, N0 // 8", "(s + 1) % SIZE * ATOMS, N0 // 8"),
     "off by one tap": ("j * BOX + T, BOX, [BOX", "j * BOX + T - 1, BOX, [BOX"),
     "another filter row": ("[row + dy - PADDING", "[row + dy + 1 - PADDING"),
+    "a mask is dropped": ("there = (u < images)", "there = (u < images + 8)"),
     "another image": ("u = image + p % MINOR\n", "u = image + (p + 1) % MINOR\n"),
 }  # fmt: skip
 
@@ -212,7 +223,7 @@ def wrong(of_weight: bool, order: str, edit: Callable[[str], str]) -> bool:
             (truth,) = torch.autograd.grad(F.conv2d(x, weight), weight, g)
             found = weight_gradient(WeightTile(8, 2, 5), g, x, 1, order=order, edit=edit)
         else:
-            x = randn(8, 64, 9, 32)
+            x = randn(7, 64, 9, 32)
             truth = F.conv2d(x, weight)
             found, _ = convolve(Tile(8, 32, 2, 4, 4), x, weight.detach(), order=order, edit=edit)
     except EmulationError:
@@ -316,7 +327,7 @@ def test_compiles_without_a_graph_break(launched: list[str], monkeypatch: pytest
     """`torch.compile(fullgraph=True)` sees through the choice as well."""
     monkeypatch.setattr(api, "on_no_gpu", lambda x: "")
     monkeypatch.setattr(api, "hopper_obstacle", lambda x: "")
-    monkeypatch.setattr(tiles, "UNTRIED", "")
+    monkeypatch.setattr(record, "hopper_obstacle", lambda x: "")
     inputs = [randn(1, 64, 32, 32).requires_grad_(), (randn(64, 64, 9, 9) / 72).requires_grad_(), randn(64)]
     cotangent = randn(1, 64, 12, 12, seed=2)
 
@@ -347,7 +358,6 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Target], None]
 
     monkeypatch.setattr(gpus, "INTERPRETED", False)
     monkeypatch.setattr(gpus, "_can_build", lambda: True)
-    monkeypatch.setattr(tiles, "UNTRIED", "")
     change(Target("cuda", 90))
     forget()
     with FakeTensorMode():
@@ -378,11 +388,12 @@ def test_auto_takes_them_where_they_cover_the_sizes(on_gpu: Callable[[Target], N
         assert choice("glyph_conv", *tensors, **options, backend="hopper") == Choice("hopper", "")
 
 
-def test_until_a_gpu_has_run_them_they_are_taken_by_name_alone(
+def test_until_they_have_been_tried_they_are_taken_by_name_alone(
     on_gpu: Callable[[Target], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "UNTRIED", "not yet")
-    assert choice("glyph_conv", *arguments()) == Choice("triton", "hopper: not yet")
+    monkeypatch.setattr(record, "read", lambda kind: None)
+    chosen = choice("glyph_conv", *arguments())
+    assert chosen == Choice("triton", f"hopper: {record.UNTRIED}") and record.COMMAND in chosen.reason
     assert choice("glyph_conv", *arguments(), backend="hopper") == Choice("hopper", "")
 
 

@@ -1,45 +1,48 @@
-"""The kernels for Hopper on a Hopper GPU, against float64; elsewhere test_hopper.py runs them in an emulator."""
+"""The kernels for Hopper on a Hopper GPU: the trial, with guarded buffers; elsewhere an emulator runs them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from glyphcrm_kernels import glyph_conv
 from glyphcrm_kernels._shared.gpus import hopper_obstacle
+from glyphcrm_kernels.conv import trial
+from glyphcrm_kernels.conv.hopper_tiles import DTYPES
+from torch import Tensor
 
 from tests.kernels.checks import DEVICE, GuardedBuffers
-from tests.kernels.conv.test_triton import convolution, hold_against_truth, run
 
 if found := hopper_obstacle(torch.empty(0, device=DEVICE)):
     pytest.skip(found, allow_module_level=True)
 
-LAYERS = [(48, False), (40, False), (32, False), (32, True)]
+layers = pytest.mark.parametrize(("side", "pool"), trial.LAYERS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("side", "pool"), LAYERS)
-@pytest.mark.parametrize("images", [1, 37])
-def test_layers_of_hanglyph(buffers: GuardedBuffers, dtype: torch.dtype, side: int, pool: bool, images: int) -> None:
-    """Output and every gradient, of groups of images that are full and not."""
-    inputs, cotangent = convolution(0, dtype, images, 64, 64, side, side, size=9, with_residual=side == 32)
-    hold_against_truth(inputs, cotangent, buffers, backend="hopper", relu=True, pool=pool)
+@layers
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("images", trial.IMAGES)
+def test_layers_of_hanglyph(
+    buffers: GuardedBuffers,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    side: int,
+    pool: bool,
+    images: int,
+) -> None:
+    """Output and every gradient, of groups of images that are full and not, with and without NaN."""
+    example = trial.example
+
+    def guarded(*arguments: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
+        inputs, cotangent = example(*arguments, **options)
+        return [buffers.place(tensor) for tensor in inputs], buffers.place(cotangent)
+
+    monkeypatch.setattr(trial, "example", guarded)
+    trial.try_layer(side, pool, dtype, images)
 
 
-def test_nothing_is_random() -> None:
-    inputs, cotangent = convolution(1, torch.bfloat16, 200, 64, 64, 32, 32, size=9)
-    first, second = (run(inputs, cotangent, "hopper", pool=True, relu=True) for _ in range(2))
-    assert torch.equal(first[0], second[0])
-    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-
-
-@torch.no_grad()
-def test_a_cuda_graph_reads_what_lies_there_when_it_is_replayed() -> None:
-    """The descriptors of TMA are made at the launch, and hold addresses."""
-    (x, weight, bias, _), _ = convolution(2, torch.bfloat16, 9, 64, 64, 48, 48, size=9)
-    glyph_conv(x, weight, bias, backend="hopper")  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = glyph_conv(x, weight, bias, backend="hopper")
-    x.copy_(x.flip(0))
-    graph.replay()
-    assert torch.equal(out, glyph_conv(x, weight, bias, backend="hopper"))
+@layers
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_beside_triton(dtype: torch.dtype, side: int, pool: bool) -> None:
+    """The same bits twice and in a CUDA graph, whose descriptors for TMA hold the addresses of its recording."""
+    trial.try_step(side, pool, dtype)
