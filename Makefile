@@ -80,7 +80,7 @@ test-distribution: .venv/installed
 
 # The documentation as a site, in site/; a dead link or a page that is in no menu is an error.
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The wheels of both distributions, the whole and the kernels alone, in dist/.
 dist: .venv/installed

@@ -113,11 +113,11 @@ def reads_glyphs(model: nn.Module) -> bool:
 def _load(
     directory: Path, model_class: type[PreTrainedModel], settings: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if model_class in (BertModel, GlyphCRMModel):
+        settings = {"add_pooling_layer": False, **settings}
     if issubclass(model_class, GlyphCRMPreTrainedModel):
         return load_checkpoint(directory, model_class, heads=model_class is not GlyphCRMModel, **settings)
     settings = {"return_dict": True, **settings}
-    if model_class is BertModel:
-        settings["add_pooling_layer"] = False
     try:
         loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **settings)
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

@@ -74,10 +74,11 @@ async def _refuse(send: Send) -> None:
 
 
 def serve(page: gr.Blocks, listener: socket.socket, host: str) -> None:
-    """Answer requests on a bound socket until Ctrl-C."""
+    """Answer requests on a bound socket until Ctrl-C, which is raised."""
     config = uvicorn.Config(application(page, host), log_level="critical", timeout_graceful_shutdown=1)
     listener.listen()
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     print(f"GlyphCRM's page is at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
+    raise KeyboardInterrupt  # it returns for nothing else, though not always with this

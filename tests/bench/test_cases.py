@@ -74,7 +74,7 @@ def test_a_kernel_that_is_not_launched_is_missed(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("op", OPS)
 def test_ways_have_the_names_of_implementations(op: str) -> None:
     names = list(SMALLEST[op].ways)
-    assert names[: len(OPS[op].implementations)] == list(OPS[op].implementations) and {"cpu", "reference"} < set(names)
+    assert names[: len(OPS[op].implementations)] == list(OPS[op].implementations) and "reference" in names
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])

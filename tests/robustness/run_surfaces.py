@@ -154,6 +154,9 @@ PLACES = (
     "--bert",
     "--weights",
     "--onnx",
+    "--task-model",
+    "--data",
+    "--output-dir",
 )
 OPTIONS = {
     "pretrain": (
@@ -166,7 +169,9 @@ OPTIONS = {
         *("--train-samples", "--patience", "--warmup", "--weight-decay", "--evaluations-per-epoch", "--workers"),
         *("--task", "--model", "--truncation", "--keep-model"),
     ),
+    "tokenize": ("--data", "--shard", "--workers", "--output-dir", "--preset", "--max-length", "--vocabulary-size"),
     "predict": ("--model", "--top", "--file"),
+    "web": ("--model", "--task-model", "--bert", "--port"),
     "atlas": ("--weight", "--vocabulary-size", "--out", "--font", "--characters", "--text", "--png", "--atlas"),
     "convert-half": ("--model", "--out"),
     "convert-bert": ("--bert", "--seed", "--out"),
@@ -182,7 +187,9 @@ def command_line(rng: random.Random, directory: Path) -> Case:
     words = {
         "pretrain": _pretraining(out)[1:],
         "finetune": ["--task", "demo_sentiment", "--model", str(models() / "glyphcrm"), "--output-dir", str(out)],
+        "tokenize": ["--data", str(models() / "missing.txt"), "--output-dir", str(out)],
         "predict": ["天地", "--model", str(models() / "glyphcrm")],
+        "web": ["--model", str(models() / "missing")],
         "atlas": ["show", "天", "--atlas", str(models() / "atlas.safetensors"), "--out", str(out)],
         "convert-half": ["--model", str(models() / "glyphcrm"), "--out", str(out)],
         "convert-bert": ["--bert", str(models() / "missing"), "--out", str(out)],
