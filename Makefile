@@ -39,7 +39,8 @@ test-oldest: .venv-oldest/installed
 OLDEST_TESTS ?= $(shell grep -o 'tests/[a-z_/]*[.]py::[a-z_]*' docs/ecosystem.md | grep -v tests/peer) \
     $(addprefix tests/modeling/test_,backend.py::test_autocast backend.py::test_kernels_and_reference_agree attention.py bert.py \
         drop_in.py export.py layer_calls.py model.py packed_rows.py pipelines.py transformers_training.py) \
-    tests/test_tokenization.py tests/kernels/addnorm tests/finetuning/test_metrics.py tests/finetuning/test_charts.py \
+    tests/test_tokenization.py tests/data/test_remote_text.py tests/data/test_text_files.py \
+    tests/training/test_recipe_file.py tests/kernels/addnorm tests/finetuning/test_metrics.py tests/finetuning/test_charts.py \
     tests/test_shipped_checkpoint.py
 # With torch 2.9 and dropout, the loss of a compiled graph differs from the plain one by 2e-4 (docs/proof.md); its compiler
 # takes no distinct characters that it has to find itself, and describes convolutions on "meta" in another memory order.
@@ -50,8 +51,8 @@ DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compi
 .venv-oldest/installed: pyproject.toml setup.py constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt \
-	    --editable ".[pretrain,finetune,demo]" accelerate peft sentence-transformers pytest pytest-benchmark pytest-xdist \
-	    hypothesis
+	    --editable ".[pretrain,finetune,demo]" accelerate aiohttp datasets peft sentence-transformers pytest \
+	    pytest-benchmark pytest-xdist hypothesis
 	touch $@
 
 # The C functions under gcc's address and undefined-behaviour sanitizers, and as clang builds them.

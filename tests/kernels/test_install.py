@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.examples import EXAMPLES
+
 pytest.importorskip("setuptools", minversion="77", reason="builds without fetching a build environment")
 
 ROOT = Path(__file__).parents[2]
@@ -121,4 +123,6 @@ for name, example in runpy.run_path(sys.argv[1])["EXAMPLES"].items():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     ran = dict(line.split() for line in done.stdout.splitlines())
-    assert len(ran) == 5 and set(ran.values()) == {"cpu" if HAS_COMPILER else "reference"}
+    # On a CPU, biased_linear is PyTorch's own product and nothing else.
+    of_torch_alone = set(EXAMPLES) if not HAS_COMPILER else {"biased_linear"}
+    assert ran == {name: "reference" if name in of_torch_alone else "cpu" for name in EXAMPLES}
