@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 
@@ -22,3 +23,9 @@ def bind(host: str, port: int) -> socket.socket:
             raise UserError(f"port {port} of {host} is taken; give another --port") from None
         raise UserError(f"--host {host}, --port {port}: {error.strerror or error}; give others") from None
     return listener
+
+
+def names_of(listener: socket.socket, host: str) -> set[str] | None:
+    """Return what browsers of this machine call a socket that no other machine reaches; None for any other socket."""
+    address = listener.getsockname()[0]
+    return {"localhost", address, host.lower()} if ipaddress.ip_address(address).is_loopback else None

@@ -106,32 +106,34 @@ def test_errors_of_users_are_one_line(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "gbk", "ascii:strict", "utf-8"])
-@pytest.mark.parametrize(
-    "program", [["run_module", "glyphcrm", "pretrain"], ["run_path", str(REPOSITORY / "finetune.py")]]
-)
-def test_a_terminal_that_lacks_characters_ends_no_run(program: list[str], encoding: str) -> None:
+@pytest.mark.parametrize("program", ["glyphcrm", "finetune.py"])
+def test_a_terminal_that_lacks_characters_ends_no_run(
+    program: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Printed, and in the line of an error; a name with a byte that is no UTF-8 among them."""
-    start = (
-        "import runpy, sys\nfrom glyphcrm.cli import training\nfrom glyphcrm.errors import UserError\n"
-        "text = '▢ 龘 \\U00020bb7 caf\\xe9 \\udcff'\n"
-        "def parse(words, prog):\n    return lambda: print(text) or 0\n"
-        "def fail(words, prog):\n    raise UserError(text)\n"
-        "program = sys.argv[1:]\n"
-        "for training.parse_pretrain in (parse, fail):\n"
-        "    training.parse_finetune = training.parse_pretrain\n"
-        "    sys.argv = program[1:]\n"
-        "    try:\n"
-        "        getattr(runpy, program[0])(program[1], run_name='__main__')\n"
-        "    except SystemExit as end:\n        print(end.code)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", start, *program],
-        capture_output=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONIOENCODING": encoding},
-    )
-    assert done.stdout.split()[-1] == b"2" and b"\n0\n" in done.stdout, done.stderr
-    assert b"Traceback" not in done.stderr and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+    text = "▢ 龘 \U00020bb7 caf\xe9 \udcff"
+
+    def fail(words: object, prog: object) -> object:
+        raise UserError(text)
+
+    training = importlib.import_module("glyphcrm.cli.training")
+    for parse, code in ((lambda words, prog: lambda: print(text) or 0, 0), (fail, 2)):
+        name, _, errors = encoding.partition(":")
+        out, error = (io.TextIOWrapper(io.BytesIO(), name, errors or None) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", error)
+        monkeypatch.setattr(training, "parse_finetune", parse)
+        monkeypatch.setattr(sys, "argv", [program] if program.endswith(".py") else [program, "finetune"])
+        with pytest.raises(SystemExit) as end:
+            if program.endswith(".py"):
+                runpy.run_path(str(REPOSITORY / program), run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__")
+        out.flush()
+        error.flush()
+        printed, complaint = out.buffer.getvalue(), error.buffer.getvalue()  # type: ignore[attr-defined]
+        assert (end.value.code, printed.count(b"\n"), complaint.count(b"\n")) == (code, code == 0, code == 2)
+        assert b"caf" in printed + complaint and complaint.startswith(b"error: " if code else b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -145,7 +145,9 @@ def test_pretraining_needs_no_more_than_the_directory(text_file: Path, tmp_path:
     words = ["--data", f"{tmp_path}/text/*.txt", "--output-dir", str(tmp_path / "data"), "--no-input-only"]
     tokenize_text(TokenizeOptions.parse([*words, "--preset", "nano"]))
     shutil.rmtree(tmp_path / "text")
-    arguments = command(text_file, tmp_path / "run", "--data-dir", str(tmp_path / "data"), "--workers", "0")
+    arguments = command(
+        text_file, tmp_path / "run", "--data-dir", str(tmp_path / "data"), "--workers", "0", "--steps", "2"
+    )
     assert main([word for word in arguments if word not in ("--data", str(text_file))]) == 0
     assert (tmp_path / "run" / "model").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -10,12 +11,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from glyphcrm.cli.entry import main
 
 pytest.importorskip("gradio")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -196,27 +200,45 @@ def test_requests_are_bounded(served: Served) -> None:
         assert answer.status == 200
 
 
-def test_what_is_wrong_at_the_start_is_one_line(directories: dict[str, Path], tmp_path: Path) -> None:
-    def run(*words: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "glyphcrm", "web", *words], capture_output=True, text=True, timeout=60
-        )
-        assert not done.stdout
-        return done.returncode, done.stderr
+def test_no_file_of_the_machine_is_read(served: Served, tmp_path: Path) -> None:
+    """Gradio copies a file that it is told of as an object, says where to, and serves the copy."""
+    (tmp_path / "secret").write_text("nobody's business")
 
+    def ask(path: str, body: object = None, **headers: str) -> int:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{served.url}/gradio_api/{path}", data, {"Content-Type": "application/json", **headers}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    file = {"path": str(tmp_path / "secret"), "orig_name": "天▢", "meta": {"_type": "gradio.FileData"}}
+    asked = {"data": [file], "fn_index": 1, "session_hash": "thief"}
+    assert ask("queue/join", asked) == 422
+    assert ask("queue/join", asked | {"data": ["天▢"]}, Origin="http://elsewhere.example") == 403
+    assert ask("queue/join", asked | {"data": ["天▢"]}, Origin=served.url) == 200
+    for route in ("file=/etc/hostname", "proxy=http://elsewhere.example", "openapi.json", "vibe-code"):
+        assert ask(route) == 404
+
+
+def test_what_is_wrong_at_the_start_is_one_line(
+    directories: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        code, error = run("--model", str(directories["pretrained"]), "--port", port)
-        assert (code, error) == (2, f"error: port {port} of 127.0.0.1 is taken; give another --port\n")
-    code, error = run("--model", str(tmp_path / "nowhere"), "--port", "0")
-    assert code == 2 and "no config.json there" in error and error.count("\n") == 1
+        assert main(["web", "--model", str(directories["pretrained"]), "--port", port]) == 2
+    assert capsys.readouterr() == ("", f"error: port {port} of 127.0.0.1 is taken; give another --port\n")
+    assert main(["web", "--model", str(tmp_path / "nowhere"), "--port", "0"]) == 2
+    said = capsys.readouterr()
+    assert not said.out and "no config.json there" in said.err and said.err.count("\n") == 1
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from glyphcrm.cli.entry import main
-
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["web", "--model", "anything"]) == 2
     assert capsys.readouterr().err == 'error: the page needs Gradio: pip install "glyphcrm[web]"\n'
