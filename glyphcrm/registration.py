@@ -1,7 +1,7 @@
 """Registration with transformers' Auto classes, each at the last moment that is early enough.
 
-Importing anything of `transformers.models` takes a third of a second, and the modelling code several times that. A
-program that uses neither should not pay for it, so:
+Importing transformers takes seconds, anything of `transformers.models` a third more, and the modelling code several
+times that. A program that uses none of them, such as `glyphcrm --help`, should not pay for it, so:
 
 * configuration, tokenizer and fill-mask pipeline are registered when transformers' own modules of these are imported,
   which nothing else tells;
@@ -16,14 +16,12 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-import transformers
-
-from glyphcrm.configuration import WHEN_MADE, GlyphCRMConfig
-from glyphcrm.tokenization import GlyphCRMTokenizer
-
 
 @functools.cache
 def _register_models() -> None:
+    import transformers
+
+    from glyphcrm.configuration import GlyphCRMConfig
     from glyphcrm.modeling.heads import HEADS
     from glyphcrm.modeling.model import GlyphCRMModel
 
@@ -32,20 +30,40 @@ def _register_models() -> None:
         getattr(transformers, auto_class).register(GlyphCRMConfig, model_class)
 
 
+def _wait_for_a_configuration() -> None:
+    from glyphcrm.configuration import WHEN_MADE
+
+    WHEN_MADE.append(_register_models)
+
+
+def _register_configuration() -> None:
+    from transformers import AutoConfig
+
+    from glyphcrm.configuration import GlyphCRMConfig
+
+    AutoConfig.register(GlyphCRMConfig.model_type, GlyphCRMConfig)
+
+
+def _register_tokenizer() -> None:
+    from transformers import AutoTokenizer
+
+    from glyphcrm.configuration import GlyphCRMConfig
+    from glyphcrm.tokenization import GlyphCRMTokenizer
+
+    AutoTokenizer.register(GlyphCRMConfig, tokenizer_class=GlyphCRMTokenizer)
+
+
 def _register_pipeline() -> None:
     from glyphcrm.fill_mask_pipeline import register
 
     register()
 
 
-# What registers, by the module that has the class; transformers imports it when the class is named.
+# What registers, by the module that it needs; transformers imports its own when a class in it is named.
 AUTO_MODULES: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.configuration_auto": lambda: transformers.AutoConfig.register(
-        GlyphCRMConfig.model_type, GlyphCRMConfig
-    ),
-    "transformers.models.auto.tokenization_auto": lambda: transformers.AutoTokenizer.register(
-        GlyphCRMConfig, tokenizer_class=GlyphCRMTokenizer
-    ),
+    "glyphcrm.configuration": _wait_for_a_configuration,
+    "transformers.models.auto.configuration_auto": _register_configuration,
+    "transformers.models.auto.tokenization_auto": _register_tokenizer,
     "transformers.pipelines": _register_pipeline,
 }
 
@@ -69,7 +87,6 @@ class _AfterImport:
 
 def register() -> None:
     """Let the Auto classes know "glyphcrm": now, as far as transformers' Auto modules are there, else with them."""
-    WHEN_MADE.append(_register_models)
     sys.meta_path.insert(0, _AfterImport)
     for name in AUTO_MODULES.keys() & sys.modules.keys():
         AUTO_MODULES[name]()

@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from glyphcrm.errors import UserError, shown
+from glyphcrm.errors import UserError
 
 BUFFER = 1 << 20  # bytes
+SILENCE = 60  # seconds without an answer
+REASON = 300  # characters of what a file system says
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _SECRET = re.compile(r"(?<=//)[^/@]*@|\?.*")  # name and password, or the signature of a link
 # What file systems say about a file, as `_mark` writes it: of its content, and else of its time.
@@ -101,7 +104,7 @@ def files_at(url: str) -> list[RemoteFile] | Path:
     from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
     where = _SECRET.sub("", url)
-    system, path = _told(where, lambda: url_to_fs(url))
+    system, path = _told(where, lambda: url_to_fs(url, **_limits(url)))
     if isinstance(system, LocalFileSystem):
         return Path(path)
     has_magic = any(sign in path for sign in ("*[" if "://" in path else "*[?"))
@@ -119,6 +122,15 @@ def files_at(url: str) -> list[RemoteFile] | Path:
     return files
 
 
+def _limits(url: str) -> dict[str, Any]:
+    """Return settings for HTTP: a silent server is an error, however long a file takes. By itself a request has 5 min."""
+    if not url.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)}}
+
+
 def _told(where: object, ask: Callable[[], Answer]) -> Answer:
     """Ask a file system; whatever it raises becomes a `UserError`."""
     try:
@@ -127,11 +139,14 @@ def _told(where: object, ask: Callable[[], Answer]) -> Answer:
         raise UserError(f"{where}: its protocol needs a library: {error}") from None
     except Exception as error:  # each protocol has its own
         cause = error.__cause__ or error  # of a server that does not answer fsspec says that its file is not found
-        if isinstance(error, FileNotFoundError) and isinstance(cause, FileNotFoundError):
+        missing = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == HTTPStatus.NOT_FOUND
+        if isinstance(error, FileNotFoundError) and missing:
             raise UserError(f"{where}: no such file") from None
         told = cause if isinstance(error, FileNotFoundError) else error
-        reason = _SECRET.sub("", f"{type(told).__name__}: {told}")
-        raise UserError(f"{where}: cannot be read: {shown(reason)}; repeat the command when it can be") from None
+        reason = _SECRET.sub("", f"{type(told).__name__}: {str(told)[:REASON]}")
+        raise UserError(
+            f"{where}: cannot be read: {reason}; check the address, or repeat the command when it can be"
+        ) from None
 
 
 def _mark(info: dict[str, Any]) -> str:

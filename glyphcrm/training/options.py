@@ -6,6 +6,7 @@ import math
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,9 +21,16 @@ REPORT_TO = "where losses and scores are reported: tensorboard wandb mlflow trac
 
 
 class _Help(ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that there are."""
+    """Tells the defaults that there are, and one name of each option: HfArgumentParser gives two, --x_y and --x-y."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        action = copy(action)
+        action.option_strings = [name for name in action.option_strings if "_" not in name]
+        return super()._format_action_invocation(action)
 
     def _get_help_string(self, action: Action) -> str | None:
+        if (name := next(iter(action.option_strings), "")).startswith("--no_"):
+            return f"the opposite of --{name.removeprefix('--no_').replace('_', '-')}"
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 

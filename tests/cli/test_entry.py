@@ -6,9 +6,11 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -106,9 +108,11 @@ def test_errors_of_users_are_one_line(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "gbk", "ascii:strict", "utf-8"])
-@pytest.mark.parametrize("program", ["glyphcrm", "finetune.py"])
+@pytest.mark.parametrize(
+    ("start", "program"), [(runpy.run_module, ["glyphcrm", "finetune"]), (runpy.run_path, ["finetune.py"])]
+)
 def test_a_terminal_that_lacks_characters_ends_no_run(
-    program: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., object], program: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Printed, and in the line of an error; a name with a byte that is no UTF-8 among them."""
     text = "▢ 龘 \U00020bb7 caf\xe9 \udcff"
@@ -117,18 +121,16 @@ def test_a_terminal_that_lacks_characters_ends_no_run(
         raise UserError(text)
 
     training = importlib.import_module("glyphcrm.cli.training")
+    monkeypatch.chdir(REPOSITORY)
     for parse, code in ((lambda words, prog: lambda: print(text) or 0, 0), (fail, 2)):
         name, _, errors = encoding.partition(":")
         out, error = (io.TextIOWrapper(io.BytesIO(), name, errors or None) for _ in range(2))
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", error)
         monkeypatch.setattr(training, "parse_finetune", parse)
-        monkeypatch.setattr(sys, "argv", [program] if program.endswith(".py") else [program, "finetune"])
+        monkeypatch.setattr(sys, "argv", program)
         with pytest.raises(SystemExit) as end:
-            if program.endswith(".py"):
-                runpy.run_path(str(REPOSITORY / program), run_name="__main__")
-            else:
-                runpy.run_module(program, run_name="__main__")
+            start(program[0], run_name="__main__")
         out.flush()
         error.flush()
         printed, complaint = out.buffer.getvalue(), error.buffer.getvalue()  # type: ignore[attr-defined]
@@ -153,21 +155,21 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_help_tells_no_default_where_there_is_none() -> None:
-    for name in ("pretrain", "finetune", "reproduce"):
+def test_help_tells_defaults_and_one_name_of_each_option() -> None:
+    for name in ("pretrain", "finetune", "reproduce", "tokenize"):
         _, output = exit_code_and_output(name, "--help")
         assert "(default: None)" not in output and "(default: " in output
+        assert "--output-dir OUTPUT_DIR\n" in output and not re.search(r"--[a-z]+_", output)
+    assert re.search(r"--no-input-only\s+the opposite of --input-only\n", output)
 
 
 def test_help_imports_no_command() -> None:
-    """Nor torch, nor transformers, if `import glyphcrm` itself does not."""
+    """Nor torch, nor transformers, which take seconds."""
     program = (
-        "import sys, types\npackage = sys.modules['glyphcrm'] = types.ModuleType('glyphcrm')\n"
-        "package.__path__ = [sys.argv[1]]\nfrom glyphcrm.cli.entry import main\ntry:\n    main(['--help'])\n"
+        "import sys\nfrom glyphcrm.cli.entry import main\ntry:\n    main(['--help'])\n"
         "finally:\n    print(*(name for name in sys.modules if name.startswith(('glyphcrm', 'torch', 'transformers'))))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(REPOSITORY / "glyphcrm")], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     imported = set(result.stdout.splitlines()[-1].split())
-    assert imported == {"glyphcrm", "glyphcrm.cli", "glyphcrm.cli.entry", "glyphcrm.errors"}
+    needed = {"glyphcrm", "glyphcrm.registration", "glyphcrm.cli", "glyphcrm.cli.entry", "glyphcrm.errors"}
+    assert imported == needed

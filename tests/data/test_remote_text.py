@@ -73,12 +73,17 @@ def test_what_cannot_be_read_is_one_line(memory: fsspec.AbstractFileSystem, monk
         list(iter_documents(files))
 
 
-def test_a_server_that_breaks_off(tmp_path: Path) -> None:
+def test_a_server_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiohttp")
+
+    ended = threading.Event()
 
     class Server(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self.send_response(200)
+            if "silent" in self.path:
+                ended.wait(60)
+            self.send_response(404 if "absent" in self.path else 302 if "moved" in self.path else 200)
+            self.send_header("Location", "file:///etc/passwd")
             self.send_header("Content-Length", str(len(PLAIN)))
             self.send_header("ETag", "seven")
             self.end_headers()
@@ -97,8 +102,16 @@ def test_a_server_that_breaks_off(tmp_path: Path) -> None:
         assert "secret" not in str(whole[0])
         with pytest.raises(UserError, match=r"http://127.*/cut\.txt: (cannot be read|ended after)"):
             list(iter_documents(expand([f"{place}/cut.txt"])))
+        with pytest.raises(UserError, match=r"/absent\.txt: no such file$"):
+            expand([f"{place}/absent.txt"])
+        with pytest.raises(UserError, match=r"/moved\.txt: cannot be read: .*file:///etc/passwd"):
+            expand([f"{place}/moved.txt"])
+        monkeypatch.setattr("glyphcrm.data.remote_files.SILENCE", 0.5)
+        with pytest.raises(UserError, match=r"/silent\.txt: cannot be read: .*[Tt]imeout"):
+            expand([f"{place}/silent.txt"])
+        ended.set()
         server.shutdown()
-    with pytest.raises(UserError, match=r"cannot be read"):
+    with pytest.raises(UserError, match=rf"cannot be read: .*:{server.server_port} .*; check the address"):
         expand([f"{place}/whole.txt"])
 
 

@@ -19,6 +19,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import preset
@@ -166,3 +167,29 @@ def test_transformers_flattening_collator(directory: Path, tokenizer: GlyphCRMTo
     counts = [len(sample["labels"]) - 1 for sample in samples]
     expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
     torch.testing.assert_close(tagger(**row).loss, expected)
+
+
+def test_whole_words_are_masked(directory: Path, tokenizer: GlyphCRMTokenizer) -> None:
+    """By transformers' collator, to which what stands without a blank between is a word."""
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0, mlm_probability=0.3, seed=1
+    )
+    batch = collator([tokenizer(text, return_offsets_mapping=True) for text in ("天地 玄黄宇", "洪荒", "日 月盈昃")])
+    hidden = batch["input_ids"] == tokenizer.mask_token_id
+    assert ((batch["labels"] != -100) == hidden).all()
+    words = [hidden[0, 1:3], hidden[0, 3:6], hidden[1, 1:3], hidden[2, 1:2], hidden[2, 2:5]]
+    assert {len(word.unique()) for word in words} == {1}
+    assert 0 < hidden.sum() < 11 == sum(map(len, words))
+    assert torch.isfinite(GlyphCRMForMaskedLM.from_pretrained(directory)(**batch).loss)
+
+
+def test_label_smoothing_where_only_predicted_characters_are_labels(
+    directory: Path, tokenizer: GlyphCRMTokenizer
+) -> None:
+    model = GlyphCRMForMaskedLM.from_pretrained(directory).eval()
+    labels = torch.tensor([[5, 6, model.config.vocab_size]])
+    outputs, smooth = model(input_ids=labels), LabelSmoother()
+    with pytest.raises((IndexError, RuntimeError)):
+        smooth(outputs, {"labels": labels.clone()})
+    labels[labels >= model.config.vocab_size] = -100
+    assert torch.isfinite(smooth(outputs, {"labels": labels}))
