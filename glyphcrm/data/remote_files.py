@@ -123,7 +123,7 @@ def files_at(url: str) -> list[RemoteFile] | Path:
 
 
 def _limits(url: str) -> dict[str, Any]:
-    """Return settings for HTTP: a silent server is an error, however long a file takes. By itself a request has 5 min."""
+    """Return settings of HTTP: aiohttp gives the whole of a request five minutes, be its server silent or at work."""
     if not url.startswith(("http://", "https://")):
         return {}
     from aiohttp import ClientTimeout
