@@ -1,10 +1,10 @@
 """What changes inside a model while it learns: its gradients, its characters' vectors, its attention, from checkpoints.
 
-`python -m bench.learning RUN ...` reads runs of `pretrain.py` (with `--keep-checkpoints` large enough) and prints a table
-for each. Columns:
+`python -m bench.learning RUN ...` reads runs of `pretrain.py`, with `--keep-checkpoints` large enough, and prints a
+table for each. Columns:
 
 * MLM loss: of the run's own validation;
-* gradients: norms of those of what makes vectors of characters, and of all others, on one batch that is always the same;
+* gradients: norms of those of what makes vectors of characters, and of all others, always on the same batch;
 * vectors moved: how far the vectors of the most frequent characters went since the row before, as a share of their
   spread: ``|V - V'| / |V' - mean|`` (Frobenius);
 * positions: share of the position embeddings in the variance of the sum that the encoder reads;
