@@ -93,7 +93,7 @@ class Way:
         self.model, self._objective, self._machine = model.train(), objective, machine
         model.to(machine.device)  # type: ignore[arg-type]
         optimizer = make_optimizer(self.model, SETTINGS)
-        set_rates(optimizer, 1.0)
+        set_rates(optimizer, SETTINGS, step=0, steps=1)
         graphs = Graphs(CudaRecorder(machine.device), in_place_of(model), _tell) if recorded else None
         self._step = Step(self.model, objective, optimizer, machine, graphs)
         self._batches: list[list[Batch]] = []

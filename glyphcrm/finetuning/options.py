@@ -105,12 +105,12 @@ class FinetuneOptions(CommandLineOptions):
         if self.truncation == "head+tail" and task.kind is not Kind.SENTENCE:
             raise UserError(f"--truncation head+tail is for single texts; {task.name} is a {task.kind} task")
 
-    def hanglyph_rates(self) -> dict[str, float | None]:
-        """Return the rates of HanGlyph and of its projections, as `OptimizerSettings` names them."""
+    def hanglyph_rates(self) -> tuple[float, float | None]:
+        """Return the rates of HanGlyph and of its projections, as `OptimizerSettings` takes them."""
         rate = self.recipe.learning_rate
         if self.one_rate:
-            return {"glyph_learning_rate": rate, "projection_learning_rate": None}
-        return {"glyph_learning_rate": GLYPH_SHARE * rate, "projection_learning_rate": PROJECTION_SHARE * rate}
+            return rate, None
+        return GLYPH_SHARE * rate, PROJECTION_SHARE * rate
 
     def identity(self) -> dict[str, object]:
         """Return the settings that decide the result of a seed; those of a run that continues must be the same."""

@@ -125,6 +125,12 @@ class PretrainOptions(CommandLineOptions):
         "trained as the rest of HanGlyph",
     )
     warmup_steps: int | None = option(None, "steps of linear warm-up before the decay")
+    hold_steps: int = option(
+        0,
+        "in so many first steps, what makes vectors of characters (HanGlyph, or BERT's token embeddings) moves at "
+        "--hold-share of its rates; afterwards they rise, in as many steps as the warm-up",
+    )
+    hold_share: float = option(0.3, "see --hold-steps; at 0 it stands still")
     weight_decay: float = option(0.01, "AdamW's, not on biases, norms, and projections with a rate of their own")
     dropout: float | None = option(None, "everywhere, attention too")
     mask_probability: float = option(MASK_PROBABILITY, "share of the characters to predict")
@@ -173,10 +179,10 @@ class PretrainOptions(CommandLineOptions):
                 (1, recipe.steps): ("stop_after",),
                 (2, 1e6): ("keep_checkpoints",),  # the older goes before the newer is whole
                 (8, math.inf): ("max_length",),
-                (0, math.inf): ("warmup_steps", *rates),
+                (0, math.inf): ("warmup_steps", "hold_steps", *rates),
                 (0, 1024): ("workers",),
                 (0, 2**32 - 1): ("seed",),
-                (0, 1): ("weight_decay",),
+                (0, 1): ("weight_decay", "hold_share"),
                 (0, 0.99): ("dropout",),
                 (0.001, 1): ("mask_probability",),
                 (1e-9, 0.99): ("held_out",),

@@ -148,6 +148,8 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
             options.weight_decay,
             recipe.glyph_learning_rate,
             None if options.ablation == PLAIN else recipe.projection_learning_rate,
+            options.hold_steps,
+            options.hold_share,
         ),
         logs=range(0, steps + 1, recipe.log_every),
         validations={*range(0, steps + 1, recipe.eval_every), steps},

@@ -32,7 +32,7 @@ from glyphcrm.training.graph import CudaRecorder, Graphs, Recorder, in_place_of
 from glyphcrm.training.graphed_gradients import GraphedGradients
 from glyphcrm.training.machine import GradientSum, Machine
 from glyphcrm.training.objective import Objective, Plan
-from glyphcrm.training.optimizer import clip_by_part, make_optimizer, parts_of, set_rates, share_of_peak
+from glyphcrm.training.optimizer import clip_by_part, make_optimizer, parts_of, set_rates
 from glyphcrm.training.orderly_stop import OrderlyStop
 from glyphcrm.training.progress import Display, Entry, Record
 from glyphcrm.training.run_checkpoint import Progress, TrainingState, generator_states, restore_generators
@@ -173,8 +173,7 @@ class Training:
                 if checkpoint is not None:
                     self._continue(checkpoint)
                 while not (self.is_over or stop.asked):
-                    share = share_of_peak(self.progress.step, plan.optimizer.warmup_steps, plan.steps)
-                    set_rates(self.optimizer, share)
+                    set_rates(self.optimizer, plan.optimizer, self.progress.step, plan.steps)
                     loss, norm = step(next(steps))
                     self._after_step(loss, norm)
                 if self.saved is None or step_of(self.saved) != self.progress.step:

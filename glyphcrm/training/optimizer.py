@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.modeling.model import GlyphCRMModel
@@ -27,6 +28,8 @@ class OptimizerSettings:
         glyph_learning_rate: that of HanGlyph's weights; None: that of the rest.
         projection_learning_rate: that of HanGlyph's projections in whitened coordinates, see `WhitenedProjections`;
             None: they are trained as the rest of HanGlyph.
+        hold_steps: so many first steps hold back what makes vectors of characters: HanGlyph, or token embeddings.
+        hold_share: it moves at this share of its rates then. Afterwards the share rises to 1, in `warmup_steps`.
     """
 
     learning_rate: float
@@ -34,11 +37,20 @@ class OptimizerSettings:
     weight_decay: float = 0.01
     glyph_learning_rate: float | None = None
     projection_learning_rate: float | None = None
+    hold_steps: int = 0
+    hold_share: float = 0.0
 
 
 def hanglyph_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a model's HanGlyph, in order; none of a BERT's."""
     return [p for module in model.modules() if isinstance(module, HanGlyph) for p in module.parameters()]
+
+
+def vector_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that make vectors of characters: those in HanGlyph's place, or token embeddings."""
+    base = model.base_model
+    assert isinstance(base, PreTrainedModel)
+    return list((base.hanglyph if isinstance(base, GlyphCRMModel) else base.get_input_embeddings()).parameters())
 
 
 def parts_of(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -53,30 +65,32 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
 
     Vectors (biases, weights of norms) have no weight decay.
     """
-    of_hanglyph = set(hanglyph_parameters(model))
+    of_hanglyph, vectors = set(hanglyph_parameters(model)), set(vector_parameters(model))
     whitened = None
     if of_hanglyph and settings.projection_learning_rate is not None:
         base = model.base_model
         assert isinstance(base, GlyphCRMModel)
         whitened = WhitenedProjections(base.hanglyph, base.frequent_rows(), base.glyph_table.bitmaps)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (is_glyph, decays): [] for is_glyph in (False, True) for decays in (True, False)
+        (is_vector, decays): [] for is_vector in (False, True) for decays in (True, False)
     }
     for parameter in model.parameters():
         if whitened is None or parameter not in whitened.weights:
-            groups[parameter in of_hanglyph, parameter.dim() > 1].append(parameter)
-    rate, glyph_rate = settings.learning_rate, settings.glyph_learning_rate
+            groups[parameter in vectors, parameter.dim() > 1].append(parameter)
+    rate = settings.learning_rate
+    vector_rate = rate if settings.glyph_learning_rate is None or not of_hanglyph else settings.glyph_learning_rate
     optimizer = torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "lr": glyph_rate if is_glyph and glyph_rate is not None else rate,
+                "lr": vector_rate if is_vector else rate,
                 "weight_decay": settings.weight_decay if decays else 0.0,
+                "is_vector": is_vector,
             }
-            for (is_glyph, decays), parameters in groups.items()
+            for (is_vector, decays), parameters in groups.items()
             if parameters
         ]
-        + (whitened.groups(lr=settings.projection_learning_rate) if whitened else []),
+        + (whitened.groups(lr=settings.projection_learning_rate, is_vector=True) if whitened else []),
         betas=BETAS,
         eps=EPSILON,
         fused=True,
@@ -98,10 +112,19 @@ def share_of_peak(step: int, warmup_steps: int, steps: int) -> float:
     return max(0.0, (steps - step) / max(1, steps - warmup_steps))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set every group's learning rate to this share of its peak."""
+def share_after_hold(step: int, settings: OptimizerSettings) -> float:
+    """Return the factor, besides `share_of_peak`, of the rates of what makes vectors of characters."""
+    if step < settings.hold_steps:
+        return settings.hold_share
+    risen = min(1.0, (step - settings.hold_steps + 1) / max(1, settings.warmup_steps)) if settings.hold_steps else 1.0
+    return settings.hold_share + (1 - settings.hold_share) * risen
+
+
+def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> None:
+    """Set every group's learning rate to that of a step, counted from 0, of a schedule of `steps`."""
+    share, of_vectors = share_of_peak(step, settings.warmup_steps, steps), share_after_hold(step, settings)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        group["lr"] = group["peak"] * share * (of_vectors if group["is_vector"] else 1.0)
 
 
 def clip_by_part(parts: Sequence[Sequence[nn.Parameter]]) -> Tensor:

@@ -162,6 +162,7 @@ OPTIONS = {
     "pretrain": (
         *("--steps", "--batch-size", "--micro-batch-size", "--learning-rate", "--warmup-steps", "--seed", "--dropout"),
         *("--eval-every", "--save-every", "--held-out", "--mask-probability", "--weight-decay", "--max-length"),
+        *("--hold-steps", "--hold-share"),
         *("--vocabulary-size", "--stop-after", "--workers", "--keep-checkpoints", "--preset", "--bf16", "--font"),
     ),
     "finetune": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def test_each_part_has_its_rate(projection_rate: float | None) -> None:
     names = {parameter: name for name, parameter in model.named_parameters()}
     seen = []
     optimizer = make_optimizer(model, settings)
-    set_rates(optimizer, 0.5)
+    set_rates(optimizer, settings, step=1, steps=2)  # half of the peak
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter not in names:
@@ -92,6 +92,44 @@ def test_each_part_has_its_rate(projection_rate: float | None) -> None:
             assert group["lr"] == 0.5 * (0.01 if ".hanglyph." in names[parameter] else 0.1)
     through_steps = [f"glyphcrm.hanglyph.{name}.weight" for name in ("vector", "skip1", "skip2")]
     assert sorted(seen + through_steps * (projection_rate is not None)) == sorted(names.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "held"),
+    [
+        (glyphcrm, "glyphcrm.hanglyph."),
+        (with_free_glyphs, "glyphcrm.hanglyph."),
+        (lambda: BertBaseline.for_config(CONFIG), "bert.embeddings.word_embeddings."),
+    ],
+)
+def test_what_makes_vectors_is_held_back_at_first(make: Callable[[], PreTrainedModel], held: str) -> None:
+    model = make()
+    settings = OptimizerSettings(0.1, 4, glyph_learning_rate=0.05, hold_steps=10, hold_share=0.2)
+    optimizer = make_optimizer(model, settings)
+    parameters = [(p, name.startswith(held)) for name, p in model.named_parameters()]
+    rates = {}
+    for step in range(20):
+        set_rates(optimizer, settings, step, 20)
+        rate = {p: group["lr"] / group["peak"] for group in optimizer.param_groups for p in group["params"]}
+        plain = share_of_peak(step, 4, 20)
+        assert all(rate[p] == pytest.approx(plain) for p, is_held in parameters if not is_held)
+        (rates[step],) = {rate[p] for p, is_held in parameters if is_held}
+        rates[step] /= plain or 1.0
+    assert list(rates.values()) == pytest.approx([0, *[0.2] * 9, 0.4, 0.6, 0.8, *[1] * 7])
+
+
+def test_held_wholly_still_nothing_of_it_moves() -> None:
+    model = glyphcrm()
+    settings = OptimizerSettings(0.1, 0, glyph_learning_rate=0.05, projection_learning_rate=0.03, hold_steps=2)
+    optimizer = make_optimizer(model, settings)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for step in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        set_rates(optimizer, settings, step, 9)
+        optimizer.step()
+        moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == {name for name in before if step == 2 or ".hanglyph." not in name}
 
 
 def test_without_a_rate_of_its_own_hanglyph_learns_at_that_of_the_rest() -> None:
@@ -121,6 +159,6 @@ def test_the_schedule_is_transformers_linear_one(warmup: int, steps: int) -> Non
 
 def test_fine_tuning_trains_hanglyph_more_slowly_unless_told_otherwise() -> None:
     options = FinetuneOptions(task="demo_sentiment", model="somewhere", learning_rate=1e-3)
-    assert options.hanglyph_rates() == pytest.approx({"glyph_learning_rate": 1e-5, "projection_learning_rate": 3e-5})
+    assert options.hanglyph_rates() == pytest.approx((1e-5, 3e-5))
     options = FinetuneOptions(task="demo_sentiment", model="somewhere", learning_rate=1e-3, one_rate=True)
-    assert options.hanglyph_rates() == {"glyph_learning_rate": 1e-3, "projection_learning_rate": None}
+    assert options.hanglyph_rates() == (1e-3, None)
