@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -126,14 +125,13 @@ def test_a_mask_is_filled(page: Any) -> None:
 
 
 def test_a_text_of_a_million_characters_is_a_message(page: Any) -> None:
-    start = time.monotonic()
     page.evaluate(  # as a paste does it; typing would take an hour
         "box => { box.value = '天'.repeat(1e6); box.dispatchEvent(new Event('input', {bubbles: true})); }",
         page.locator("textarea:visible").element_handle(),
     )
     assert "1,000,000 characters; at most 2,000" in ask(page, "#fill", "#fill-out")
     page.locator("textarea:visible").fill("天▢")
-    assert "%" in ask(page, "#fill", "#fill-out") and time.monotonic() - start < 30
+    assert "%" in ask(page, "#fill", "#fill-out")
 
 
 def test_a_drawing_has_neighbours(page: Any) -> None:
