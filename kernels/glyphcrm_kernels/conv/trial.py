@@ -30,8 +30,8 @@ from glyphcrm_kernels._shared.gpus import hopper_obstacle
 from glyphcrm_kernels._shared.memo import forget
 from glyphcrm_kernels._shared.optional_triton import triton
 from glyphcrm_kernels.conv import hopper_tiles, record
-from glyphcrm_kernels.conv.triton import run as run_triton
 from glyphcrm_kernels.conv.reference import glyph_conv_reference
+from glyphcrm_kernels.conv.triton import run as run_triton
 
 LAYERS = ((48, False), (40, False), (32, False), (32, True))  # sides, and whether they pool: all tiles there are
 IMAGES = (1, 37)  # no full group, and full ones with a rest
