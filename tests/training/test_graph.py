@@ -411,12 +411,12 @@ def test_the_pool_of_a_failed_recording_is_given_back(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocation, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
-    recorder = CudaRecorder.__new__(CudaRecorder)
+    recorder: Any = CudaRecorder.__new__(CudaRecorder)
     recorder._stream = types.SimpleNamespace(device_index=0)
     if end == "whole":
-        replay: Work | None = recorder.record(work, (0, 1))
+        replay = recorder.record(work, (0, 1))
         assert users == [1]
-        replay = None
+        del replay
     else:
         with contextlib.suppress(RuntimeError):
             recorder.record(work, (0, 1))
