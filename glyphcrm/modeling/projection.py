@@ -20,10 +20,10 @@ def project(layer: nn.Linear, x: Tensor, config: GlyphCRMConfig) -> Tensor:
 
     "auto" takes it for results of at least `WORTHWHILE` elements, a named implementation for all.
     """
-    if not torch.is_grad_enabled() or not is_plain(layer):
+    weight, bias = layer.weight, layer.bias
+    # A compiler, which sums by itself, is shown no sizes, or it would make a graph for either side of the threshold.
+    if not torch.is_grad_enabled() or not is_plain(layer) or bias is None or not is_eager((x, weight, bias)):
         return layer(x)
-    backend, weight, bias = kernel_backend(config, "biased_linear", x.device), layer.weight, layer.bias
+    backend = kernel_backend(config, "biased_linear", x.device)
     pays = x.is_cuda and x.shape[:-1].numel() * len(weight) >= WORTHWHILE if backend == "auto" else backend == "triton"
-    if not pays or bias is None or not bias.requires_grad or not is_eager((x, weight, bias)):
-        return layer(x)
-    return biased_linear(x, weight, bias, backend=backend)
+    return biased_linear(x, weight, bias, backend=backend) if pays and bias.requires_grad else layer(x)

@@ -77,9 +77,11 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError:
-            # A capture that became invalid ends without telling the allocator; one that is over has told it.
+            # A capture that became invalid ends without telling the allocator, whose memory then stays lost to others;
+            # one that is over has told it, and gives the pool up with its graph.
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(self._stream.device_index, pool)
+                torch._C._cuda_releasePool(self._stream.device_index, pool)
             raise
         return graph.replay
 

@@ -73,6 +73,15 @@ def test_auto_takes_it_on_a_gpu_for_many_tokens_alone(block: EncoderBlock, monke
     assert asked == (["auto"] if DEVICE == "cuda" else [])
 
 
+def test_a_compiler_is_shown_no_threshold(block: EncoderBlock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would compile again for the sizes on its other side."""
+    for name in ("kernel_backend", "WORTHWHILE"):
+        monkeypatch.delattr(projection, name)
+    x = torch.ones(3, block.output.in_features, device=DEVICE)
+    compiled = torch.compile(project, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(block.output, x, block.config), block.output(x))
+
+
 def test_a_layer_that_is_more_than_its_weights_is_called(block: EncoderBlock, sums: list[str]) -> None:
     class Adapted(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -367,6 +368,59 @@ def test_what_cannot_be_recorded_is_run(place: Place, atlas: GlyphAtlas) -> None
     torch.manual_seed(1)
     assert found(steps).distance(expected) <= place.tolerance
     assert len(found.messages) == 1 and "not permitted when stream is capturing" in found.messages[0]
+
+
+@pytest.mark.parametrize("end", ["whole", "out of memory", "invalid"])
+def test_the_pool_of_a_failed_recording_is_given_back(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """To an allocator that counts who uses a pool as PyTorch's does: a capture from its begin, until its graph goes."""
+    users, captures = [0], [0]
+
+    class Graph:
+        is_whole = False
+
+        def replay(self) -> None: ...
+
+        def __del__(self) -> None:
+            users[0] -= self.is_whole
+
+    @contextlib.contextmanager
+    def capture(graph: Graph, **_: Any) -> Iterator[None]:
+        users[0] += 1
+        captures[0] += 1
+        try:
+            yield
+        finally:
+            if end == "invalid":
+                raise RuntimeError("operation failed due to a previous error during capture")
+            end_allocation()
+            graph.is_whole = True
+
+    def end_allocation(*_: Any) -> None:
+        if not captures[0]:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        captures[0] -= 1
+
+    def release(*_: Any) -> None:
+        users[0] -= 1
+
+    def work() -> None:
+        if end != "whole":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocation, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    recorder: Any = CudaRecorder.__new__(CudaRecorder)
+    recorder._stream = types.SimpleNamespace(device_index=0)
+    if end == "whole":
+        replay = recorder.record(work, (0, 1))
+        assert users == [1]
+        del replay
+    else:
+        with contextlib.suppress(RuntimeError):
+            recorder.record(work, (0, 1))
+    assert users == [0] and captures == [0]
 
 
 def one_of_two_processes(rank: int, folder: Path, model: GlyphCRMForPreTraining, steps: list[Steps]) -> None:

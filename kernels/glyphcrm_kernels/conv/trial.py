@@ -28,8 +28,10 @@ from torch import Tensor
 from glyphcrm_kernels._shared import buffers
 from glyphcrm_kernels._shared.gpus import hopper_obstacle
 from glyphcrm_kernels._shared.memo import forget
-from glyphcrm_kernels.conv import hopper_tiles, record, triton
+from glyphcrm_kernels._shared.optional_triton import triton
+from glyphcrm_kernels.conv import hopper_tiles, record
 from glyphcrm_kernels.conv.reference import glyph_conv_reference
+from glyphcrm_kernels.conv.triton import run as run_triton
 
 LAYERS = ((48, False), (40, False), (32, False), (32, True))  # sides, and whether they pool: all tiles there are
 IMAGES = (1, 37)  # no full group, and full ones with a rest
@@ -37,9 +39,11 @@ STEP_IMAGES = 1701  # distinct characters of a step
 LIMIT = 300.0  # seconds; compiling takes most of them
 TOLERANCE = 0.5  # times the dtype's epsilon, relative RMS: twice what rounding alone makes
 REPEATS = 5
-TRIAL = (sys.executable, "-c", "from glyphcrm_kernels.conv.trial import try_all; try_all()")
+# Should whoever waits for it be killed, a trial that hangs ends by itself.
+ALONE = f"import signal; signal.alarm({LIMIT:.0f} + 60); "
+TRIAL = (sys.executable, "-c", ALONE + "from glyphcrm_kernels.conv.trial import try_all; try_all()")
 Compute = Callable[..., Tensor]
-HOPPER: Compute = partial(triton.run, on_hopper=True)
+HOPPER: Compute = partial(run_triton, on_hopper=True)
 
 
 def example(
@@ -103,7 +107,7 @@ def try_step(side: int, pool: bool, dtype: torch.dtype = torch.bfloat16) -> tupl
     """Try a layer at the size of a training step; return the seconds of Triton's kernels, and of these."""
     inputs, cotangent = example(side, pool, dtype, STEP_IMAGES, "cuda", with_nan=False)
     ways: list[Callable[[], list[Tensor]]] = [
-        partial(step, compute, inputs, cotangent, pool) for compute in (triton.run, HOPPER)
+        partial(step, compute, inputs, cotangent, pool) for compute in (run_triton, HOPPER)
     ]
     truth, found = (way() for way in ways)
     hold(found, truth, dtype)
@@ -141,6 +145,7 @@ def try_all() -> None:
         out.view(-1).view(torch.uint8).fill_(255)  # NaN: what is not written must show
         return out
 
+    torch.cuda.synchronize()  # a GPU that cannot be had is no fault of the kernels
     plain, buffers.empty = buffers.empty, poisoned
     for dtype in hopper_tiles.DTYPES:
         for side, pool in LAYERS:
@@ -157,17 +162,30 @@ def try_all() -> None:
 
 
 def _named(what: str, check: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a check returns; raise `AssertionError` with its name for what the kernels are to blame for."""
     print(what, flush=True)
     try:
         return check(*arguments)
-    except AssertionError as error:
-        raise AssertionError(f"{what}: {error}") from None
+    except Exception as error:
+        if not isinstance(error, AssertionError | triton.errors.TritonError) and _answers():
+            raise
+        raise AssertionError(f"{what}: {' '.join(str(error).split())}") from None
+
+
+def _answers() -> bool:
+    """Return whether the GPU goes on; it does not after a kernel has read or written where there is nothing."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def attempt(command: Sequence[str], limit: float = LIMIT) -> tuple[str | None, str]:
     """Run a trial; return what its record is to say (None: it has shown nothing), and a line for the user.
 
-    Wrong numbers, a crash and a hang are failures. Other errors (memory that others use up) say nothing of kernels.
+    Wrong numbers, code that does not compile, a crash and a hang are failures. Other errors (memory that others use up)
+    say nothing of kernels.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +108,42 @@ def test_every_end_is_a_line(end: str) -> None:
     start = time.monotonic()
     assert trial.attempt(python(program), limit=2.0) == (failure, line)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("error", "lost", "blamed"),
+    [
+        (AssertionError("dx: 7 NaN"), False, True),
+        ("at 3:4:\n  does not compile", False, True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors"), True, True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False, False),
+    ],
+)
+def test_what_the_kernels_are_to_blame_for(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | str, lost: bool, blamed: bool
+) -> None:
+    """In one line with the name of the check, which is what a record is made of."""
+    if isinstance(error, str):
+        error = pytest.importorskip("triton").errors.TritonError(error)
+    raised_by_check = error
+
+    def synchronize() -> None:
+        if lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def check() -> None:
+        raise raised_by_check
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(AssertionError if blamed else type(error)) as raised:
+        trial._named("48x48", check)
+    assert str(raised.value) == (f"48x48: {' '.join(str(error).split())}" if blamed else str(error))
+
+
+def test_a_trial_that_nobody_waits_for_ends() -> None:
+    left = subprocess.check_output(python(trial.ALONE + "print(signal.alarm(0))"), text=True)
+    assert trial.LIMIT < int(left) <= 2 * trial.LIMIT
+    assert trial.TRIAL[-1].startswith(trial.ALONE)
 
 
 def test_what_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:
