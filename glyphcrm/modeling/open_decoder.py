@@ -13,9 +13,7 @@ from glyphcrm.modeling.hanglyph import GlyphVectors
 # weights makes no NaN of it, as of -inf.
 NEVER = -1e4
 # Against the variance of a standardised feature. Chosen on characters held out of the fit, see docs/convergence.md.
-PENALTY = 3.0
-# How much a learned row counts in the fit: its frequency, by what the bias has learned of it, to this power.
-WEIGHT_POWER = 0.5
+PENALTY = 1.0
 
 
 class LinearMap(NamedTuple):
@@ -30,27 +28,25 @@ class LinearMap(NamedTuple):
         return (features.double() - self.centre) @ self.slope + self.mean
 
 
-def fit_ridge(features: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> LinearMap:
-    """Return the map that minimises the weighted mean squared error plus a penalty on its slope.
+def fit_ridge(features: Tensor, targets: Tensor, penalty: float) -> LinearMap:
+    """Return the map that minimises the mean squared error plus a penalty on its slope.
 
-    Features are standardised by their weighted means and variances, so that the penalty is the same for each; the mean
-    of the targets is free. One that does not vary is left out.
+    Features are standardised, so that the penalty is the same for each; one that does not vary is left out. The mean of
+    the targets is free.
 
     Args:
         features: ``(n, F)``, n of 1 or more.
         targets: ``(n, T)``.
-        weights: ``(n,)``, above 0; only their ratios matter.
         penalty: above 0, against the squares of the slope of standardised features.
     """
     features, targets = features.double(), targets.double()
-    shares = (weights.double() / weights.double().sum()).unsqueeze(1)
-    centre, mean = (shares * features).sum(0), (shares * targets).sum(0)
-    spread = (shares * (features - centre).square()).sum(0).sqrt()
+    centre, mean = features.mean(0), targets.mean(0)
+    spread = features.std(0, correction=0)
     scale = torch.where(spread > 1e-12, 1 / spread, 0.0)
     standardised = (features - centre) * scale
-    covariance = standardised.T @ (shares * standardised)
+    covariance = standardised.T @ standardised / len(features)
     covariance.diagonal().add_(penalty)
-    slope = torch.linalg.solve(covariance, standardised.T @ (shares * (targets - mean)))
+    slope = torch.linalg.solve(covariance, standardised.T @ (targets - mean) / len(features))
     return LinearMap(centre, scale.unsqueeze(1) * slope, mean)
 
 
@@ -69,8 +65,7 @@ def rows_from_pictures(weight: Tensor, bias: Tensor, learned: Tensor, wanted: Te
         wanted: ``(n, F)``, those of the others.
     """
     targets = torch.cat([weight, bias.unsqueeze(1)], 1)
-    weights = (WEIGHT_POWER * (bias.double() - bias.max())).exp()
-    fitted = fit_ridge(learned, targets, weights, PENALTY)(wanted)
+    fitted = fit_ridge(learned, targets, PENALTY)(wanted)
     return fitted[:, :-1].to(weight.dtype), fitted[:, -1].to(bias.dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,20 @@ from torch import Tensor
 from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.data.sentence_pairs import split_documents
 from glyphcrm.data.sentences import split_sentences
-from glyphcrm.data.token_store import TokenStore
-from glyphcrm.errors import UserError
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.modeling import GlyphCRMForMaskedLM
 from glyphcrm.modeling.look_alikes import encoded
 from glyphcrm.modeling.open_decoder import picture_features, rows_from_pictures
+from glyphcrm.pretraining.corpus import Text
 from glyphcrm.pretraining.options import PretrainOptions
-from glyphcrm.tokenization import GlyphCRMTokenizer
 
 HELD_OUT, NEVER_PREDICTED = "held out of the fit", "never predicted"
 PICTURES, NEAREST, MEAN, FREQUENCY = "rows from pictures", "nearest picture", "mean row", "true frequency alone"
 LEARNED, CHANCE = "learned rows", "chance"
 CHARACTERS = 1000  # held out at most, and a fifth of those that may be
-LEAST_PLACES = 5  # in the text, of each that may be
-PLACES = 5  # looked at, of each character
+PLACES = 5  # looked at, of each character; those that are drawn to be held out have as many
 COMMON_PLACES = 2000  # of any characters, to see what is lost there
-SHORTEST = 8  # characters of a sentence
+SHORTEST, LONGEST = 8, 30  # characters of a sentence
 BATCH = 128
 TIE = 1e-5  # logits nearer to each other are equal but for rounding
 
@@ -42,36 +39,37 @@ Place = tuple[Ids, int]  # of a sentence, and the position that is masked
 Score = Callable[[Tensor], Tensor]  # from states (n, d) to what is said of each candidate (n, N)
 
 
-def open_prediction(directory: Path, sentences: Iterable[Ids], characters: str | None = None) -> dict[str, Any]:
+def open_prediction(directory: Path, sentences: Iterable[str], characters: str | None = None) -> dict[str, Any]:
     """Mask characters in sentences, and rank the right one among all characters that the model reads.
 
-    Asked for are characters `held_out` of the fit, whose learned rows the model then does without, and those that it
-    has never predicted. Each guess fills in the rows that are missing in its own way; of those that it ties, half count
-    as better. A place is one masked character, and each character has at most 5.
+    Asked for are characters that are held out of the fit, whose learned rows the model then does without, and those
+    that it has never predicted. Each guess fills in the missing rows in its own way; of the characters that it ties
+    with the right one, half count as better. A place is one masked character; each character has at most 5.
 
     Args:
         directory: of a saved model with a decoder.
-        sentences: ids of characters without special tokens, each sentence short enough for the model.
+        sentences: each short enough for the model; those of fewer than 8 characters are left out.
         characters: those to ask for alone; None for all that are never predicted, and of the others a fifth of the
             Chinese ones with 5 places or more, drawn at random, at most 1,000.
 
     Returns:
         "candidates": how many; "groups": group -> "characters", "places", and "guesses": guess -> median rank,
         recall at 10 and at 100, and the median rank among those without a learned row; "common": the loss at 2,000
-        places of any characters that are predicted, before and after `extend_decoder`.
+        places of any characters that are predicted, before and after `extend_decoder`. What the sentences have no
+        place for is left out.
 
     Raises:
-        UserError: no such model, or no sentence with a character to ask for.
+        UserError: no such model, or a character that it does not read.
     """
     model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM, heads=True, dtype=torch.float32)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model.to(device).eval()  # type: ignore[arg-type]
-    found = _Sample.of(sentences)
+    found = _Sample.of(map(tokenizer.encode_characters, sentences))
     rows = torch.tensor([row for row, token in enumerate(tokenizer.tokens) if len(token) == 1])
     is_predicted = model.predicts(torch.arange(len(tokenizer.tokens), device=device)).cpu()
     given = None if characters is None else model.rows_of(characters).unique()
     if given is None:
-        enough = (row for row, places in found.places.items() if len(places) >= LEAST_PLACES and is_predicted[row])
+        enough = (row for row, places in found.places.items() if len(places) >= PLACES and is_predicted[row])
         eligible = sorted(row for row in enough if is_han(ord(tokenizer.tokens[row])))
         count = min(CHARACTERS, len(eligible) // 5)
         held = sorted(np.random.default_rng(0).choice(eligible, count, replace=False).tolist()) if count else []
@@ -82,17 +80,17 @@ def open_prediction(directory: Path, sentences: Iterable[Ids], characters: str |
         name: [row for row in wanted if row in found.places]
         for name, wanted in ((HELD_OUT, held), (NEVER_PREDICTED, never.tolist()))
     }
-    if not any(asked.values()):
-        raise UserError("open prediction: no sentence has a character to ask for; give more text")
-    decoders = _Decoders(model, rows, held, found.counts)
     groups = {}
-    for name, wanted in asked.items():
-        if places := [place for row in wanted for place in found.places[row]]:
-            guesses = decoders.guesses(_states(model, places), torch.tensor([int(ids[at]) for ids, at in places]))
-            groups[name] = {"characters": len(wanted), "places": len(places), "guesses": guesses}
+    if any(asked.values()):
+        decoders = _Decoders(model, rows, held, found.counts)
+        for name, wanted in asked.items():
+            if places := [place for row in wanted for place in found.places[row]]:
+                right = torch.tensor([int(ids[at]) for ids, at in places])
+                guesses = decoders.guesses(_states(model, places), right)
+                groups[name] = {"characters": len(wanted), "places": len(places), "guesses": guesses}
     known = [place for place in found.common if is_predicted[place[0][place[1]]]]
-    common = {"places": len(known), **_losses(model, known)}
-    return {"candidates": len(rows), "groups": groups, "common": common}
+    common = _losses(model, known) if known and not is_predicted[rows].all() else {}
+    return {"candidates": len(rows), "groups": groups, "common": {"places": len(known), **common}}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -108,20 +106,16 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def held_out_sentences(store: TokenStore) -> Iterator[Ids]:
-    """Yield the sentences of a text's documents that are kept for validation."""
-    for document in split_documents(store.document_count, PretrainOptions().held_out)[1]:
-        for i in store.document_sentences(document):
-            yield store.sentence(i)
+def held_out_sentences(data: Sequence[str]) -> list[str]:
+    """Return the sentences, each of 30 characters at most, of the documents that pre-training on `data` validates with.
 
-
-def read_sentences(directory: Path, documents: Iterable[list[str]], longest: int = 30) -> Iterator[Ids]:
-    """Yield the sentences of documents, lists of paragraphs, as ids of the tokenizer that is saved in `directory`."""
-    tokenizer = GlyphCRMTokenizer.from_pretrained(directory)
-    for document in documents:
-        for paragraph in document:
-            for sentence in split_sentences(paragraph, longest):
-                yield tokenizer.encode_characters(sentence)
+    `data` are files or patterns, as for pretrain.py; none for the demo corpus.
+    """
+    options = PretrainOptions(data=list(data))
+    documents = list(Text(options).documents())
+    _, held_out = split_documents(len(documents), options.held_out)
+    paragraphs = (paragraph for i in held_out.tolist() for paragraph in documents[i])
+    return [sentence for paragraph in paragraphs for sentence in split_sentences(paragraph, LONGEST)]
 
 
 @dataclass

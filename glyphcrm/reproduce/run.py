@@ -13,13 +13,10 @@ from typing import Any
 
 from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.data.token_store import TokenStore
 from glyphcrm.glyphs.fonts import open_font
-from glyphcrm.pretraining.corpus import STORE_DIRECTORY, Text
-from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce import held_out
 from glyphcrm.reproduce.held_out import compare_held_out
-from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction, read_sentences
+from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import Plan, Speed, make_plan
 from glyphcrm.reproduce.report import PLAN_FILE, read_paper_scores, write_report
@@ -160,12 +157,11 @@ def _open_prediction(options: ReproduceOptions, model: Path) -> None:
     inputs = {"models": [_digest(of / WEIGHTS_FILE) for of in (model, without) if of.exists()]}
     if _is_made_from(path, inputs):
         return
-    sentences = held_out_sentences(TokenStore.open(options.output_dir / "text" / STORE_DIRECTORY))
+    sentences = held_out_sentences(options.text)
     result = {"inputs": inputs, "all": open_prediction(model, sentences)}
     if without.exists():
         characters = (lacking / held_out.CHARACTERS_FILE).read_text(encoding="utf-8")
-        documents = Text(PretrainOptions(data=list(options.text))).documents()
-        result["held_out"] = open_prediction(without, read_sentences(without, documents), characters)
+        result["held_out"] = open_prediction(without, sentences, characters)
     write_json(path, result)
 
 

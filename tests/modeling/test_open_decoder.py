@@ -13,32 +13,29 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from transformers import Trainer, TrainingArguments, pipeline
 
 from glyphcrm.checkpoint import load_checkpoint, save_checkpoint
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining
-from glyphcrm.modeling.open_decoder import PENALTY, WEIGHT_POWER, fit_ridge
+from glyphcrm.modeling.open_decoder import PENALTY, fit_ridge
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 SENTENCE = f"天地[MASK]{READ_ONLY}黄"
+Array = NDArray[np.float64]
 
 
-def ridge(
-    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, penalty: float, wanted: np.ndarray
-) -> np.ndarray:
+def ridge(features: Array, targets: Array, penalty: float, wanted: Array) -> Array:
     """The same regression another way: least squares with a row for each penalty, and none on the constant."""
-    weights = weights / weights.sum()
-    mean = weights @ features
-    spread = np.sqrt(weights @ (features - mean) ** 2)
+    mean, spread = features.mean(0), features.std(0)
     spread[spread < 1e-12] = np.inf
-    design = np.hstack([(features - mean) / spread, np.ones((len(features), 1))]) * np.sqrt(weights)[:, None]
+    design = np.hstack([(features - mean) / spread, np.ones((len(features), 1))]) / np.sqrt(len(features))
     penalties = np.sqrt(penalty) * np.eye(features.shape[1], features.shape[1] + 1)
-    of_data = targets * np.sqrt(weights)[:, None]
-    answers = np.vstack([of_data, np.zeros((features.shape[1], targets.shape[1]))])
+    answers = np.vstack([targets / np.sqrt(len(features)), np.zeros((features.shape[1], targets.shape[1]))])
     solution = np.linalg.lstsq(np.vstack([design, penalties]), answers, rcond=None)[0]
     return np.hstack([(wanted - mean) / spread, np.ones((len(wanted), 1))]) @ solution
 
@@ -50,10 +47,8 @@ def test_the_regression_is_least_squares_with_a_penalty(n: int, f: int, t: int, 
     rng = np.random.default_rng(seed)
     features, targets, wanted = rng.normal(size=(n, f)), rng.normal(size=(n, t)), rng.normal(size=(4, f))
     features[:, 0] = 1.5  # says nothing
-    weights = rng.uniform(0.1, 3, n)
-    tensors = map(torch.from_numpy, (features, targets, weights))
-    found = fit_ridge(*tensors, penalty)(torch.from_numpy(wanted))
-    np.testing.assert_allclose(found, ridge(features, targets, weights, penalty, wanted), rtol=1e-7, atol=1e-9)
+    found = fit_ridge(torch.from_numpy(features), torch.from_numpy(targets), penalty)(torch.from_numpy(wanted))
+    np.testing.assert_allclose(found, ridge(features, targets, penalty, wanted), rtol=1e-7, atol=1e-9)
 
 
 def test_rows_come_from_the_pictures_and_the_others_stay(
@@ -83,8 +78,7 @@ def test_rows_come_from_the_pictures_and_the_others_stay(
     everything = base.hanglyph(torch.arange(len(atlas)), base.glyph_table.bitmaps)
     features = torch.cat(everything, 1).detach().double().numpy()
     targets = torch.cat([old_weight, old_bias[:, None]], 1).double().numpy()[learned]
-    weights = np.exp(WEIGHT_POWER * targets[:, -1])
-    fitted = ridge(features[learned], targets, weights, PENALTY, features[rows])
+    fitted = ridge(features[learned], targets, PENALTY, features[rows])
     decoder = model.mlm.decoder
     made = torch.cat([decoder.weight, decoder.bias[:, None]], 1).detach()[rows]
     np.testing.assert_allclose(made, fitted, rtol=1e-4, atol=1e-5)
