@@ -134,7 +134,7 @@ def test_an_extended_model_is_saved_asked_and_trained(
     settings = TrainingArguments(str(tmp_path / "out"), max_steps=4, learning_rate=1e-2, weight_decay=0.1, report_to=[])
     Trainer(loaded, settings, train_dataset=data).train()
     loaded.eval()
-    assert loaded(ids, labels=labels).loss < found.loss / 2
+    assert loaded(ids, labels=labels).loss < found.loss - 0.5
     assert not loaded.predicts(torch.tensor(rows[1])) and loaded.mlm.decoder.weight.isfinite().all()
 
 
