@@ -79,8 +79,7 @@ def load_answerer(directory: Path, top: int, any_character: bool = False) -> Ans
 
     Raises:
         UserError: no model there, a damaged one, or one without such a head, or one that cannot predict any character.
-            Asking raises it for a text without a
-            character or a mask that the model could read.
+            Asking raises it for a text without a character or a mask that the model could read.
     """
     name = architecture_of(read_config(directory))
     if any_character and name not in FILLERS:

@@ -17,7 +17,7 @@ PENALTY = 1.0
 
 
 class LinearMap(NamedTuple):
-    """A map from features ``(n, F)`` to targets ``(n, T)``: ``(features - centre) @ slope + mean``, all float64."""
+    """A map from features ``(n, F)`` to targets ``(n, T)``: ``(features - centre) @ slope + mean``, float64, on the CPU."""
 
     centre: Tensor  # (F,)
     slope: Tensor  # (F, T)
@@ -25,7 +25,7 @@ class LinearMap(NamedTuple):
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return what the targets of other features would be."""
-        return (features.double() - self.centre) @ self.slope + self.mean
+        return (features.cpu().double() - self.centre) @ self.slope + self.mean
 
 
 def fit_ridge(features: Tensor, targets: Tensor, penalty: float) -> LinearMap:
@@ -39,7 +39,7 @@ def fit_ridge(features: Tensor, targets: Tensor, penalty: float) -> LinearMap:
         targets: ``(n, T)``.
         penalty: above 0, against the squares of the slope of standardised features.
     """
-    features, targets = features.double(), targets.double()
+    features, targets = features.cpu().double(), targets.cpu().double()  # not every device has float64
     centre, mean = features.mean(0), targets.mean(0)
     spread = features.std(0, correction=0)
     scale = torch.where(spread > 1e-12, 1 / spread, 0.0)
@@ -56,7 +56,7 @@ def picture_features(vectors: GlyphVectors) -> Tensor:
 
 
 def rows_from_pictures(weight: Tensor, bias: Tensor, learned: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return decoder rows ``(n, d)`` and biases ``(n,)`` of the `wanted` characters, in the decoder's dtype.
+    """Return decoder rows ``(n, d)`` and biases ``(n,)`` of the `wanted` characters, of the same dtype and device.
 
     Args:
         weight: ``(m, d)``, the learned rows.
@@ -66,7 +66,7 @@ def rows_from_pictures(weight: Tensor, bias: Tensor, learned: Tensor, wanted: Te
     """
     targets = torch.cat([weight, bias.unsqueeze(1)], 1)
     fitted = fit_ridge(learned, targets, PENALTY)(wanted)
-    return fitted[:, :-1].to(weight.dtype), fitted[:, -1].to(bias.dtype)
+    return fitted[:, :-1].to(weight), fitted[:, -1].to(bias)
 
 
 def is_never(logits_or_bias: Tensor) -> Tensor:
