@@ -17,7 +17,7 @@ PENALTY = 1.0
 
 
 class LinearMap(NamedTuple):
-    """A map from features ``(n, F)`` to targets ``(n, T)``: ``(features - centre) @ slope + mean``, float64, on the CPU."""
+    """A map from features ``(n, F)`` to targets ``(n, T)``: ``(features - centre) @ slope + mean``, float64 on CPU."""
 
     centre: Tensor  # (F,)
     slope: Tensor  # (F, T)

@@ -29,7 +29,7 @@ PICTURES, NEAREST, MEAN, FREQUENCY = "rows from pictures", "nearest picture", "m
 LEARNED, CHANCE = "learned rows", "chance"
 CHARACTERS = 1000  # held out at most, and a fifth of those that may be
 PLACES = 5  # looked at, of each character; those that are drawn to be held out have as many
-COMMON_PLACES = 2000  # of any characters, to see what is lost there
+COMMON_PLACES = 1000  # of any characters, to see what is lost there
 SHORTEST, LONGEST = 8, 30  # characters of a sentence
 BATCH = 128
 TIE = 1e-5  # logits nearer to each other are equal but for rounding
@@ -54,7 +54,7 @@ def open_prediction(directory: Path, sentences: Iterable[str], characters: str |
 
     Returns:
         "candidates": how many; "groups": group -> "characters", "places", and "guesses": guess -> median rank,
-        recall at 10 and at 100, and the median rank among those without a learned row; "common": the loss at 2,000
+        recall at 10 and at 100, and the median rank among those without a learned row; "common": the loss at 1,000
         places of any characters that are predicted, before and after `extend_decoder`. What the sentences have no
         place for is left out.
 
@@ -69,8 +69,8 @@ def open_prediction(directory: Path, sentences: Iterable[str], characters: str |
     is_predicted = model.predicts(torch.arange(len(tokenizer.tokens), device=device)).cpu()
     given = None if characters is None else model.rows_of(characters).unique()
     if given is None:
-        enough = (row for row, places in found.places.items() if len(places) >= PLACES and is_predicted[row])
-        eligible = sorted(row for row in enough if is_han(ord(tokenizer.tokens[row])))
+        han = (row for row in rows[is_predicted[rows]].tolist() if is_han(ord(tokenizer.tokens[row])))
+        eligible = [row for row in han if len(found.places.get(row, ())) >= PLACES]
         count = min(CHARACTERS, len(eligible) // 5)
         held = sorted(np.random.default_rng(0).choice(eligible, count, replace=False).tolist()) if count else []
     else:
