@@ -17,9 +17,10 @@ class ReadOnlyTargetsPipeline(FillMaskPipeline):
         """Return the ids of the targets, each once."""
         ids = super().get_target_ids(*args, **kwargs)
         tokenizer: Any = self.tokenizer
-        read_only = ids >= getattr(self.model.config, "vocab_size", len(tokenizer))
-        if hasattr(self.model, "predicts"):
-            read_only = ~self.model.predicts(torch.from_numpy(ids).to(self.model.device)).cpu().numpy()
+        model: Any = self.model
+        read_only = ids >= getattr(model.config, "vocab_size", len(tokenizer))
+        if hasattr(model, "predicts"):
+            read_only = ~model.predicts(torch.from_numpy(ids).to(model.device)).cpu().numpy()
         if read_only.any():
             names = " ".join(tokenizer.convert_ids_to_tokens(ids[read_only].tolist()))
             warnings.warn(

@@ -173,10 +173,10 @@ class _Decoders:
             FREQUENCY: _constant(torch.tensor([float(counts[row]) for row in rows.tolist()], device=device)),
             CHANCE: _constant(torch.zeros(len(rows), device=device)),
         }
-        rest = (part[~self.is_lost[self.is_new]] for part in fitted)
+        rest_weight, rest_bias = (part[~self.is_lost[self.is_new]] for part in fitted)
         with_lost = rows[can_be].to(device)
         all_learned = decoder.weight[with_lost].detach(), decoder.bias[with_lost].detach()
-        self.with_learned = self._filled(*all_learned, *rest, can_be)
+        self.with_learned = self._filled(*all_learned, rest_weight, rest_bias, can_be)
 
     def _filled(
         self, weight: Tensor, bias: Tensor, new_weight: Tensor, new_bias: Tensor, is_there: Tensor | None = None
