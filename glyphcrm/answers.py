@@ -72,18 +72,22 @@ class Answerer:
             raise UserError(f"{where}: holds no character that is read, only white space or the like")
 
 
-def load_answerer(directory: Path, top: int) -> Answerer:
+def load_answerer(directory: Path, top: int, any_character: bool = False) -> Answerer:
     """Load a saved model, and return what asks it; the kind of answer is that of its head.
 
-    `top` is the number of characters for each mask.
+    `top` is the number of characters for each mask; with `any_character` they are of all that the model reads.
 
     Raises:
-        UserError: no model there, a damaged one, or one without such a head. Asking raises it for a text without a
-            character or a mask that the model could read.
+        UserError: no model there, a damaged one, or one without such a head, or one that cannot predict any character.
+            Asking raises it for a text without a character or a mask that the model could read.
     """
     name = architecture_of(read_config(directory))
+    if any_character and name not in FILLERS:
+        raise UserError(f"{directory}: only a GlyphCRM that fills masks can predict any character; give one")
     if name in FILLERS:
         model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM, dtype=torch.float32)
+        if any_character:
+            model.eval().extend_decoder()
         return Filler(model.eval(), tokenizer, top)
     if name in BERT_FILLERS:
         return Filler(*load_bert_for_masked_lm(directory), top)

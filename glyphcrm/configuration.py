@@ -58,7 +58,8 @@ class GlyphCRMConfig(PreTrainedConfig):
     """Configuration of a GlyphCRM model; the defaults are the paper's base model.
 
     Attributes:
-        vocab_size: classes that masked language modelling predicts, the first rows of the atlas.
+        vocab_size: classes of masked language modelling: the first rows of the atlas. After `extend_decoder` some of
+            them may have a bias of -10,000; they are never predicted.
         num_glyphs: rows of the glyph atlas, that is token ids the model can read; at least `vocab_size`.
         stem_channels: C1, channels of the stem and of the 9x9 convolutions.
         glyph_channels: C2, channels of the second residual block.

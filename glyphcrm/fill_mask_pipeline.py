@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.pipelines import PIPELINE_REGISTRY, FillMaskPipeline
 
 
@@ -16,10 +17,17 @@ class ReadOnlyTargetsPipeline(FillMaskPipeline):
         """Return the ids of the targets, each once."""
         ids = super().get_target_ids(*args, **kwargs)
         tokenizer: Any = self.tokenizer
-        predicted: int = getattr(self.model.config, "vocab_size", len(tokenizer))
-        if (read_only := ids >= predicted).any():
+        model: Any = self.model
+        read_only = ids >= getattr(model.config, "vocab_size", len(tokenizer))
+        if hasattr(model, "predicts"):
+            read_only = ~model.predicts(torch.from_numpy(ids).to(model.device)).cpu().numpy()
+        if read_only.any():
             names = " ".join(tokenizer.convert_ids_to_tokens(ids[read_only].tolist()))
-            warnings.warn(f"targets that the model reads but does not predict, taken as [UNK]: {names}", stacklevel=2)
+            warnings.warn(
+                f"targets that the model reads but does not predict, taken as [UNK]: {names}; "
+                "model.extend_decoder() lets it predict all that it reads",
+                stacklevel=2,
+            )
         return np.unique(np.where(read_only, tokenizer.unk_token_id, ids))
 
 

@@ -81,6 +81,8 @@ def _add_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_font(parser)
     png_help = "the picture of one more character, dark on light; U+20BB7=FILE does, too"
     add("--png", action="append", default=[], metavar="CHARACTER=FILE", help=png_help)
+    predict_help = "let the model predict them, too, by what their pictures have in common with those that it predicts"
+    add("--predict", action="store_true", help=predict_help)
     parser.set_defaults(run=add_to_model)
 
 
@@ -155,6 +157,7 @@ def show(arguments: argparse.Namespace) -> int:
 def add_to_model(arguments: argparse.Namespace) -> int:
     """Write a copy of a model that reads more characters; print the new rows and what drew them."""
     from glyphcrm.checkpoint import load_as_saved, save_with_tokens
+    from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining
 
     characters = list(dict.fromkeys(normalize(arguments.characters)))
     pictures = read_pictures(arguments.png)
@@ -173,6 +176,10 @@ def add_to_model(arguments: argparse.Namespace) -> int:
     if pictures:
         extended = extended.append(tuple(pictures), np.stack(list(pictures.values())), PICTURE_SOURCE)
     model.set_atlas(extended)
+    if arguments.predict:
+        if not isinstance(model, GlyphCRMForPreTraining | GlyphCRMForMaskedLM):
+            raise UserError(f"{arguments.model}: predicts no characters; leave out --predict, or give another")
+        model.eval().extend_decoder("".join(extended.tokens[len(atlas) :]))
     save_with_tokens(model, extended.tokens, arguments.out)
     new = range(len(atlas), len(extended))
     print(f"{arguments.out}: {len(extended):,} rows = {len(atlas):,} of {arguments.model} + {len(new):,} new")

@@ -32,6 +32,8 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a saved model with a head")
     parser.add_argument("--file", type=Path, metavar="FILE", help="UTF-8, a text a line")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="characters for each mask (default: 5)")
+    any_help = "fill masks with any character that the model reads, not only with those that it has learned to predict"
+    parser.add_argument("--any-character", action="store_true", help=any_help)
     parser.add_argument("--json", action="store_true", help="print an object a line")
     arguments = parser.parse_args(words)
     if arguments.top < 1:
@@ -44,7 +46,7 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
 def _run(arguments: argparse.Namespace) -> int:
     from glyphcrm.answers import load_answerer
 
-    answer = load_answerer(arguments.model, arguments.top)
+    answer = load_answerer(arguments.model, arguments.top, arguments.any_character)
     count = 0
     for where, text in _texts(arguments):
         found = answer(text, where)

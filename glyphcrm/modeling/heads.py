@@ -25,7 +25,10 @@ from transformers.utils.generic import can_return_tuple
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.data.masking import IGNORED_LABEL
+from glyphcrm.errors import UserError
+from glyphcrm.modeling.look_alikes import encoded
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.open_decoder import is_never, lengthen, picture_features, rows_from_pictures
 from glyphcrm.modeling.packing import first_states
 
 
@@ -59,7 +62,11 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map ``(..., d)`` to logits ``(..., vocab_size)``."""
-        return self.decoder(self.norm(self.activation(self.dense(hidden_states))))
+        return self.decoder(self.transform(hidden_states))
+
+    def transform(self, hidden_states: Tensor) -> Tensor:
+        """Return what the decoder reads, ``(..., d)`` as its argument."""
+        return self.norm(self.activation(self.dense(hidden_states)))
 
 
 class NextSentenceHead(nn.Module):
@@ -148,7 +155,7 @@ class _MaskedLM(GlyphCRMHead):
         have shape ``(M, vocab_size)``; else ``(B, L, vocab_size)``. `prediction_index` ``(M,)`` int64, the flat
         positions of the labels, comes from the collator; without it a GPU has to be waited for. The labels may then be
         those at these positions alone, ``(M,)``.
-        A label outside the vocabulary counts as [UNK]. `num_items_in_batch` replaces the number of labels in the mean:
+        A label that is not predicted counts as [UNK]. `num_items_in_batch` replaces the number of labels in the mean:
         transformers' `Trainer` counts them over all the batches of an optimiser step.
         """
         if labels is None:
@@ -162,6 +169,9 @@ class _MaskedLM(GlyphCRMHead):
             states = states.flatten(0, 1)[prediction_index]
         logits, labels = self.mlm(states), predictable(labels, self.config)
         flat = logits.view(-1, self.config.vocab_size).float()
+        # By the logits, not by the bias, which may be on another device or in parts.
+        of_labels = flat.detach().gather(1, labels.clamp_min(0).unsqueeze(1)).squeeze(1)
+        labels = labels.masked_fill(is_never(of_labels), self.config.unk_token_id)
         total = F.cross_entropy(flat, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         if num_items_in_batch is None:
             # A batch without a label has loss 0, not NaN.
@@ -176,6 +186,52 @@ class _MaskedLM(GlyphCRMHead):
         gradients, on which characters are frequent. `counts` ``(vocab_size,)``: how often each is to be predicted.
         """
         self.mlm.decoder.bias.copy_(log_frequencies(counts))
+
+    def predicts(self, ids: Tensor) -> Tensor:
+        """Return for each of some atlas rows, int64 of any shape on the model's device, whether it can be predicted."""
+        is_row = (ids >= 0) & (ids < self.config.vocab_size)
+        return is_row & ~is_never(self.mlm.decoder.bias[ids.where(is_row, 0)])
+
+    @torch.no_grad()
+    def extend_decoder(self, characters: str | None = None) -> str:
+        """Let the model predict more characters, and return these: by decoder rows made from their pictures.
+
+        The rows and biases come from a ridge regression of the learned ones on what HanGlyph says of their characters;
+        see `glyphcrm.modeling.open_decoder`. Rows that were made before count as learned ones. The logits of all other
+        characters stay. `config.vocab_size` then reaches up to the last atlas row that is predicted; rows
+        before it that were not asked for have a bias of -10,000, and are never predicted. The decoder then has new
+        parameters: call this before an optimiser is made.
+
+        Args:
+            characters: a text, whose characters are those of its normal form (see `glyphcrm.normalization`); None for
+                all that the model reads.
+
+        Raises:
+            UserError: a character has no row in the atlas, no ink in its picture, or is predicted already; there is
+                none to add; or nothing has been learned that the rows could come from.
+        """
+        decoder, known = self.mlm.decoder, self.vocabulary
+        tokens = list(known)
+        readable = torch.tensor([row for token, row in known.items() if len(token) == 1])
+        is_predicted = self.predicts(torch.arange(len(tokens), device=self.device)).cpu()
+        has_ink = (self.glyph_model.glyph_table() != 0).any(1).cpu()
+        if characters is None:
+            wanted = readable[(~is_predicted & has_ink)[readable]]
+        else:
+            wanted = self.rows_of(characters).unique()
+            for what, is_wrong in (("is predicted already", is_predicted), ("has no ink in its picture", ~has_ink)):
+                if wrong := wanted[is_wrong[wanted]].tolist():
+                    raise UserError(f"{(char := tokens[wrong[0]])} (U+{ord(char):04X}) {what}; leave it out")
+        learned = readable[(is_predicted & has_ink)[readable]]
+        if not len(wanted) or not len(learned):
+            reason = "no character to add to those that are predicted" if not len(wanted) else "no learned decoder rows"
+            raise UserError(f"the decoder cannot be extended: {reason}")
+        features = picture_features(encoded(self, torch.cat([learned, wanted]))).split([len(learned), len(wanted)])
+        weight, bias = rows_from_pictures(decoder.weight[learned], decoder.bias[learned], *features)
+        self.config.vocab_size = max(self.config.vocab_size, int(wanted.max()) + 1)
+        lengthen(decoder, self.config.vocab_size)
+        decoder.weight[wanted], decoder.bias[wanted] = weight, bias
+        return "".join(tokens[row] for row in wanted.tolist())
 
     def get_output_embeddings(self) -> nn.Linear:
         """The linear layer that predicts characters."""

@@ -8,10 +8,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glyphcrm.errors import UserError
+from glyphcrm.modeling.hanglyph import GlyphVectors, in_pieces
 from glyphcrm.modeling.model import GlyphCRMPreTrainedModel
 from glyphcrm.normalization import normalize
 
 PIECE = 64  # characters encoded at once: the bar moves every second or so on a CPU
+
+
+def encoded(model: GlyphCRMPreTrainedModel, rows: Tensor) -> GlyphVectors:
+    """Return the vectors of atlas rows ``(n,)`` int64, n of 1 or more, with a progress bar if it takes long."""
+    bar = tqdm(rows.split(PIECE), "encoding", delay=1.0, leave=False, dynamic_ncols=True)
+    return GlyphVectors(*in_pieces(model.glyph_vectors, bar))
 
 
 @torch.no_grad()
@@ -43,8 +50,7 @@ def nearest(model: GlyphCRMPreTrainedModel, wanted: str | Tensor, count: int = 1
     else:
         raise UserError(f"a glyph vector is ({model.config.hidden_size},), not {tuple(wanted.shape)}")
     tokens = tuple(model.vocabulary)
-    bar = tqdm(torch.arange(len(tokens)).split(PIECE), "encoding", delay=1.0, leave=False, dynamic_ncols=True)
-    vectors = torch.cat([model.glyph_vectors(rows).vector for rows in bar]).float()
+    vectors = encoded(model, torch.arange(len(tokens))).vector.float()
     mean = vectors.mean(0)
     cosines = F.normalize(vectors - mean, dim=-1) @ F.normalize(vector.float() - mean, dim=-1)
     if row is not None:

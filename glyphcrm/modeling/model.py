@@ -138,6 +138,16 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
             base.rows = {token: row for row, token in enumerate(tokens)}
         return base.rows
 
+    def rows_of(self, text: str) -> Tensor:
+        """Return the atlas rows ``(n,)`` int64 of a text's characters, as they are in its normal form.
+
+        Raises `UserError` for a character that is in no row.
+        """
+        text, known = normalize(text), self.vocabulary
+        if unknown := [f"{char} (U+{ord(char):04X})" for char in text if char not in known]:
+            raise UserError(f"the model has no picture of {unknown[0]}; `glyphcrm atlas add` gives it one")
+        return torch.tensor([known[char] for char in text], dtype=torch.int64)
+
     @torch.no_grad()
     def glyph_vectors(self, characters: str | Tensor | NDArray[np.uint8]) -> GlyphVectors:
         """Return what HanGlyph says of n characters, without gradients: three tensors ``(n, d)`` on the model's device.
@@ -156,10 +166,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         bitmaps = base.glyph_table()
         base._check_drawn(bitmaps)
         if isinstance(characters, str):
-            text, known = normalize(characters), self.vocabulary
-            if unknown := [f"{char} (U+{ord(char):04X})" for char in text if char not in known]:
-                raise UserError(f"the model has no picture of {unknown[0]}; `glyphcrm atlas add` gives it one")
-            characters = torch.tensor([known[char] for char in text], dtype=torch.int64)
+            characters = self.rows_of(characters)
         wanted = torch.as_tensor(characters, device=bitmaps.device)
         if wanted.dtype == torch.uint8 and wanted.shape[1:] == bitmaps.shape[1:]:
             return base.hanglyph.all_vectors(torch.arange(len(wanted), device=bitmaps.device), wanted)

@@ -11,7 +11,7 @@ from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.training.options import CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
-STAGES = ("study", "finetuning", "held_out", "robustness", "unknown")  # those that may be left out
+STAGES = ("study", "finetuning", "held_out", "robustness", "unknown", "open_prediction")  # those that may be left out
 FEWEST_STEPS = 4
 # These decide what is reported, not what is trained.
 REPORTED = (

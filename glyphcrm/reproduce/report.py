@@ -15,6 +15,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
+from glyphcrm.reproduce.open_vocabulary import table
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, Plan, evaluate_every
 from glyphcrm.reproduce.stages import ARCHITECTURES, FINETUNING_RATES, Choice, summaries, validations, variant_directory
@@ -50,7 +51,7 @@ def write_report(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits
     report = _Report(options, plan, tasks, choices)
     sections = [
         *(report.head(), report.unknown(), report.pretraining(), report.study(), report.finetuning()),
-        *(report.held_out(), report.robustness(), report.differences()),
+        *(report.held_out(), report.open_prediction(), report.robustness(), report.differences()),
     ]
     text = "\n\n".join(paragraph for section in sections for paragraph in section) + "\n"
     write_atomically(report.directory / "RESULTS.md", text.encode())
@@ -245,6 +246,23 @@ class _Report:
             "reads these as [UNK]. Accuracy in per cent.",
             _table(" | texts with such a character | texts without", rows),
             f"The characters: {result['characters']}",
+        ]
+
+    def open_prediction(self) -> list[str]:
+        path = self.output_dir / "open_prediction.json"
+        if not path.exists():
+            return []
+        result = read_json(path)
+        self._number("open prediction", path, {name: result[name] for name in ("all", "held_out") if name in result})
+        found = [("All of the text that validation reads.", result["all"])]
+        if "held_out" in result:
+            found.append(("Characters that the GlyphCRM of the section before has never seen.", result["held_out"]))
+        return [
+            "## Any character predictable",
+            "One character is masked, and all that are read are ranked. Characters without a learned decoder row "
+            "have one from their pictures (`extend_decoder`), or from simpler guesses; half of those that tie count as "
+            "better. The BERT can answer none of them.",
+            *(paragraph for title, of in found if of["groups"] for paragraph in (title, table(of))),
         ]
 
     def robustness(self) -> list[str]:

@@ -11,9 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.fonts import open_font
+from glyphcrm.reproduce import held_out
 from glyphcrm.reproduce.held_out import compare_held_out
+from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import Plan, Speed, make_plan
 from glyphcrm.reproduce.report import PLAN_FILE, read_paper_scores, write_report
@@ -38,6 +41,7 @@ from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, r
 CHOICES_FILE = "choices.json"
 HELD_OUT_FILE = "held_out.json"
 UNKNOWN_FILE = "unknown.json"
+OPEN_PREDICTION_FILE = "open_prediction.json"
 ROBUSTNESS = "robustness"
 
 
@@ -50,6 +54,7 @@ def reproduce(options: ReproduceOptions) -> Path:
     finetuning/         task/model: see glyphcrm.finetuning.run
     held_out/           both models without a hundred characters
     robustness/         a file a task
+    open_prediction.json    characters without a learned decoder row
     unknown.json        characters that the vocabularies lack
     report/             RESULTS.md, charts, results.json
 
@@ -80,6 +85,8 @@ def _reproduce(options: ReproduceOptions) -> Path:
         _robustness(options, list(tasks))
     if "held_out" not in options.without:
         _held_out(options, plan, tasks, choices)
+    if "open_prediction" not in options.without:
+        _open_prediction(options, models["glyphcrm"])
     return write_report(options, plan, tasks, choices)
 
 
@@ -141,6 +148,21 @@ def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) 
         texts = (whole_text(example) for part in splits.parts.values() for example in part)
         counted += count_unknown(task.title, texts, vocabularies)
     write_json(path, {"inputs": inputs, "counted": counted})
+
+
+def _open_prediction(options: ReproduceOptions, model: Path) -> None:
+    """Ask for characters without a learned decoder row, and for those that the pre-training of `held_out` lacked."""
+    path, lacking = options.output_dir / OPEN_PREDICTION_FILE, options.output_dir / held_out.DIRECTORY
+    without = lacking / "pretraining" / "glyphcrm" / MODEL_DIRECTORY
+    inputs = {"models": [_digest(of / WEIGHTS_FILE) for of in (model, without) if of.exists()]}
+    if _is_made_from(path, inputs):
+        return
+    sentences = held_out_sentences(options.text)
+    result = {"inputs": inputs, "all": open_prediction(model, sentences)}
+    if without.exists():
+        characters = (lacking / held_out.CHARACTERS_FILE).read_text(encoding="utf-8")
+        result["held_out"] = open_prediction(without, sentences, characters)
+    write_json(path, result)
 
 
 def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import cast
+
+import torch
 
 from glyphcrm.answers import Answerer, Classifier, Filler, Tagger, load_answerer
 from glyphcrm.checkpoint import load_atlas, read_config
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.han import is_han
-from glyphcrm.modeling import GlyphCRMPreTrainedModel
+from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMPreTrainedModel
 
 LONGEST = 2000  # characters of a text
 SHOWN = 5  # characters for a mask
@@ -41,10 +44,16 @@ class Models:
         """The pre-trained model, whose vectors say what is alike."""
         return cast(GlyphCRMPreTrainedModel, self.filler.model)
 
+    @cached_property
+    def predicted(self) -> list[str]:
+        """The tokens that `filler` can answer with."""
+        model = cast(GlyphCRMForMaskedLM, self.filler.model)
+        can_be = model.predicts(torch.arange(len(self.atlas)))
+        return [token for token, is_predicted in zip(self.atlas.tokens, can_be.tolist(), strict=True) if is_predicted]
+
     def predicted_han(self) -> list[str]:
         """The Chinese characters of the vocabulary, which a BERT of the same data knows, too."""
-        tokens = self.atlas.tokens[: self.filler.model.config.vocab_size]
-        return [token for token in tokens if len(token) == 1 and is_han(ord(token))]
+        return [token for token in self.predicted if len(token) == 1 and is_han(ord(token))]
 
 
 def load_models(model: Path, task_models: Sequence[Path] = (), berts: Sequence[Path] = ()) -> Models:

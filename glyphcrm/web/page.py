@@ -37,9 +37,9 @@ REVIEWS = [
 def build(models: Models) -> gr.Blocks:
     """Return the page; errors that a user can mend are shown in it."""
     with gr.Blocks(title="GlyphCRM", analytics_enabled=False) as page:
-        config, atlas = models.glyphcrm.config, models.atlas
+        read, predicted = len(models.atlas), len(models.predicted)
         gr.Markdown(
-            f"# GlyphCRM\nReads Chinese as pictures: {len(atlas):,} characters are read, {config.vocab_size:,} of them "
+            f"# GlyphCRM\nReads Chinese as pictures: {read:,} characters are read, {predicted:,} of them "
             "predicted. All of this happens on the machine that runs `glyphcrm web`."
         )
         with gr.Tab("Fill a mask"):

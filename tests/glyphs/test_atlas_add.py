@@ -144,6 +144,28 @@ def test_a_trained_model_reads_more_and_is_the_same(
     assert {answer["token_str"] for answer in answers} <= set(before.tokens)
 
 
+def test_a_drawn_character_can_be_predicted(checkpoint: Path, tmp_path: Path) -> None:
+    """What its picture makes of it, whoever it is; the read-only characters before it are not predicted with it."""
+    out, picture = tmp_path / "more", tmp_path / "drawn.png"
+    before = load_atlas(checkpoint)
+    Image.fromarray(255 - before.pictures(before.rows[READ_ONLY[0]]) * 255).save(picture)
+    pictures = ("--png", f"U+E123={picture}", "--png", f"U+E124={picture}")
+    assert run(*pictures, "--model", checkpoint, "--out", out, "--predict") == 0
+    fill = pipeline("fill-mask", str(out))
+    answers = fill("天[MASK]黄", targets=[PRIVATE, "\ue124"])
+    assert {answer["token"] for answer in answers} == {len(before), len(before) + 1}
+    assert answers[0]["score"] == answers[1]["score"] > 0  # one picture, one row
+    with pytest.warns(UserWarning, match="does not predict"):
+        fill("天[MASK]黄", targets=[READ_ONLY[0]])
+
+
+def test_a_tagger_predicts_no_characters(checkpoint: Path, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> None:
+    tagger = GlyphCRMForTokenClassification.from_pretrained(checkpoint)
+    save_checkpoint(tagger, tokenizer, tmp_path / "tagger")
+    assert run("犇", "--model", tmp_path / "tagger", "--out", tmp_path / "more", "--predict") == 2
+    assert not (tmp_path / "more").exists()
+
+
 def test_heads_and_labels_stay(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> None:
     config = model.config.__class__(**{**model.config.to_dict(), "id2label": {0: "O", 1: "B-PER", 2: "I-PER"}})
     tagger = GlyphCRMForTokenClassification(config).eval()

@@ -83,6 +83,8 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(
     assert f"{100 * summary['test']['accuracy']['mean']:.2f}" in results
     held_out = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
     assert len(held_out["characters"]) == 5
+    opened = json.loads((out / "open_prediction.json").read_text(encoding="utf-8"))
+    assert opened["all"]["groups"] and opened["held_out"]["groups"] and "rows from pictures" in results
     # A second call finds everything done, and no training is started.
     monkeypatch.setattr(stages, "run_pretrain", pytest.fail)
     monkeypatch.setattr(stages, "run_finetune", pytest.fail)

@@ -1,0 +1,61 @@
+"""The ranks of characters without a learned row, computed another way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glyphcrm.checkpoint import save_checkpoint
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.reproduce import open_vocabulary
+from glyphcrm.reproduce.open_vocabulary import CHANCE, FREQUENCY, HELD_OUT, LEARNED, MEAN, NEVER_PREDICTED, PICTURES
+from glyphcrm.tokenization import GlyphCRMTokenizer
+from tests.classic import READ_ONLY, TEXT
+
+
+def test_ranks_by_hand(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_vocabulary, "PLACES", 2)
+    torch.nn.init.normal_(model.mlm.decoder.bias)
+    save_checkpoint(model, tokenizer, tmp_path)
+    texts = [TEXT[i : i + 9] + READ_ONLY[i % 2] for i in range(40)]
+    asked = TEXT[20:23] + READ_ONLY[:3]
+    found = open_vocabulary.open_prediction(tmp_path, texts, asked)
+    learned, new = (found["groups"][name] for name in (HELD_OUT, NEVER_PREDICTED))
+    count = found["candidates"]
+    assert count == len(set(TEXT + READ_ONLY)) and (learned["characters"], learned["places"]) == (3, 6)
+    assert (new["characters"], new["places"]) == (2, 4)  # the third stands nowhere
+    for group in (learned, new):
+        assert group["guesses"][CHANCE]["median_rank"] == (count + 1) / 2
+        assert group["guesses"][MEAN]["median_rank_among_new"] == (len(READ_ONLY) + 3 + 1) / 2
+    joined = "".join(texts)
+    counts = np.array([joined.count(char) for char in dict.fromkeys(TEXT + READ_ONLY)])
+    of_new = joined.count(READ_ONLY[0])
+    expected = (counts > of_new).sum() + ((counts == of_new).sum() + 1) / 2
+    assert new["guesses"][FREQUENCY]["median_rank"] == expected
+    assert LEARNED in learned["guesses"] and LEARNED not in new["guesses"]
+
+    # The whole model, asked about one place at a time; what was never predicted has rows from the other pictures.
+    alone = "".join(char for char in READ_ONLY if char in asked[3:5])
+    ranks = []
+    model.extend_decoder()
+    rows = tokenizer.convert_tokens_to_ids(list(dict.fromkeys(TEXT + READ_ONLY)))
+    for text in texts:
+        if text[-1] in alone:
+            batch = tokenizer(text[:-1] + "[MASK]", return_tensors="pt")
+            with torch.no_grad():
+                logits = model(**batch).prediction_logits[0, len(text)]
+            right = logits[tokenizer.convert_tokens_to_ids(text[-1])]
+            ranks.append(int((logits[rows] > right).sum()) + 1)
+    every = open_vocabulary.open_prediction(tmp_path, texts, alone)["groups"][NEVER_PREDICTED]["guesses"]
+    assert min(ranks) <= every[PICTURES]["median_rank"] <= max(ranks)
+    assert f"| {FREQUENCY} |" in open_vocabulary.table(found)
+    assert open_vocabulary.open_prediction(tmp_path, [], asked)["groups"] == {}
+    drawn = open_vocabulary.open_prediction(tmp_path, [text + "🀀" for text in texts])  # which has no row
+    often = [char for char in set(TEXT[:-2]) if joined.count(char) >= 2]
+    assert drawn["groups"][HELD_OUT]["characters"] == len(often) // 5
+    assert drawn["groups"][NEVER_PREDICTED]["characters"] == 2 and drawn["common"]["loss_extended"] > 0
