@@ -50,8 +50,8 @@ def in_pieces(make: Callable[[Tensor], tuple[Tensor, ...]], pieces: Iterable[Ten
 class GlyphTable(nn.Module):
     """The atlas inside the model: ``bitmaps (N, 288)`` uint8 and ``sources (N,)`` uint8 (see GlyphAtlas).
 
-    Training may read characters in several fonts: `in_fonts` ``(F * N, 288)`` uint8 are the pictures of all of them, the
-    atlas' own first. They are no part of the weights, and nothing else reads them.
+    Training may read characters in several fonts: `in_fonts` ``(F * N, 288)`` uint8 are the pictures of all of them,
+    the atlas' own first. They are no part of the weights, and nothing else reads them.
     """
 
     bitmaps: Tensor

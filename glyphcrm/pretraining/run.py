@@ -184,7 +184,7 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     corpus = corpora.build_corpus(store, tokenizer, model.config.vocab_size, options)
     if origin is None:
         model.start_from_frequencies(torch.from_numpy(corpus.label_counts()))
-    if train_fonts:
+    if train_fonts and isinstance(model, GlyphCRMForPreTraining):
         atlas = load_atlas(origin) if origin else atlas
         model.set_training_fonts([atlas.redrawn(font, progress=first) for font in train_fonts])
     return corpus, model
