@@ -119,6 +119,12 @@ class GlyphAtlas:
         tokens = tuple(other.tokens[row] for row in new)
         return self._with_rows(tokens, other.bitmaps[new], other.fonts, other.sources[new])
 
+    def of(self, tokens: Iterable[str]) -> GlyphAtlas:
+        """Return an atlas of these of the tokens alone, in their order; raise `KeyError` for one that has no row."""
+        tokens = tuple(tokens)
+        rows = [self.rows[token] for token in tokens]
+        return GlyphAtlas(tokens, self.bitmaps[rows], self.fonts, self.sources[rows])
+
     def redrawn(self, font: Font, *, progress: bool = False) -> GlyphAtlas:
         """Return an atlas of the same tokens, with `font`'s pictures of the characters that it has with ink.
 
