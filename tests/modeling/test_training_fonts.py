@@ -95,9 +95,7 @@ def test_what_is_read_is_one_picture_a_character_of_a_font_that_has_it(atlas: Gl
     model.train()(input_ids=ids)
     assert calls[7] == own
     with pytest.raises(UserError, match="other tokens"):
-        model.set_training_fonts(
-            [atlas.extended(GlyphAtlas(("〇",), others[0].bitmaps[-1:], ("x",), np.zeros(1, np.uint8)))]
-        )
+        model.set_training_fonts([atlas.append(["〇"], atlas.bitmaps[-1:], "another")])
 
 
 def test_losses_and_gradients_are_those_of_an_atlas_of_the_pictures_that_were_drawn(atlas: GlyphAtlas) -> None:
