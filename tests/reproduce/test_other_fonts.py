@@ -29,21 +29,16 @@ def test_both_trainings_are_told_in_each_font_and_done_once(
     monkeypatch.setattr(stages, "VALIDATION_SAMPLES", 8)
     torch.manual_seed(0)
     model = tmp_path / "model"
-    save_checkpoint(
-        GlyphCRMForPreTraining.from_atlas(preset("nano", vocab_size=VOCABULARY_SIZE), atlas), tokenizer, model
-    )
+    fresh = GlyphCRMForPreTraining.from_atlas(preset("nano", vocab_size=VOCABULARY_SIZE), atlas)
+    save_checkpoint(fresh, tokenizer, model)
     text, task = tmp_path / "text.txt", tmp_path / "reviews.toml"
     text.write_text("\n\n".join([f"{TEXT[i : i + 6]}。{TEXT[i + 6 : i + 12]}。" for i in range(40)]), encoding="utf-8")
     rows = [f"{'ab'[i % 2]}\t{TEXT[i % 40 : i % 40 + 8]}" for i in range(80)]
     (tmp_path / "reviews.tsv").write_text("\n".join(["label\ttext", *rows]) + "\n", encoding="utf-8")
-    task.write_text(
-        'kind = "sentence"\ntrain = "reviews.tsv"\ntext = "text"\nlabel = "label"\nepochs = 1\n', encoding="utf-8"
-    )
+    task.write_text('kind = "sentence"\ntrain = "reviews.tsv"\ntext = "text"\nlabel = "label"\nepochs = 1\n')
     fonts = []
-    for name in ("Left", "Low"):
-        boxes = {
-            char: (50 + 9 * i * (name == "Left"), 9 * i * (name == "Low"), 900, 800) for i, char in enumerate(TEXT)
-        }
+    for name, right, up in (("Left", 9, 0), ("Low", 0, 9)):
+        boxes = {char: (50 + right * i, up * i, 900, 800) for i, char in enumerate(TEXT)}
         fonts.append(str(font_file(tmp_path / f"{name}.ttf", boxes, family=name)))
     words = f"--preset nano --text {text} --tasks {task} --output-dir {tmp_path / 'out'} --seeds 1 --max-length 32"
     options = ReproduceOptions.parse([*words.split(), "--batch-size", "4"])
@@ -52,12 +47,13 @@ def test_both_trainings_are_told_in_each_font_and_done_once(
     found = compare_fonts(*arguments)
     for name in ("one font", "several fonts"):
         run = tmp_path / "out" / "other_fonts" / "pretraining" / name
-        last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+        entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses, scores = found["mlm_loss"][name], found["score"][name]
-        assert losses["own"] == pytest.approx(last["eval_mlm_loss"], rel=1e-5)
+        assert losses["own"] == pytest.approx(entries[-1]["eval_mlm_loss"], rel=1e-5)
         assert losses.keys() == scores.keys() == {"own", "Low Regular 1.500"} and len(set(losses.values())) == 2
         summary = json.loads((run.parents[1] / "finetuning" / name / "summary.json").read_text())
-        assert scores == {"own": summary["test"]["accuracy"], "Low Regular 1.500": summary["test_fonts"]["Low Regular 1.500"]["accuracy"]}  # fmt: skip
+        expected = {"own": summary["test"], **summary["test_fonts"]}
+        assert scores == {font: expected[font]["accuracy"] for font in scores}
     assert found["mlm_loss"]["one font"] != found["mlm_loss"]["several fonts"]
     monkeypatch.setattr(stages, "run_pretrain", pytest.fail)
     monkeypatch.setattr(stages, "run_finetune", pytest.fail)
