@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, set_seed
 
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.errors import UserError
 from glyphcrm.finetuning.data import RunData
 from glyphcrm.finetuning.encoding import TEXT_SPECIALS, Feature, Integers, encode
 from glyphcrm.finetuning.metrics import Prediction, entity_scores, score
@@ -56,7 +57,10 @@ class Fonts:
 
     @classmethod
     def drawn(cls, own: GlyphAtlas, train: Sequence[Font], test: Sequence[Font], progress: bool) -> Self:
-        """Draw the characters of `own` in each font; errors as of `GlyphAtlas.redrawn`."""
+        """Draw the characters of `own` in each font; errors as of `GlyphAtlas.redrawn`, and two fonts of one name."""
+        names = [font.name for font in test]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two of --test-font are called {twice}, and could not be told apart; give one of them")
         atlases = [own.redrawn(font, progress=progress) for font in train]
         return cls(own, atlases, {font.name: own.redrawn(font, progress=progress) for font in test})
 

@@ -360,10 +360,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_fonts_are_for_models_that_read_pictures(
     sentiment: Path, directories: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And draw some of the model's characters; what is refused leaves nothing."""
-    font, other = (font_file(tmp_path / f"{char}.ttf", {char: SQUARE}) for char in "天〇")
-    for arch, file, message in (("bert", font, "reads no pictures"), ("glyphcrm", other, "none of the characters")):
-        assert main(command(sentiment, directories[arch], tmp_path / "run", "--train-font", str(file))) == 2
+    """And draw some of the model's characters, each under its own name; what is refused leaves nothing."""
+    font, other = (str(font_file(tmp_path / f"{char}.ttf", {char: SQUARE})) for char in "天〇")
+    for arch, fonts, message in (
+        ("bert", ("--train-font", font), "reads no pictures"),
+        ("glyphcrm", ("--train-font", other), "none of the characters"),
+        ("glyphcrm", ("--test-font", font, other), "called Made Up Regular 1.500"),
+    ):
+        assert main(command(sentiment, directories[arch], tmp_path / "run", *fonts)) == 2
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
         assert len(error) == 1 and message in error[0] and not (tmp_path / "run").exists()
 
