@@ -23,11 +23,11 @@ from glyphcrm.atlas_sources import (
     with_input_only,
 )
 from glyphcrm.cli.arguments import add_font, refuse_used
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, listed
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
 from glyphcrm.glyphs.picture_file import PICTURE_SOURCE
-from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
+from glyphcrm.glyphs.sheet import contact_sheet, font_sheet, save_sheet
 from glyphcrm.normalization import normalize
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, count_characters
 
@@ -68,6 +68,8 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     atlas_help = "an atlas file, or a checkpoint directory (default: draw from the fonts)"
     parser.add_argument("--atlas", type=Path, metavar="PATH", help=atlas_help)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a contact sheet to this PNG file")
+    font_help = "what training with this --train-font would read as well; with --out, a row of the sheet"
+    parser.add_argument("--train-font", action="append", default=[], metavar="SPEC", help=font_help)
     parser.set_defaults(run=show)
 
 
@@ -148,8 +150,15 @@ def show(arguments: argparse.Namespace) -> int:
         row = atlas.rows.get(char)
         found = "no picture" if row is None else f"row {row:<6} {atlas.fonts[atlas.sources[row]]}"
         print(f"{named(char)} {found}")
+    own = atlas.of(filter(atlas.rows.__contains__, characters))
+    fonts = [open_font(spec) for spec in arguments.train_font]
+    others = {font.name: own.redrawn(font) for font in fonts}
+    for font, other in others.items():
+        lacked = [named(char) for char in own.tokens if other.fonts[other.sources[other.rows[char]]] != font]
+        print(f"{font}: has {'all' if not lacked else f'no {listed(lacked)}'}")
     if arguments.out is not None:
-        save_sheet(contact_sheet(characters, atlas), arguments.out)
+        sheet = font_sheet(characters, own, others) if others else contact_sheet(characters, atlas)
+        save_sheet(sheet, arguments.out)
         print(f"{arguments.out}: written")
     return 0
 

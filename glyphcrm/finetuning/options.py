@@ -72,6 +72,12 @@ class FinetuneOptions(CommandLineOptions):
     warmup: float = option(0.1, "share of the steps with a rising learning rate")
     weight_decay: float = option(0.01, "AdamW's, not on biases and norms")
     dropout: float | None = option(None, "everywhere, attention too; default: the model's")
+    train_font: list[str] = option(
+        [],
+        "further fonts: at each step one of them, or the model's own, is drawn at random for each character that they "
+        'have; "FILE.ttc#NAME" for a face of a collection. Dev, test and the kept model read the model\'s own',
+    )
+    test_font: list[str] = option([], "fonts in which the test set is scored as well, each by itself")
     keep_model: str = option(
         "none", "best: keep the fine-tuned model of the seed with the best dev score", ("none", "best")
     )

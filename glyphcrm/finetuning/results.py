@@ -7,7 +7,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +42,7 @@ class SeedResult:
     parameters: int
     notes: list[str]  # what a reader of the scores must know
     versions: dict[str, str]  # of the software
+    test_fonts: dict[str, Scores] = field(default_factory=dict)  # of that model reading other fonts, by name
 
     def save(self, directory: Path) -> None:
         """Write result.json, whole or not at all; it says that the seed is finished."""
@@ -95,6 +96,7 @@ class Summary:
     dev: dict[str, Spread]  # of each score
     test: dict[str, Spread]
     test_unseen: dict[str, Spread] | None  # as of a seed
+    test_fonts: dict[str, dict[str, Spread]]  # as of a seed
     best_seed: int  # the one with the best dev score
     parameters: int
     seconds: float  # of training, all seeds together
@@ -129,6 +131,9 @@ def describe(summary: Summary) -> str:
         seen = summary.sizes["test"] - summary.sizes["test_unseen"]
         lines.append(f"without the {seen:,} of {summary.sizes['test']:,} test texts that also stand in train:")
         lines += [f"  {name:<10} {spread}" for name, spread in summary.test_unseen.items()]
+    for font, scores in summary.test_fonts.items():
+        lines.append(f"test in {font}:")
+        lines += [f"  {name:<10} {spread}" for name, spread in scores.items()]
     lines += [f"note: {note}" for note in summary.notes]
     lines += ["", f"{summary.run_dir}: summary.json chart.png seed-*/predictions.jsonl"]
     if summary.kept_model:

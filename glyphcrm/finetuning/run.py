@@ -15,13 +15,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from glyphcrm.checkpoint import digests_of_model, read_config
+from glyphcrm.checkpoint import digests_of_model, load_atlas, read_config
+from glyphcrm.errors import UserError
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, load_data
 from glyphcrm.finetuning.metrics import check_installed
+from glyphcrm.finetuning.models import GLYPHCRM
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, Summary, best, load_predictions, spreads
-from glyphcrm.finetuning.seed_run import SeedRun, length_of, seed_directory
+from glyphcrm.finetuning.seed_run import Fonts, SeedRun, length_of, seed_directory
+from glyphcrm.glyphs.fonts import font_digests, open_font
 from glyphcrm.tasks import Kind
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.recipe_file import write_recipe
@@ -49,20 +52,28 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
     check_installed()
     check_reports(options.report_to)
     model = Path(options.model)
-    length_of(options, int(read_config(model).get("max_position_embeddings") or 512))
+    config = read_config(model)
+    length_of(options, int(config.get("max_position_embeddings") or 512))
     options.micro_batch(machine.world)  # or it is refused
+    train_fonts, test_fonts = (list(map(open_font, specs)) for specs in (options.train_font, options.test_font))
+    if (train_fonts or test_fonts) and config["model_type"] != GLYPHCRM:
+        raise UserError(f"{model}: reads no pictures; leave --train-font and --test-font out")
     data = load_data(options)
     is_new = not (options.run_dir / RUN_FILE).exists()
     if machine.is_first:
         contents = {"model_files": digests_of_model(model), "data": data.fingerprint()}
+        contents |= {"train_font_files": font_digests(train_fonts), "test_font_files": font_digests(test_fonts)}
         claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
         write_recipe(options.run_dir / RECIPE_FILE, {**asdict(options), **asdict(options.recipe)})
         print(announcement(options, data), flush=True)
     machine.wait()
     results: list[SeedResult] = []
     try:
+        fonts = Fonts()
+        if train_fonts or test_fonts:
+            fonts = Fonts.drawn(load_atlas(model), train_fonts, test_fonts, progress=machine.is_first)
         for seed in range(options.seeds):
-            results.append(SeedRun(options, data, seed, machine).finish())
+            results.append(SeedRun(options, data, fonts, seed, machine).finish())
             if machine.is_first:
                 keep_best_model(options, results)
     except Exception:
@@ -100,6 +111,7 @@ def keep_best_model(options: FinetuneOptions, results: Sequence[SeedResult]) -> 
 def summarise(options: FinetuneOptions, data: RunData, results: Sequence[SeedResult]) -> Summary:
     """Return what the seeds have come to together."""
     winner = best(results)
+    in_fonts = {font: spreads([result.test_fonts[font] for result in results]) for font in winner.test_fonts}
     unseen = [result.test_unseen for result in results if result.test_unseen is not None]
     kept = seed_directory(options, winner.seed) / MODEL_DIRECTORY
     return Summary(
@@ -110,6 +122,7 @@ def summarise(options: FinetuneOptions, data: RunData, results: Sequence[SeedRes
         dev=spreads([result.dev for result in results]),
         test=spreads([result.test for result in results]),
         test_unseen=spreads(unseen) if unseen else None,
+        test_fonts=in_fonts,
         best_seed=winner.seed,
         parameters=winner.parameters,
         seconds=sum(result.seconds for result in results),

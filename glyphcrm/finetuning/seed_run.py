@@ -5,16 +5,19 @@ from __future__ import annotations
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self, cast
 
 import torch
 from transformers import PreTrainedModel, set_seed
 
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.errors import UserError
 from glyphcrm.finetuning.data import RunData
 from glyphcrm.finetuning.encoding import TEXT_SPECIALS, Feature, Integers, encode
 from glyphcrm.finetuning.metrics import Prediction, entity_scores, score
@@ -22,10 +25,13 @@ from glyphcrm.finetuning.models import load_model
 from glyphcrm.finetuning.objective import FinetuningObjective
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.prediction import assemble
-from glyphcrm.finetuning.results import PREDICTIONS_FILE, SeedResult, save_predictions
+from glyphcrm.finetuning.results import PREDICTIONS_FILE, Scores, SeedResult, save_predictions
 from glyphcrm.finetuning.selection import best_step, evaluation_steps
 from glyphcrm.finetuning.training_order import TrainingOrder
 from glyphcrm.finetuning.unseen import speakers
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.font_file import Font
+from glyphcrm.modeling import GlyphCRMPreTrainedModel
 from glyphcrm.modeling.backend import check_kernel_backend
 from glyphcrm.tasks import Example, Kind, TaggedExample
 from glyphcrm.training.loop import Training
@@ -41,14 +47,32 @@ from glyphcrm.training.run_directory import MODEL_DIRECTORY, check_whole, checkp
 LOGS = 50  # of the training loss, in a run
 
 
+@dataclass(frozen=True)
+class Fonts:
+    """The model's characters in other fonts than its own."""
+
+    own: GlyphAtlas | None = None  # None where there are no others
+    train: Sequence[GlyphAtlas] = ()
+    test: Mapping[str, GlyphAtlas] = field(default_factory=dict)  # by the font's name
+
+    @classmethod
+    def drawn(cls, own: GlyphAtlas, train: Sequence[Font], test: Sequence[Font], progress: bool) -> Self:
+        """Draw the characters of `own` in each font; errors as of `GlyphAtlas.redrawn`, and two fonts of one name."""
+        names = [font.name for font in test]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two of --test-font are called {twice}, and could not be told apart; give one of them")
+        atlases = [own.redrawn(font, progress=progress) for font in train]
+        return cls(own, atlases, {font.name: own.redrawn(font, progress=progress) for font in test})
+
+
 class SeedRun:
     """One seed of the run that `options` describe, in ``seed-N/`` of the run's directory.
 
     The seed is of the head, the order of the examples, and dropout.
     """
 
-    def __init__(self, options: FinetuneOptions, data: RunData, seed: int, machine: Machine) -> None:
-        self.options, self.data, self.seed, self.machine = options, data, seed, machine
+    def __init__(self, options: FinetuneOptions, data: RunData, fonts: Fonts, seed: int, machine: Machine) -> None:
+        self.options, self.data, self.fonts, self.seed, self.machine = options, data, fonts, seed, machine
         self.task = options.definition
         self.directory = seed_directory(options, seed)
         self.metric = f"eval_{self.task.metric}"
@@ -81,6 +105,7 @@ class SeedRun:
         )
         if isinstance(model.config, GlyphCRMConfig):
             check_kernel_backend(model.config, self.machine.device)
+            cast(GlyphCRMPreTrainedModel, model).set_training_fonts(self.fonts.train)
         max_length = length_of(options, model.config.max_position_embeddings)
         shown = "encoding" if self.machine.is_first else None
         train, dev, test = (
@@ -102,8 +127,16 @@ class SeedRun:
         best = best_step(progress.history, self.metric)
         check_whole(path_of(self.directory, best))
         read_weights(path_of(self.directory, best), model)
-        predictions = assemble(test, objective.choose(model, test, "test"), splits.test, kind, splits.labels)
-        result = self._result(progress, best, predictions, model.num_parameters(), self._notes(test, max_length))
+        answers = partial(assemble, test, examples=splits.test, kind=kind, labels=splits.labels)
+        predictions = answers(objective.choose(model, test, "test"))
+        in_fonts = {}
+        for name, atlas in self.fonts.test.items():
+            cast(GlyphCRMPreTrainedModel, model).set_atlas(atlas)
+            in_fonts[name] = self._score(splits.test, answers(objective.choose(model, test, f"test in {name}")))
+        if self.fonts.own is not None:
+            cast(GlyphCRMPreTrainedModel, model).set_atlas(self.fonts.own)
+        notes = self._notes(test, max_length)
+        result = self._result(progress, best, predictions, in_fonts, model.num_parameters(), notes)
         if self.machine.is_first:
             save_predictions(self.directory / PREDICTIONS_FILE, splits.test, predictions)
             if options.keep_model == "best":
@@ -150,7 +183,13 @@ class SeedRun:
         return score(self.task.kind, examples, predictions, self.data.splits.labels)
 
     def _result(
-        self, progress: Progress, best: int, predictions: Sequence[Prediction], parameters: int, notes: list[str]
+        self,
+        progress: Progress,
+        best: int,
+        predictions: Sequence[Prediction],
+        in_fonts: dict[str, Scores],
+        parameters: int,
+        notes: list[str],
     ) -> SeedResult:
         test, unseen, prefix = self.data.splits.test, self.data.unseen, "eval_"
         of_best = next(e for e in progress.history if e["step"] == best and self.metric in e)
@@ -170,6 +209,7 @@ class SeedRun:
             parameters=parameters,
             notes=[*self.data.splits.notes, *notes],
             versions=versions(self.machine.device),
+            test_fonts=in_fonts,
         )
 
     def _notes(self, features: Sequence[Feature], max_length: int) -> list[str]:

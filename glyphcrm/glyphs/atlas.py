@@ -119,6 +119,29 @@ class GlyphAtlas:
         tokens = tuple(other.tokens[row] for row in new)
         return self._with_rows(tokens, other.bitmaps[new], other.fonts, other.sources[new])
 
+    def of(self, tokens: Iterable[str]) -> GlyphAtlas:
+        """Return an atlas of these of the tokens alone, in their order; raise `KeyError` for one that has no row."""
+        tokens = tuple(tokens)
+        rows = [self.rows[token] for token in tokens]
+        return GlyphAtlas(tokens, self.bitmaps[rows], self.fonts, self.sources[rows])
+
+    def redrawn(self, font: Font, *, progress: bool = False) -> GlyphAtlas:
+        """Return an atlas of the same tokens, with `font`'s pictures of the characters that it has with ink.
+
+        Special tokens and all other characters keep theirs. Raises `UserError` when the font draws no character, or
+        takes more time or memory than a font may.
+        """
+        drawn, reasons = draw_tokens([token for token in self.tokens if len(token) == 1], [font], progress=progress)
+        if not drawn:
+            why = f" ({next(iter(reasons.values()))})" if reasons else ""
+            raise UserError(f"font {font.path}: {font.name} draws none of the characters{why}; give another font")
+        fonts = tuple(dict.fromkeys([*self.fonts, font.name]))
+        bitmaps, sources = self.bitmaps.copy(), self.sources.copy()
+        rows = [self.rows[token] for token in drawn]
+        bitmaps[rows] = [np.frombuffer(picture.bitmap, np.uint8) for picture in drawn.values()]
+        sources[rows] = fonts.index(font.name)
+        return GlyphAtlas(self.tokens, bitmaps, fonts, sources)
+
     def _with_rows(
         self, tokens: tuple[str, ...], bitmaps: NDArray[np.uint8], fonts: tuple[str, ...], sources: NDArray[np.uint8]
     ) -> GlyphAtlas:

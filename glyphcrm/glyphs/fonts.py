@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from glyphcrm.errors import UserError
+from glyphcrm.files import file_digest
 from glyphcrm.glyphs.font_file import Font, read_font
 from glyphcrm.glyphs.font_process import read_font_within_bounds
 
@@ -71,6 +72,11 @@ def system_fonts() -> list[Font]:
 def font_chain(user_fonts: Sequence[Font] = ()) -> list[Font]:
     """Return the fonts in the order they are asked: the user's, the default, the system's."""
     return [*user_fonts, default_font(), *system_fonts()]
+
+
+def font_digests(fonts: Sequence[Font]) -> list[str]:
+    """Return the SHA-256 of each font's file; raise `UserError` if it cannot be read."""
+    return [file_digest(font.path) for font in fonts]
 
 
 def split_spec(spec: str) -> tuple[Path, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -23,11 +23,14 @@ _PICTURE = IMAGE_SIZE * _SCALE
 _GAP = 14
 _CAPTION = 22
 _COLUMNS = 12
+_LEAST_WIDTH = 360  # of a sheet with the names of fonts
+_FACE = ImageFont.load_default(13)
 _PAPER = "#f4f2ee"
 _CELL = "#ffffff"
 _BORDER = "#d5d0c7"
 _INK = "#141414"
 _CAPTION_INK = "#6b665e"
+_PALE_INK = "#c3bdb2"
 _MISSING_CELL = "#fbe9e7"
 _MISSING_INK = "#b3261e"
 
@@ -37,35 +40,74 @@ def contact_sheet(text: Iterable[str], atlas: GlyphAtlas) -> Image.Image:
 
     A token that the atlas lacks gets a red, crossed cell. Raises `UserError` for no tokens or more than 4,096.
     """
-    tokens = list(dict.fromkeys(text))
-    if not 1 <= len(tokens) <= MOST_CHARACTERS:
-        raise UserError(f"a contact sheet shows 1 to {MOST_CHARACTERS} distinct characters, not {len(tokens)}")
+    tokens = _tokens(text)
     columns = min(len(tokens), max(_COLUMNS, math.isqrt(len(tokens))))
     pitch_x, pitch_y = _PICTURE + _GAP, _PICTURE + _CAPTION + _GAP
     size = (columns * pitch_x + _GAP, -(-len(tokens) // columns) * pitch_y + _GAP)
-    sheet = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    face = ImageFont.load_default(13)
+    draw = ImageDraw.Draw(sheet := Image.new("RGB", size, _PAPER))
     for i, token in enumerate(tokens):
         x, y = _GAP + i % columns * pitch_x, _GAP + i // columns * pitch_y
-        row = atlas.rows.get(token)
-        frame = (x - 1, y - 1, x + _PICTURE, y + _PICTURE)
-        if row is None:
-            draw.rectangle(frame, _MISSING_CELL, _MISSING_INK)
-            draw.line((x, y, x + _PICTURE - 1, y + _PICTURE - 1), _MISSING_INK)
-            draw.line((x, y + _PICTURE - 1, x + _PICTURE - 1, y), _MISSING_INK)
-            middle = (x + _PICTURE // 2, y + _PICTURE // 2)
-            left, top, right, bottom = draw.textbbox(middle, MISSING_LABEL, face, "mm")
-            draw.rectangle((left - 4, top - 4, right + 4, bottom + 4), _MISSING_CELL)
-            draw.text(middle, MISSING_LABEL, _MISSING_INK, face, "mm")
-        else:
-            draw.rectangle(frame, _CELL, _BORDER)
-            picture = Image.fromarray(atlas.pictures(row) * 255).resize((_PICTURE, _PICTURE), Image.Resampling.NEAREST)
-            draw.bitmap((x, y), picture, _INK)
-        caption = f"U+{ord(token):04X}" if len(token) == 1 else token
-        ink = _MISSING_INK if row is None else _CAPTION_INK
-        draw.text((x + _PICTURE // 2, y + _PICTURE + 5), caption, ink, face, "mt")
+        _draw_picture(draw, x, y, atlas, token, _INK)
+        _draw_caption(draw, x, y, token, is_missing=token not in atlas.rows)
     return sheet
+
+
+def font_sheet(text: Iterable[str], own: GlyphAtlas, others: Mapping[str, GlyphAtlas]) -> Image.Image:
+    """Return as an RGB image a column for each distinct token of `text`, and a row for each font, under its name.
+
+    `own` comes first; `others`, by the names of their fonts, are made of it by `GlyphAtlas.redrawn`. A picture that
+    such a font lacks, so that it is that of `own`, is pale. Errors as of `contact_sheet`.
+    """
+    tokens = _tokens(text)
+    columns = min(len(tokens), _COLUMNS)
+    pitch, row_height = _PICTURE + _GAP, _PICTURE + _CAPTION + _GAP // 2
+    fonts = {", ".join(dict.fromkeys(own.fonts[i] for i in own.sources)): own, **others}
+    height = len(fonts) * row_height + _CAPTION + _GAP  # of the rows of one block of columns
+    size = (max(columns * pitch + _GAP, _LEAST_WIDTH), -(-len(tokens) // columns) * height + _GAP)
+    draw = ImageDraw.Draw(sheet := Image.new("RGB", size, _PAPER))
+    for first in range(0, len(tokens), columns):
+        block, y = tokens[first : first + columns], _GAP + first // columns * height
+        for name, atlas in fonts.items():
+            draw.text((_GAP, y), name, _CAPTION_INK, _FACE)
+            y += _CAPTION
+            for x, token in enumerate(block):
+                row = atlas.rows.get(token)
+                is_own = row is None or atlas is own or atlas.fonts[atlas.sources[row]] == name
+                _draw_picture(draw, _GAP + x * pitch, y, atlas, token, _INK if is_own else _PALE_INK)
+            y += _PICTURE + _GAP // 2
+        for x, token in enumerate(block):
+            _draw_caption(draw, _GAP + x * pitch, y - row_height + _CAPTION, token, is_missing=token not in own.rows)
+    return sheet
+
+
+def _tokens(text: Iterable[str]) -> list[str]:
+    tokens = list(dict.fromkeys(text))
+    if not 1 <= len(tokens) <= MOST_CHARACTERS:
+        raise UserError(f"a contact sheet shows 1 to {MOST_CHARACTERS} distinct characters, not {len(tokens)}")
+    return tokens
+
+
+def _draw_picture(draw: ImageDraw.ImageDraw, x: int, y: int, atlas: GlyphAtlas, token: str, ink: str) -> None:
+    row = atlas.rows.get(token)
+    frame = (x - 1, y - 1, x + _PICTURE, y + _PICTURE)
+    if row is not None:
+        draw.rectangle(frame, _CELL, _BORDER)
+        picture = Image.fromarray(atlas.pictures(row) * 255).resize((_PICTURE, _PICTURE), Image.Resampling.NEAREST)
+        draw.bitmap((x, y), picture, ink)
+        return
+    draw.rectangle(frame, _MISSING_CELL, _MISSING_INK)
+    draw.line((x, y, x + _PICTURE - 1, y + _PICTURE - 1), _MISSING_INK)
+    draw.line((x, y + _PICTURE - 1, x + _PICTURE - 1, y), _MISSING_INK)
+    middle = (x + _PICTURE // 2, y + _PICTURE // 2)
+    left, top, right, bottom = draw.textbbox(middle, MISSING_LABEL, _FACE, "mm")
+    draw.rectangle((left - 4, top - 4, right + 4, bottom + 4), _MISSING_CELL)
+    draw.text(middle, MISSING_LABEL, _MISSING_INK, _FACE, "mm")
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, x: int, y: int, token: str, is_missing: bool) -> None:
+    caption = f"U+{ord(token):04X}" if len(token) == 1 else token
+    ink = _MISSING_INK if is_missing else _CAPTION_INK
+    draw.text((x + _PICTURE // 2, y + _PICTURE + 5), caption, ink, _FACE, "mt")
 
 
 def save_sheet(sheet: Image.Image, path: str | os.PathLike[str]) -> None:

@@ -73,7 +73,7 @@ class HanGlyphEmbedding(nn.Module):
             if kept is not None:
                 return F.embedding(ids, kept.vector)
         rows, index = torch.unique(ids, return_inverse=True)
-        return F.embedding(index, self.hanglyph(rows, bitmaps).vector)
+        return F.embedding(index, self.hanglyph(*self.glyph_table.pictures(rows, bitmaps)).vector)
 
     def train(self, mode: bool = True) -> Self:
         """As in PyTorch; training makes the kept vectors wrong."""

@@ -48,19 +48,36 @@ def in_pieces(make: Callable[[Tensor], tuple[Tensor, ...]], pieces: Iterable[Ten
 
 
 class GlyphTable(nn.Module):
-    """The atlas inside the model: ``bitmaps (N, 288)`` uint8 and ``sources (N,)`` uint8 (see GlyphAtlas)."""
+    """The atlas inside the model: ``bitmaps (N, 288)`` uint8 and ``sources (N,)`` uint8 (see GlyphAtlas).
+
+    Training may read characters in several fonts: `in_fonts` ``(F * N, 288)`` uint8 are the pictures of all of them,
+    the atlas' own first. They are no part of the weights, and nothing else reads them.
+    """
 
     bitmaps: Tensor
     sources: Tensor
+    in_fonts: Tensor | None
 
     def __init__(self, config: GlyphCRMConfig) -> None:
         super().__init__()
         self.register_buffer("bitmaps", torch.zeros(config.num_glyphs, PACKED_BYTES, dtype=torch.uint8))
         self.register_buffer("sources", torch.zeros(config.num_glyphs, dtype=torch.uint8))
+        self.register_buffer("in_fonts", None, persistent=False)
 
     def forward(self) -> Tensor:
         """Return the bitmaps; they may be offloaded, and arrive when they are asked for so."""
         return self.bitmaps
+
+    def pictures(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what HanGlyph is to read of the atlas `rows` ``(U,)`` int64: rows, and the bitmaps they are rows of.
+
+        These are the arguments, but in training with several fonts: then each row's font is drawn at random, all being
+        equally likely, from the device's generator, as dropout is.
+        """
+        if not self.training or self.in_fonts is None:
+            return rows, bitmaps
+        fonts = torch.randint(len(self.in_fonts) // len(bitmaps), rows.shape, device=rows.device)
+        return fonts * len(bitmaps) + rows, self.in_fonts
 
 
 class HanGlyph(GradientCheckpointingLayer):

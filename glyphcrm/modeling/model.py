@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -111,11 +112,30 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         table = self.glyph_model.glyph_table
         table.bitmaps = torch.tensor(atlas.bitmaps, device=table.bitmaps.device)
         table.sources = torch.tensor(atlas.sources, device=table.sources.device)
+        table.in_fonts = None
         self.glyph_model.rows = dict(atlas.rows)
         self.config.num_glyphs = len(atlas)
         self.config.glyph_fonts = list(atlas.fonts)
         self.config.tokens_sha256 = tokens_digest(atlas.tokens)
         self.config.bitmaps_sha256 = bitmaps_digest(atlas.bitmaps)
+
+    def set_training_fonts(self, atlases: Sequence[GlyphAtlas]) -> None:
+        """Let training read each character in one of several fonts: its own, or that of one of these atlases.
+
+        At each step a font is drawn at random for each distinct character. In evaluation mode the model reads its own
+        atlas, which alone is saved with it. `set_atlas` ends this.
+
+        Args:
+            atlases: of the model's own tokens, as `GlyphAtlas.redrawn` makes them.
+
+        Raises:
+            UserError: an atlas has other tokens.
+        """
+        table = self.glyph_model.glyph_table
+        if any(tokens_digest(atlas.tokens) != self.config.tokens_sha256 for atlas in atlases):
+            raise UserError("an atlas has other tokens than the model's own; make it of that with redrawn()")
+        redrawn = [torch.tensor(atlas.bitmaps, device=table.bitmaps.device) for atlas in atlases]
+        table.in_fonts = torch.cat([table.bitmaps, *redrawn]) if redrawn else None
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -463,7 +483,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             glyph_ids, glyph_index = torch.unique(cast(Tensor, input_ids), return_inverse=True)
             torch._check(glyph_ids.shape[0] > 0)  # which a graph without values cannot know
         self._check_ids(glyph_ids, on_any_device=found_here)
-        return self.hanglyph(glyph_ids, bitmaps), cast(Tensor, glyph_index)
+        return self.hanglyph(*self.glyph_table.pictures(glyph_ids, bitmaps)), cast(Tensor, glyph_index)
 
     def _embed(
         self, tokens: Tensor, glyphs: GlyphVectors | None, token_type_ids: Tensor | None, position_ids: Tensor | None

@@ -101,6 +101,11 @@ class PretrainOptions(CommandLineOptions):
         tuple(POSITION_INITIALIZERS),
     )
     font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#NAME)")
+    train_font: list[str] = option(
+        [],
+        "further fonts: at each step one of them, or the atlas', is drawn at random for each character that they have. "
+        "Validation, and the finished model, read the atlas",
+    )
     vocabulary_size: int = option(DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted")
     input_only: bool = option(
         True, "add atlas rows for what else the fonts draw and the text lacks: read, though not predicted"
@@ -164,6 +169,8 @@ class PretrainOptions(CommandLineOptions):
             raise UserError("--ablation starts from scratch; leave --init out")
         if self.ablation is not None and self.arch != ABLATIONS[self.ablation]:
             raise UserError(f"--ablation {self.ablation} is of --arch {ABLATIONS[self.ablation]}")
+        if self.train_font and (self.arch != "glyphcrm" or self.ablation == FREE):
+            raise UserError("--train-font is for models that read pictures; this one has a table of characters")
         self.recipe = recipe = self.over(RECIPES[self.preset])
         if self.ablation == PLAIN and recipe.projection_learning_rate is None:
             raise UserError(

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from glyphcrm.checkpoint import digests_of_model, load_checkpoint, save_checkpoint, save_with_tokens
+from glyphcrm.checkpoint import digests_of_model, load_atlas, load_checkpoint, save_checkpoint, save_with_tokens
 from glyphcrm.configuration import preset
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.fonts import font_digests, open_font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.backend import check_kernel_backend, kernel_backend
 from glyphcrm.modeling.bert import BertBaseline
@@ -166,12 +167,14 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     text = corpora.Text(options, workers=0 if options.workers == 0 else None)
     data_dir = corpora.data_directory(options)
     origin = Path(options.init) if options.init else None
+    train_fonts = [open_font(font) for font in options.train_font]
     model: PretrainingModel
     if origin is not None:
         model, tokenizer = load_initial(origin, options)
     if first:
         init_files = digests_of_model(origin) if origin else None
-        claim(options.run_dir, {**options.identity(), "text": text.fingerprint(), "init_files": init_files})
+        contents = {"text": text.fingerprint(), "init_files": init_files, "train_font_files": font_digests(train_fonts)}
+        claim(options.run_dir, {**options.identity(), **contents})
         write_recipe(options.run_dir / RECIPE_FILE, {**asdict(options), **asdict(options.recipe)})
         if origin is None:
             with locked(data_dir, wait=True):
@@ -183,6 +186,9 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     corpus = corpora.build_corpus(store, tokenizer, model.config.vocab_size, options)
     if origin is None:
         model.start_from_frequencies(torch.from_numpy(corpus.label_counts()))
+    if train_fonts and isinstance(model, GlyphCRMForPreTraining):
+        atlas = load_atlas(origin) if origin else atlas
+        model.set_training_fonts([atlas.redrawn(font, progress=first) for font in train_fonts])
     return corpus, model
 
 

@@ -117,7 +117,9 @@ def pretrain(
     )
 
 
-def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, directory: Path) -> None:
+def finetune(
+    options: ReproduceOptions, plan: Plan, task: Task, model: Path, directory: Path, settings: Sequence[str] = ()
+) -> None:
     """Run finetune.py in `directory`."""
     if (directory / "summary.json").exists():
         return
@@ -131,7 +133,7 @@ def finetune(options: ReproduceOptions, plan: Plan, task: Task, model: Path, dir
             *("--task", named, "--model", model, *data, "--output-dir", directory),
             *("--seeds", options.seeds, *own_rate),
             *("--train-samples", cap, "--dev-samples", cap, "--test-samples", max(cap, FEWEST_TEST_SAMPLES)),
-            *("--keep-model", "best"),
+            *("--keep-model", "best", *settings),
         ]
     )
 

@@ -149,7 +149,8 @@ class _Share:
 
     def forward(self) -> None:
         with self._autocast():
-            made = self._model.hanglyph(self.rows, self._model.glyph_table.bitmaps)
+            table = self._model.glyph_table
+            made = self._model.hanglyph(*table.pictures(self.rows, table.bitmaps))
         self._made = made[: vectors_read(self._model)]
         if not self.vectors:
             self.vectors = [torch.empty_like(vector, requires_grad=False) for vector in made]

@@ -47,6 +47,14 @@ def test_build_from_text_and_show(tmp_path, capsys, monkeypatch):
     ]
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert run("show", "中🀀") == 0
+    other = font_file(tmp_path / "other.ttf", {"好": SQUARE}, family="Other")
+    capsys.readouterr()
+    assert run("show", "好中🀀", "--atlas", out, "--out", sheet, "--train-font", other, "--train-font", font) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "Other Regular 1.500: has no '中 U+4E2D'",
+        "Made Up Regular 1.500: has no '好 U+597D'",
+        f"{sheet}: written",
+    ]
 
 
 def test_build_from_a_list_of_characters(tmp_path):

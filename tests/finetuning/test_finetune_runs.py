@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from glyphcrm.checkpoint import load_atlas
 from glyphcrm.cli.entry import run_command
 from glyphcrm.finetuning.data import sample
 from glyphcrm.finetuning.metrics import score
@@ -23,7 +24,10 @@ from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.prediction import predict
 from glyphcrm.finetuning.results import SeedResult, load_predictions
 from glyphcrm.finetuning.run import finetune
+from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.tasks import Kind, find_task, load_splits
+from tests.classic import TEXT
+from tests.glyphs.font_files import SQUARE, font_file
 from tests.robustness.processes import Run
 
 
@@ -294,10 +298,42 @@ def test_samples_keep_the_shares_of_the_labels(sentiment: Path) -> None:
     assert sample(train, 1000) == train
 
 
+def test_the_test_set_is_scored_in_other_fonts_too_and_training_reads_others(
+    undisturbed: Path, sentiment: Path, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    """The scores are those of the kept model, which has its own pictures, when it is given others."""
+    files = [tmp_path / f"{name}.ttf" for name in ("Left", "Low")]
+    font_file(files[0], {char: (50 + 9 * i, 0, 900, 800) for i, char in enumerate(TEXT)}, family="Left")
+    font_file(files[1], {char: (50, 9 * i, 900, 800) for i, char in enumerate(TEXT[1:])}, family="Low")
+    runs = tmp_path / "tested", tmp_path / "trained"
+    fonts = (("--test-font", *map(str, files)), ("--train-font", *map(str, files)))
+    for run, more in zip(runs, fonts, strict=True):
+        assert main(command(sentiment, directories["glyphcrm"], run, "--keep-model", "best", *more)) == 0
+    assert predictions(runs[0]) == predictions(undisturbed)
+    own, *others = (load_file(run / "seed-0" / "model" / "model.safetensors") for run in (undisturbed, *runs))
+    assert all(torch.equal(own[name], others[0][name]) for name in own)
+    assert not torch.equal(own["glyphcrm.hanglyph.stem.weight"], others[1]["glyphcrm.hanglyph.stem.weight"])
+    assert torch.equal(own["glyphcrm.glyph_table.bitmaps"], others[1]["glyphcrm.glyph_table.bitmaps"])
+    splits = load_splits(find_task(str(sentiment)), None)
+    model, tokenizer = load_finetuned(runs[0] / "seed-0" / "model")
+    atlas = load_atlas(runs[0] / "seed-0" / "model")
+    expected = {}
+    for font in map(open_font, files):
+        model.set_atlas(atlas.redrawn(font))  # type: ignore[operator]
+        guesses = predict(model, tokenizer, splits.test, Kind.SENTENCE, splits.labels, 24)
+        expected[font.name] = score(Kind.SENTENCE, splits.test, guesses, splits.labels)
+    assert result(runs[0])["test_fonts"] == expected and result(runs[1])["test_fonts"] == {}
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    assert summary["test_fonts"]["Low Regular 1.500"]["accuracy"]["values"] == [
+        expected["Low Regular 1.500"]["accuracy"]
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--task", "no-such-task"], "no task is named"),
+        (["--test-font", "no-such-font.ttf"], "no-such-font.ttf"),
         (["--model", "no-such-model"], "no config.json"),
         (["--max-length", "65"], "64 positions"),
         (["--max-length", "7"], "--max-length is 7"),
@@ -319,6 +355,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_fonts_are_for_models_that_read_pictures(
+    sentiment: Path, directories: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And draw some of the model's characters, each under its own name; what is refused leaves nothing."""
+    font, other = (str(font_file(tmp_path / f"{char}.ttf", {char: SQUARE})) for char in "天〇")
+    for arch, fonts, message in (
+        ("bert", ("--train-font", font), "reads no pictures"),
+        ("glyphcrm", ("--train-font", other), "none of the characters"),
+        ("glyphcrm", ("--test-font", font, other), "called Made Up Regular 1.500"),
+    ):
+        assert main(command(sentiment, directories[arch], tmp_path / "run", *fonts)) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(error) == 1 and message in error[0] and not (tmp_path / "run").exists()
 
 
 def test_head_and_tail_is_for_single_texts(names: Path, directories: dict[str, Path]) -> None:

@@ -57,6 +57,19 @@ def test_each_row_is_drawn_by_the_first_font_that_has_it(tmp_path, noto):
     np.testing.assert_array_equal(atlas.pictures(2), Rasterizer(user).draw("文"))
 
 
+def test_redrawn_rows_are_the_fonts_and_the_others_stay(tmp_path, noto, small_atlas):
+    font = open_font(font_file(tmp_path / "user.ttf", {"文": SQUARE, "中": None, "𠮷": SQUARE, "U": SQUARE}))
+    atlas = small_atlas.redrawn(font)
+    assert atlas.tokens == small_atlas.tokens
+    np.testing.assert_array_equal(atlas.pictures(3), Rasterizer(font).draw("文"))
+    changed = (atlas.bitmaps != small_atlas.bitmaps).any(1)
+    assert changed.tolist() == [row == 3 for row in range(7)]
+    assert [atlas.fonts[i] for i in atlas.sources] == [LABEL_SOURCE] * 2 + [noto.name, font.name] + [noto.name] * 3
+    assert_equal(atlas.of("文A"), GlyphAtlas(("文", "A"), atlas.bitmaps[[3, 6]], atlas.fonts, atlas.sources[[3, 6]]))
+    with pytest.raises(UserError, match=r"none of the characters \(.*without ink"):
+        small_atlas.redrawn(open_font(font_file(tmp_path / "blank.ttf", {"文": None})))
+
+
 def test_characters_that_no_font_has_are_listed(noto):
     with pytest.raises(UserError) as caught:
         GlyphAtlas.build(["中", *map(chr, range(0x20000, 0x20009)), "文"], [noto])

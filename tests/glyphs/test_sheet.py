@@ -3,7 +3,9 @@ import pytest
 from PIL import Image
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
+from glyphcrm.glyphs.fonts import open_font
+from glyphcrm.glyphs.sheet import contact_sheet, font_sheet, save_sheet
+from tests.glyphs.font_files import SQUARE, font_file
 
 
 def test_a_sheet_shows_the_pictures_and_marks_the_missing(small_atlas):
@@ -18,6 +20,23 @@ def test_a_sheet_shows_the_pictures_and_marks_the_missing(small_atlas):
     assert not dark[:, middle:].any()
     assert red[:, middle:].any()
     assert not red[:, :middle].any()
+
+
+def test_a_sheet_of_fonts_has_a_row_for_each_and_pale_pictures_where_one_lacks_a_character(tmp_path, small_atlas):
+    font = open_font(font_file(tmp_path / "user.ttf", {"文": SQUARE}))
+    own = small_atlas.of("中文")
+    sheet = np.asarray(font_sheet("中文", own, {font.name: own.redrawn(font)}))
+    pitch, left = 110, 14
+    found = {}
+    for name, ink in (("black", (20, 20, 20)), ("pale", (195, 189, 178))):
+        is_ink = (sheet == ink).all(-1)
+        for column, char in enumerate("中文"):
+            cells = is_ink[:, left + column * pitch :][:, :96]
+            tops = np.flatnonzero(cells.any(1))
+            found[name, char] = cells.sum() // 4, 0 if not len(tops) else tops[0] > sheet.shape[0] // 2
+    ink = {char: small_atlas.pictures(small_atlas.rows[char]).sum() for char in "中文"}
+    assert found["black", "中"] == (ink["中"], False) and found["pale", "中"] == (ink["中"], True)
+    assert found["black", "文"][0] == ink["文"] + own.redrawn(font).pictures(1).sum() and found["pale", "文"][0] == 0
 
 
 def test_a_sheet_grows_by_rows(small_atlas):

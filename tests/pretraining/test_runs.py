@@ -23,6 +23,8 @@ from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
 from glyphcrm.training.run_directory import is_complete, last_checkpoint, step_of
+from tests.classic import TEXT
+from tests.glyphs.font_files import font_file
 from tests.pretraining.runs import REPOSITORY, command, environment, main, pretrain, start
 from tests.robustness.processes import Run
 
@@ -135,6 +137,24 @@ def test_a_run_can_stop_early_on_its_schedule_and_go_on(finished: Path, text_fil
         assert max(losses(run)) == steps and not (run / "model").exists()
     assert main(command(text_file, run)) == 0
     assert same_weights(run, finished) and losses(run) == losses(finished)
+
+
+def test_a_run_in_several_fonts_continues_bit_for_bit_and_keeps_its_own_pictures(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    font = font_file(tmp_path / "boxes.ttf", {char: (50 + 9 * i, 0, 900, 800) for i, char in enumerate(TEXT)})
+    runs = tmp_path / "whole", tmp_path / "halves"
+    for run in runs:
+        words = command(text_file, run, "--train-font", str(font))
+        assert run == runs[0] or main([*words, "--stop-after", "5"]) == 0
+        assert main(words) == 0
+    assert same_weights(*runs) and losses(runs[0]) == losses(runs[1])
+    differing = {name for name, weight in weights(finished).items() if not torch.equal(weight, weights(runs[0])[name])}
+    assert any("hanglyph" in name for name in differing) and not any("glyph_table" in name for name in differing)
+    shutil.rmtree(runs[1] / "model")
+    font_file(font, {char: (50, 9 * i, 900, 800) for i, char in enumerate(TEXT)})
+    assert main(words) == 2
+    assert "train_font_files" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: Path, tmp_path: Path) -> None:
@@ -351,6 +371,8 @@ def test_a_directory_with_another_run_is_refused(
         ("天地。玄黄。\n\n".encode() * 6, ["--log-every", "3"], "not a multiple"),
         ("天地。玄黄。\n\n".encode() * 6, ["--font", "no-such-font.ttf"], "no-such-font.ttf"),
         ("天地。玄黄。\n\n".encode() * 6, ["--init", "no-such-model"], "no-such-model"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--train-font", "no-such-font.ttf"], "no-such-font.ttf"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--train-font", "x.ttf", "--arch", "bert"], "table of characters"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -19,7 +19,8 @@ from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs
-from glyphcrm.pretraining.ablations import free_glyphs
+from glyphcrm.modeling.hanglyph import GlyphVectors
+from glyphcrm.pretraining.ablations import FreeGlyphs, free_glyphs
 from glyphcrm.training import graphed_gradients
 from glyphcrm.training.graph import CudaRecorder, Graphs, Work, in_place_of, no_graph_because
 from glyphcrm.training.graphed_gradients import Batch, GraphedGradients
@@ -235,6 +236,30 @@ def test_dropout_draws_anew_and_as_the_step_that_is_run(place: Place, atlas: Gly
     again = place.trained(small_model(atlas, dropout=0.3), place.recorder())
     losses = [float(again.gradients(steps[1])) for _ in range(4)]
     assert len(set(losses)) == 4
+
+
+@everywhere
+def test_fonts_are_drawn_anew_and_as_in_the_step_that_is_run(place: Place, atlas: GlyphAtlas) -> None:
+    """HanGlyph is a vector for each character and font."""
+
+    def of_two_fonts() -> GlyphCRMForPreTraining:
+        model = small_model(atlas)
+        model.set_training_fonts([GlyphAtlas(atlas.tokens, atlas.bitmaps[::-1], atlas.fonts, atlas.sources)])
+        own = [torch.tanh(vectors) for vectors in model.glyphcrm.hanglyph.before_tanh]
+        hanglyph = FreeGlyphs(GlyphVectors(*(torch.cat([vectors, vectors.flip(0)]).detach() for vectors in own)))
+        model.glyphcrm.hanglyph = hanglyph  # type: ignore[assignment]
+        return model
+
+    runs = []
+    for most in (0, 24):  # HanGlyph reads more rows than there are characters, whether it is recorded or not
+        trained = place.trained(of_two_fonts(), place.recorder(), most)
+        torch.manual_seed(1)
+        runs.append(trained(steps_of(MIXED))(steps_of(MIXED)))
+    assert runs[1].distance(runs[0]) <= place.tolerance
+    assert runs[0].recorder.replayed == 0 < runs[1].recorder.replayed
+    again = place.trained(of_two_fonts(), place.recorder())
+    losses = [float(again.gradients(steps_of(MIXED)[0])) for _ in range(6)]
+    assert len(set(losses)) == 6
 
 
 @pytest.fixture

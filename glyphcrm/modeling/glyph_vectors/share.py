@@ -47,7 +47,7 @@ class SharedGlyphs:
         distinct = ranks.distinct_characters(ids, len(bitmaps))
         # Processes that would have fewer, or none, encode the last character again: read by nothing, its gradient is 0.
         self._ids = ranks.filled_up(distinct, math.ceil(len(distinct) / ranks.world()) * ranks.world())
-        self._made: GlyphVectors = model.hanglyph(ranks.own_share(self._ids), bitmaps)
+        self._made: GlyphVectors = model.hanglyph(*model.glyph_table.pictures(ranks.own_share(self._ids), bitmaps))
         self._leaves = leaves_of(ranks.gather([made.detach() for made in self._made]))
         self._read = vectors_read(model)
 

@@ -1,0 +1,68 @@
+"""Fonts that a model never saw: what training in several fonts brings, against as much training in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from glyphcrm.checkpoint import load_atlas, load_checkpoint
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.fonts import open_font
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.pretraining.objective import PretrainingObjective
+from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.pretraining.run import prepare
+from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.reproduce.plan import Plan
+from glyphcrm.reproduce.stages import finetune, pretrain
+from glyphcrm.tasks import Task
+from glyphcrm.training.machine import Machine
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, RECIPE_FILE, read_json
+
+DIRECTORY = "other_fonts"
+
+
+def compare_fonts(
+    options: ReproduceOptions,
+    plan: Plan,
+    task: Task,
+    model: Path,
+    train_fonts: Sequence[str],
+    test_fonts: Sequence[str],
+) -> dict[str, Any]:
+    """Train a pre-trained GlyphCRM further, in one font and in several; fine-tune each so, and test in unseen fonts.
+
+    Both take `plan.held_out_steps` steps. Return for "one font" and "several fonts" the validation MLM loss, and the
+    spread of the task's metric over the seeds, by the font that is read: "own", then each of `test_fonts` by its name.
+    """
+    directory = options.output_dir / DIRECTORY
+    fonts = {"own": load_atlas(model)}
+    fonts |= {font.name: fonts["own"].redrawn(font, progress=True) for font in map(open_font, test_fonts)}
+    result: dict[str, Any] = {"task": task.name, "metric": task.metric, "mlm_loss": {}, "score": {}}
+    for name, further in (("one font", []), ("several fonts", ["--train-font", *train_fonts])):
+        run, tuned = directory / "pretraining" / name, directory / "finetuning" / name
+        pretrain(options, run, "glyphcrm", plan.held_out_steps, ("--init", str(model), *further), f"{DIRECTORY}/text")
+        finetune(options, plan, task, run / MODEL_DIRECTORY, tuned, (*further, "--test-font", *test_fonts))
+        summary = read_json(tuned / "summary.json")
+        scores = {"own": summary["test"], **summary["test_fonts"]}
+        result["score"][name] = {font: scores[font][task.metric] for font in fonts}
+        result["mlm_loss"][name] = mlm_losses(run, fonts)
+    return result
+
+
+def mlm_losses(run: Path, fonts: Mapping[str, GlyphAtlas]) -> dict[str, float]:
+    """Return the validation MLM loss of a finished pre-training run when its model reads each of these atlases."""
+    options = replace(PretrainOptions.parse([str(run / RECIPE_FILE)]), train_font=[])
+    with Machine.joined("pretrain.py", options.bf16) as machine:
+        corpus, _ = prepare(options, first=False)
+        model, tokenizer = load_checkpoint(run / MODEL_DIRECTORY, GlyphCRMForPreTraining)
+        model.to(machine.device).eval()  # type: ignore[arg-type]
+        micro, pad_id = options.recipe.micro_batch_size, tokenizer.pad_token_id
+        objective = PretrainingObjective(corpus.train, corpus.validation, pad_id, micro, machine, 1)
+        losses = {}
+        for name, atlas in fonts.items():
+            model.set_atlas(atlas)
+            losses[name] = objective.validate(model)["eval_mlm_loss"]
+    return losses
