@@ -143,13 +143,13 @@ def _falling(most: int) -> list[int]:
 
 
 def _tokens(task: Task, splits: Splits, samples: int, seeds: int) -> float:
-    """Return how many tokens one model reads: each seed its epochs, dev after each, and test; one of them test rewritten.
+    """Return how many tokens one model trains on, and a third of those that it reads, which are without gradients.
 
-    As many as if all were trained on.
+    Each seed reads dev after each epoch, and test; one of them test rewritten, too.
     """
     lengths = [len(whole_text(example)) for example in splits.train[:200]]
     length = min(task.max_length, statistics.mean(lengths) + 3)
     train = min(samples, len(splits.train))
     dev, test = min(samples, len(splits.dev)), min(max(samples, FEWEST_TEST_SAMPLES), len(splits.test))
-    read = seeds * (task.epochs * dev + test) + READINGS * test  # without gradients, a third of the work
+    read = seeds * (task.epochs * dev + test) + READINGS * test
     return length * (seeds * task.epochs * train + read / 3)
