@@ -128,7 +128,7 @@ def make_plan(
 
 
 def _study_steps(steps: int) -> int:
-    return round(STUDIED * EVALUATIONS) * evaluate_every(steps)
+    return min(steps, round(STUDIED * EVALUATIONS) * evaluate_every(steps))
 
 
 def _most_steps(seconds: Callable[[int], float], time: float) -> int:

@@ -16,7 +16,7 @@ from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, Plan, evaluate_every
-from glyphcrm.reproduce.side_by_side import Failure
+from glyphcrm.reproduce.side_by_side import Failure, log_of
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
     FINETUNING_RATES,
@@ -229,7 +229,8 @@ class _Report:
             found = validations(run, steps)
             end = found[-1] if found else {"step": 0}
             if end["step"] < steps:
-                losses = f" | failed after step {end['step']:.0f} | "
+                log = log_of(self.output_dir, run.relative_to(self.output_dir).as_posix())
+                losses = f" | failed after step {end['step']:.0f}: `less {log}` | "
             else:
                 self._number(f"study {variant.name}", run / METRICS_FILE, end)
                 before, after = (f"{entry['eval_mlm_loss']:.3f}" for entry in found[-2:])

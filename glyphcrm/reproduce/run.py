@@ -18,7 +18,7 @@ from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.reproduce.held_out import compare_held_out
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, Plan, Speed, make_plan
+from glyphcrm.reproduce.plan import Plan, Speed, make_plan
 from glyphcrm.reproduce.report import PLAN_FILE, write_report
 from glyphcrm.reproduce.robustness import score_rewritten
 from glyphcrm.reproduce.side_by_side import Job, Workers, fitting
@@ -223,7 +223,7 @@ def _unknown(reproduction: Reproduction) -> None:
 
 
 def _robustness(reproduction: Reproduction) -> None:
-    options = reproduction.options
+    options, plan = reproduction.options, reproduction.plan
     tuned: dict[str, dict[str, Any]] = {}
     for name, arch, summary, _ in summaries(options.output_dir):
         tuned.setdefault(name, {})[arch] = summary
@@ -238,8 +238,8 @@ def _robustness(reproduction: Reproduction) -> None:
         if tuned.get(task.name, {}).keys() >= set(ARCHITECTURES) and not _is_made_from(path, inputs):
             path.unlink(missing_ok=True)
             arguments = (options, task, tuned[task.name], inputs, path)
-            texts = min(max(reproduction.plan.train_samples, FEWEST_TEST_SAMPLES), len(splits.test))
-            jobs.append(Job(f"{ROBUSTNESS}/{task.name}", path, _rewrite, arguments, task.max_length * texts))
+            seconds = max(plan.seconds_of_finetuning(arch, task, splits, options.seeds) for arch in ARCHITECTURES)
+            jobs.append(Job(f"{ROBUSTNESS}/{task.name}", path, _rewrite, arguments, seconds))
     reproduction.workers.run(jobs)
 
 

@@ -84,7 +84,7 @@ class Workers:
             while waiting or running:
                 while waiting and len(running) < self.at_once:
                     job = waiting.pop()
-                    print(f"{job.name} begins; less {shlex.quote(str(self._log(job)))}", flush=True)
+                    print(f"{job.name} begins; less {shlex.quote(str(log_of(self.output_dir, job.name)))}", flush=True)
                     process = self._process(job)
                     running[process] = job, time.monotonic()  # before it begins, so that no interruption loses it
                     process.start()
@@ -98,11 +98,8 @@ class Workers:
             _stop([process for process in running if process.pid is not None])
         return len(self.failures) == failed
 
-    def _log(self, job: Job) -> Path:
-        return self.output_dir / LOGS / f"{job.name.replace('/', '.')}.log"
-
     def _process(self, job: Job) -> ForkServerProcess:
-        log = self._log(job)
+        log = log_of(self.output_dir, job.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = max(1, torch.get_num_threads() // self.at_once)
         _CONTEXT.set_forkserver_preload(PRELOADED)
@@ -115,8 +112,14 @@ class Workers:
             print(f"{job.name} is done, in {seconds:.0f} s", flush=True)
             return
         end = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        self.failures.append(Failure(job.name, end, _last_line(self._log(job)), self._log(job)))
+        log = log_of(self.output_dir, job.name)
+        self.failures.append(Failure(job.name, end, _last_line(log), log))
         print(self.failures[-1], flush=True)
+
+
+def log_of(output_dir: Path, name: str) -> Path:
+    """Return where a job of that name writes its log."""
+    return output_dir / LOGS / f"{name.replace('/', '.')}.log"
 
 
 def fitting(preset: str) -> int:

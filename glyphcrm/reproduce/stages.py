@@ -117,6 +117,7 @@ def run_study(options: ReproduceOptions, plan: Plan, workers: Workers) -> dict[s
         best[arch] = min((v for v in losses if v.arch == arch), key=lambda v: losses[v])
         if losses[best[arch]] == math.inf:
             raise UserError(f"no setting of {arch} came to its end; {workers.failures[-1]}")
+    workers.failures.clear()  # a setting that fails has lost; the report's table of the study names it
     return {arch: Choice(f"{STUDY}/{variant.name}", variant.arguments) for arch, variant in best.items()}
 
 
