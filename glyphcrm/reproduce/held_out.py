@@ -66,11 +66,11 @@ def compare_held_out(
     result: dict[str, Any] = {"task": task.name, "characters": characters.read_text(encoding="utf-8")}
     runs = {arch: directory / "pretraining" / arch for arch in ARCHITECTURES}
     tuned = {arch: directory / "finetuning" / arch for arch in ARCHITECTURES}
+    steps, data = plan.held_out_steps, f"{DIRECTORY}/text"
     excluding = ("--exclude-characters", str(characters))
-    steps, text = plan.held_out_steps, f"{DIRECTORY}/text"
     pretrained = workers.run(
         [
-            pretraining(options, run, arch, steps, (*choices[arch].arguments, *excluding), text)
+            pretraining(options, run, arch, steps, (*choices[arch].arguments, *excluding), data)
             for arch, run in runs.items()
         ]
     )

@@ -83,6 +83,7 @@ def test_an_interruption_lets_all_save_and_leaves_nobody(tmp_path: Path) -> None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if all((tmp_path / f"{name}.pids").exists() for name in names):
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt("stopped")
 
     before = signal.signal(signal.SIGALRM, interrupt)
