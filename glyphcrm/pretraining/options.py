@@ -16,17 +16,8 @@ UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
 ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the architecture that each changes
 # They change no weights, or what they name has a fingerprint of its own.
 IRRELEVANT = (
-    *("output_dir", "data", "exclude_characters", "data_dir", "stop_after"),
-    *(
-        "workers",
-        "keep_checkpoints",
-        "save_every",
-        "save_minutes",
-        "log_every",
-        "reuse_memory",
-        "cuda_graph",
-        "report_to",
-    ),
+    *("output_dir", "data", "exclude_characters", "data_dir", "stop_after", "save_minutes"),
+    *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph", "report_to"),
 )
 
 

@@ -16,7 +16,7 @@ from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.reproduce.charts import NAMES, draw_pretraining, draw_robustness, draw_scores
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_TEST_SAMPLES, Plan, evaluate_every
-from glyphcrm.reproduce.side_by_side import Failure, log_of
+from glyphcrm.reproduce.side_by_side import show
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
     FINETUNING_RATES,
@@ -66,7 +66,7 @@ def write_report(
     plan: Plan,
     tasks: dict[Task, Splits],
     choices: dict[str, Choice],
-    failures: Sequence[Failure] = (),
+    failures: Sequence[str] = (),
 ) -> tuple[Path, str]:
     """Write ``report/`` from what is there; return the path of its RESULTS.md, and the table beside the paper's."""
     report = _Report(options, plan, tasks, choices, failures)
@@ -99,7 +99,7 @@ class _Report:
         plan: Plan,
         tasks: dict[Task, Splits],
         choices: dict[str, Choice],
-        failures: Sequence[Failure],
+        failures: Sequence[str],
     ) -> None:
         self.options, self.plan, self.tasks, self.choices = options, plan, tasks, choices
         self.failures = failures
@@ -155,7 +155,7 @@ class _Report:
         if not self.failures:
             return []
         title = "## Runs that failed"
-        return [title, "The same command tries them again.", "\n".join(f"* {failure}" for failure in self.failures)]
+        return [title, "The same command tries them again.", "\n".join(f"* {one}" for one in self.failures)]
 
     def unknown(self) -> list[str]:
         path = self.output_dir / "unknown.json"
@@ -229,8 +229,8 @@ class _Report:
             found = validations(run, steps)
             end = found[-1] if found else {"step": 0}
             if end["step"] < steps:
-                log = log_of(self.output_dir, run.relative_to(self.output_dir).as_posix())
-                losses = f" | failed after step {end['step']:.0f}: `less {log}` | "
+                log = show(self.output_dir, run.relative_to(self.output_dir).as_posix())
+                losses = f" | failed after step {end['step']:.0f}: `{log}` | "
             else:
                 self._number(f"study {variant.name}", run / METRICS_FILE, end)
                 before, after = (f"{entry['eval_mlm_loss']:.3f}" for entry in found[-2:])

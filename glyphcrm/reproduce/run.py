@@ -114,7 +114,7 @@ def _reproduce(options: ReproduceOptions) -> Path:
             results, table = _write(reproduction)
     print(f"\n{table}")
     if workers.failures:
-        listed = "; ".join(map(str, workers.failures[:3]))
+        listed = "; ".join(workers.failures[:3])
         raise UserError(f"{results} is without {len(workers.failures)} runs; the same command tries again: {listed}")
     return results
 
@@ -185,7 +185,7 @@ def _pretraining(reproduction: Reproduction) -> None:
         for arch, choice in reproduction.choices.items()
     ]
     if not workers.run(jobs) and not all(model.exists() for model in reproduction.models.values()):
-        raise UserError(str(workers.failures[-1]))
+        raise UserError(workers.failures[-1])
 
 
 def _finetuning(reproduction: Reproduction) -> None:

@@ -51,25 +51,12 @@ class Job:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A piece of work that did not come to its end."""
-
-    name: str
-    end: str  # how
-    said: str  # the last line of its log
-    log: Path
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.end}: {self.said}; all of it: less {shlex.quote(str(self.log))}"
-
-
 class Workers:
     """Does pieces of work, `at_once` of them side by side, with logs in ``logs/`` of `output_dir`."""
 
     def __init__(self, output_dir: Path, at_once: int) -> None:
         self.output_dir, self.at_once = output_dir, at_once
-        self.failures: list[Failure] = []
+        self.failures: list[str] = []  # of each that did not come to its end: its name, how it ended, its log
         self.seconds: dict[str, float] = {}  # that each piece took
 
     def run(self, jobs: Sequence[Job]) -> bool:
@@ -78,13 +65,13 @@ class Workers:
         What fails is kept in `failures`, and ends nothing else. An interruption tells all processes to stop, and waits
         until they have saved; another one does not wait.
         """
-        waiting = sorted((job for job in jobs if not job.made.exists()), key=lambda job: job.seconds)
+        waiting = sorted((job for job in jobs if not job.made.exists()), key=lambda job: -job.seconds)
         total, failed, running = len(waiting), len(self.failures), dict[ForkServerProcess, tuple[Job, float]]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.at_once:
-                    job = waiting.pop()
-                    print(f"{job.name} begins; less {shlex.quote(str(log_of(self.output_dir, job.name)))}", flush=True)
+                    job = waiting.pop(0)
+                    print(f"{job.name} begins; {show(self.output_dir, job.name)}", flush=True)
                     process = self._process(job)
                     running[process] = job, time.monotonic()  # before it begins, so that no interruption loses it
                     process.start()
@@ -99,7 +86,7 @@ class Workers:
         return len(self.failures) == failed
 
     def _process(self, job: Job) -> ForkServerProcess:
-        log = log_of(self.output_dir, job.name)
+        log = _log(self.output_dir, job.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = max(1, torch.get_num_threads() // self.at_once)
         _CONTEXT.set_forkserver_preload(PRELOADED)
@@ -112,13 +99,17 @@ class Workers:
             print(f"{job.name} is done, in {seconds:.0f} s", flush=True)
             return
         end = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        log = log_of(self.output_dir, job.name)
-        self.failures.append(Failure(job.name, end, _last_line(log), log))
+        said = _last_line(_log(self.output_dir, job.name))
+        self.failures.append(f"{job.name}: {end}: {said}; all of it: {show(self.output_dir, job.name)}")
         print(self.failures[-1], flush=True)
 
 
-def log_of(output_dir: Path, name: str) -> Path:
-    """Return where a job of that name writes its log."""
+def show(output_dir: Path, name: str) -> str:
+    """Return the line that shows the log of a job of that name."""
+    return f"less {shlex.quote(str(_log(output_dir, name)))}"
+
+
+def _log(output_dir: Path, name: str) -> Path:
     return output_dir / LOGS / f"{name.replace('/', '.')}.log"
 
 

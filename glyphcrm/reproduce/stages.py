@@ -71,7 +71,7 @@ def probe(options: ReproduceOptions, workers: Workers) -> dict[str, Speed]:
     # What all need is made before a clock runs: the tokenised text, and a GPU's trial of kernels.
     alone = pretraining(options, directory / "alone", ARCHITECTURES[0], steps, (*settings, "--stop-after", "1"))
     if not workers.run([alone]) or not workers.run(jobs):
-        raise UserError(str(workers.failures[-1]))
+        raise UserError(workers.failures[-1])
     metrics = {name: read_metrics(directory / name / METRICS_FILE) for name in runs}
     speed = {}
     for arch in ARCHITECTURES:
