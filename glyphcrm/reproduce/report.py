@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import shutil
@@ -181,20 +182,13 @@ class _Report:
         ]
 
     def pretraining(self) -> list[str]:
-        seeds = range(self.plan.pretraining_seeds)
-        runs = {
-            (arch, seed): seed_directory(self.options, choice, seed)
-            for arch, choice in self.choices.items()
-            for seed in seeds
-        }
-        runs = {key: run for key, run in runs.items() if (run / MODEL_DIRECTORY).exists()}
-        curves = {
-            arch: [read_metrics(run / METRICS_FILE) for (of, _), run in runs.items() if of == arch]
-            for arch in self.choices
-        }
-        draw_pretraining(curves, self.directory / "pretraining.png")
+        curves: dict[str, list[list[dict[str, float]]]] = {}
         rows = []
-        for (arch, seed), run in runs.items():
+        for (arch, choice), seed in itertools.product(self.choices.items(), range(self.plan.pretraining_seeds)):
+            run = seed_directory(self.options, choice, seed)
+            if not (run / MODEL_DIRECTORY).exists():
+                continue
+            curves.setdefault(arch, []).append(read_metrics(run / METRICS_FILE))
             start, *_, end = validations(run, self.plan.pretraining_steps)
             config, parameters = read_json(run / RUN_FILE), read_json(run / PARAMETERS_FILE)
             self._number(f"pre-training {arch}, seed {seed}", run / METRICS_FILE, end)
@@ -206,6 +200,7 @@ class _Report:
                 f"{end['eval_mlm_loss']:.3f} | {end['eval_mlm_accuracy']:.1%} | {end['eval_nsp_accuracy']:.1%} | "
                 f"{end['seconds'] / 60:.0f}"
             )
+        draw_pretraining(curves, self.directory / "pretraining.png")
         return [
             "## Pre-training",
             "![Validation loss of both models by step and by time](pretraining.png)",
