@@ -67,6 +67,7 @@ class FinetuneOptions(CommandLineOptions):
     dev_samples: int | None = option(None, "the same for dev")
     test_samples: int | None = option(None, "the same for test")
     truncation: str = option("head", "what is kept of a single text that is too long", TRUNCATIONS)
+    save_minutes: float | None = option(None, "save between evaluations, too, if the last checkpoint is as old as this")
     patience: int = option(2, "evaluations without a better dev score before it stops")
     evaluations_per_epoch: int = option(1, "how often dev is scored, and a checkpoint saved")
     warmup: float = option(0.1, "share of the steps with a rising learning rate")
@@ -102,7 +103,7 @@ class FinetuneOptions(CommandLineOptions):
                 (1, math.inf): (*sizes, "patience", "evaluations_per_epoch"),
                 (2, math.inf): ("train_samples",),
                 (8, math.inf): ("max_length",),
-                (0, math.inf): ("learning_rate",),
+                (0, math.inf): ("learning_rate", "save_minutes"),
                 (0, 1): ("warmup", "weight_decay"),
                 (0, 0.99): ("dropout",),
                 (0, 1024): ("workers",),
@@ -121,7 +122,7 @@ class FinetuneOptions(CommandLineOptions):
     def identity(self) -> dict[str, object]:
         """Return the settings that decide the result of a seed; those of a run that continues must be the same."""
         # Where things lie and how many seeds there are changes no seed; contents are told by their fingerprints.
-        irrelevant = {"task", "model", "data", "output_dir", "seeds", "workers", "report_to"}
+        irrelevant = {"task", "model", "data", "output_dir", "seeds", "save_minutes", "workers", "report_to"}
         task = {"kind": self.definition.kind, "metric": self.definition.metric}
         settings = {**task, **asdict(self), **asdict(self.recipe)}
         return {name: value for name, value in settings.items() if name not in irrelevant}

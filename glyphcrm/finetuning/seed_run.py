@@ -162,6 +162,7 @@ class SeedRun:
             logs=evaluations | set(range(0, steps, -(-steps // LOGS))),
             validations=evaluations,
             saves=evaluations,
+            save_minutes=options.save_minutes,
             seed=self.seed,
             workers=options.workers,
         )

@@ -16,7 +16,7 @@ UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
 ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the architecture that each changes
 # They change no weights, or what they name has a fingerprint of its own.
 IRRELEVANT = (
-    *("output_dir", "data", "exclude_characters", "data_dir", "stop_after"),
+    *("output_dir", "data", "exclude_characters", "data_dir", "stop_after", "save_minutes"),
     *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph", "report_to"),
 )
 
@@ -143,6 +143,7 @@ class PretrainOptions(CommandLineOptions):
     eval_every: int | None = option(None, "steps between validations")
     eval_samples: int = option(128, "sequences a validation reads")
     save_every: int | None = option(None, "steps between checkpoints")
+    save_minutes: float | None = option(None, "save with a log, too, if the last checkpoint is as old as this")
     keep_checkpoints: int = option(2, "checkpoints that are kept")
     log_every: int | None = option(None, "steps between lines of metrics.jsonl")
     workers: int = option(
@@ -186,7 +187,7 @@ class PretrainOptions(CommandLineOptions):
                 (1, recipe.steps): ("stop_after",),
                 (2, 1e6): ("keep_checkpoints",),  # the older goes before the newer is whole
                 (8, math.inf): ("max_length",),
-                (0, math.inf): ("warmup_steps", "hold_steps", *rates),
+                (0, math.inf): ("warmup_steps", "hold_steps", "save_minutes", *rates),
                 (0, 1024): ("workers",),
                 (0, 2**32 - 1): ("seed",),
                 (0, 1): ("weight_decay", "hold_share"),

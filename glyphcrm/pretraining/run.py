@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -155,6 +156,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
         logs=range(0, steps + 1, recipe.log_every),
         validations={*range(0, steps + 1, recipe.eval_every), steps},
         saves=range(0, steps + 1, recipe.save_every),
+        save_minutes=options.save_minutes,
         seed=options.seed,
         workers=options.workers,
         gradient_checkpointing=options.gradient_checkpointing,
@@ -182,7 +184,9 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     if origin is None:
         atlas, tokenizer, vocabulary_size = corpora.read_prepared(data_dir)
         model = new_model(options, vocabulary_size, atlas)
-    store = corpora.tokenized(text, tokenizer, data_dir, options.recipe.max_length, progress=first)
+    # Of runs that share the text one makes it, while the others wait.
+    with locked(data_dir, wait=True) if first and text.sources is not None else nullcontext():
+        store = corpora.tokenized(text, tokenizer, data_dir, options.recipe.max_length, progress=first)
     corpus = corpora.build_corpus(store, tokenizer, model.config.vocab_size, options)
     if origin is None:
         model.start_from_frequencies(torch.from_numpy(corpus.label_counts()))

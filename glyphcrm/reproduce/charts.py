@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ COLOURS = {"glyphcrm": RED, "bert": BLUE}
 NAMES = {"glyphcrm": "GlyphCRM", "bert": "BERT"}
 
 
-def draw_pretraining(runs: Mapping[str, list[dict[str, float]]], path: Path) -> None:
+def draw_pretraining(runs: Mapping[str, Sequence[list[dict[str, float]]]], path: Path) -> None:
     """Draw the validation MLM loss of both models, by step and by time (the paper's Figure 7).
 
-    `runs` has the lines of metrics.jsonl of each architecture.
+    `runs` has of each architecture the lines of metrics.jsonl, of each seed.
     """
     figure, panels = _figure(2, columns=2)
     kinds = (("step", "step", 1), ("seconds", "minutes of training", 60))
     for axes, (key, label, scale) in zip(panels, kinds, strict=True):
-        for arch, entries in runs.items():
+        for arch, entries in ((arch, entries) for arch, seeds in runs.items() for entries in seeds):
             places, losses = curve(entries, key, "eval_mlm_loss")
-            axes.plot([place / scale for place in places], losses, "o-", markersize=4, color=COLOURS[arch])
+            axes.plot([place / scale for place in places], losses, "o-", markersize=4, alpha=0.8, color=COLOURS[arch])
         axes.set(xlabel=label, xlim=(0, None))
     panels[0].set_ylabel("validation MLM loss (nats)")
     _title(figure, "Masked language modelling, by step and by time", runs)

@@ -21,7 +21,8 @@ from glyphcrm.pretraining.corpus import Text
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import Plan
-from glyphcrm.reproduce.stages import ARCHITECTURES, Choice, finetune, pretrain
+from glyphcrm.reproduce.side_by_side import Workers
+from glyphcrm.reproduce.stages import ARCHITECTURES, Choice, fine_tuning, pretraining
 from glyphcrm.tasks import Splits, Task, TextExample
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
 from glyphcrm.vocabulary import count_characters
@@ -38,12 +39,17 @@ KEPT_MOST_FREQUENT = 1000
 
 
 def compare_held_out(
-    options: ReproduceOptions, plan: Plan, task: Task, splits: Splits, choices: Mapping[str, Choice]
-) -> dict[str, Any]:
+    options: ReproduceOptions,
+    plan: Plan,
+    task: Task,
+    splits: Splits,
+    choices: Mapping[str, Choice],
+    workers: Workers,
+) -> dict[str, Any] | None:
     """Pre-train both models without a hundred characters, fine-tune them on texts with these, and compare.
 
     Return the characters (or why there are none), and for each architecture the spread of its accuracy over the seeds,
-    on the test texts with and without such a character.
+    on the test texts with and without such a character. Return None if a run fails.
     """
     directory = options.output_dir / DIRECTORY
     characters = directory / CHARACTERS_FILE
@@ -57,14 +63,23 @@ def compare_held_out(
         except UserError as error:  # a small task has too few; no reason to lose the rest
             return {"task": task.name, "not_possible": str(error)}
         write_atomically(characters, "".join(sorted(chosen)).encode())
-    result: dict[str, Any] = {"task": task.name, "characters": characters.read_text(encoding="utf-8"), "accuracy": {}}
-    for arch in ARCHITECTURES:
-        run = directory / "pretraining" / arch
-        excluding = ("--exclude-characters", str(characters))
-        pretrain(options, run, arch, plan.held_out_steps, (*choices[arch].arguments, *excluding), f"{DIRECTORY}/text")
-        tuned = directory / "finetuning" / arch
-        finetune(options, plan, task, run / MODEL_DIRECTORY, tuned)
-        result["accuracy"][arch] = _by_presence(tuned, frozenset(result["characters"]), options.seeds)
+    result: dict[str, Any] = {"task": task.name, "characters": characters.read_text(encoding="utf-8")}
+    runs = {arch: directory / "pretraining" / arch for arch in ARCHITECTURES}
+    tuned = {arch: directory / "finetuning" / arch for arch in ARCHITECTURES}
+    steps, data = plan.held_out_steps, f"{DIRECTORY}/text"
+    excluding = ("--exclude-characters", str(characters))
+    pretrained = workers.run(
+        [
+            pretraining(options, run, arch, steps, (*choices[arch].arguments, *excluding), data)
+            for arch, run in runs.items()
+        ]
+    )
+    if not pretrained or not workers.run(
+        [fine_tuning(options, plan, task, run / MODEL_DIRECTORY, tuned[arch]) for arch, run in runs.items()]
+    ):
+        return None
+    held_out = frozenset(result["characters"])
+    result["accuracy"] = {arch: _by_presence(of_arch, held_out, options.seeds) for arch, of_arch in tuned.items()}
     return result
 
 

@@ -11,12 +11,20 @@ from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.training.options import CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
-STAGES = ("study", "finetuning", "held_out", "robustness", "unknown", "open_prediction")  # those that may be left out
+STAGES = (
+    "study",
+    "finetuning",
+    "held_out",
+    "robustness",
+    "unknown",
+    "open_prediction",
+    "other_fonts",
+)  # those that may be left out
 FEWEST_STEPS = 4
 # These decide what is reported, not what is trained.
 REPORTED = (
     *("output_dir", "data", "tasks", "without"),
-    *("bert_vocabulary", "look_alikes", "other_font", "paper_scores"),
+    *("bert_vocabulary", "look_alikes", "other_font", "train_font", "side_by_side", "stop_after"),
 )
 
 
@@ -42,9 +50,13 @@ class ReproduceOptions(CommandLineOptions):
     bert_vocabulary: Path | None = option(None, "vocab.txt of bert-base-chinese, to count what it does not know")
     look_alikes: Path | None = option(None, "SIGHAN's similar_shape.txt; default: the nearest pictures")
     other_font: str | None = option(None, "a font to draw the test texts with")
-    paper_scores: Path | None = option(
-        None, 'JSON, {"TASK": {"bert": 0.9, "glyphcrm": 0.9}}: the paper\'s, for the tables'
+    train_font: list[str] = option(
+        [], "with --other-font: what it brings to train in these fonts, too; then the tests are in that one"
     )
+    side_by_side: int | None = option(
+        None, "runs at once; default: one on a CPU, on a GPU as many as its memory holds, seven at most"
+    )
+    stop_after: float | None = option(None, "minutes after which to save and stop; the same command continues")
 
     def __post_init__(self) -> None:
         recipe = RECIPES[self.preset]
@@ -54,7 +66,8 @@ class ReproduceOptions(CommandLineOptions):
             asdict(self),
             {
                 (0.01, math.inf): ("hours",),
-                (1, math.inf): ("seeds", "batch_size"),
+                (1, math.inf): ("seeds", "batch_size", "side_by_side"),
+                (0.01, 1e6): ("stop_after",),
                 (16, math.inf): ("max_length",),
                 (10, math.inf): ("vocabulary_size",),
                 (FEWEST_STEPS, math.inf): ("pretraining_steps",),

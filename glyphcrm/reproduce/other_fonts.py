@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.checkpoint import load_atlas, load_checkpoint
+from glyphcrm.finetuning.run import SUMMARY_FILE
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.modeling import GlyphCRMForPreTraining
@@ -16,7 +17,8 @@ from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import Plan
-from glyphcrm.reproduce.stages import finetune, pretrain
+from glyphcrm.reproduce.side_by_side import Workers
+from glyphcrm.reproduce.stages import fine_tuning, pretraining
 from glyphcrm.tasks import Task
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, RECIPE_FILE, read_json
@@ -30,22 +32,42 @@ def compare_fonts(
     task: Task,
     model: Path,
     train_fonts: Sequence[str],
-    test_fonts: Sequence[str],
-) -> dict[str, Any]:
-    """Train a pre-trained GlyphCRM further, in one font and in several; fine-tune each so, and test in unseen fonts.
+    test_font: str,
+    workers: Workers,
+) -> dict[str, Any] | None:
+    """Train a pre-trained GlyphCRM further, in one font and in several; fine-tune each so, and test in an unseen font.
 
     Both take `plan.held_out_steps` steps. Return for "one font" and "several fonts" the validation MLM loss, and the
-    spread of the task's metric over the seeds, by the font that is read: "own", then each of `test_fonts` by its name.
+    spread of the task's metric over the seeds, by the font that is read: "own", then `test_font` by its name. Return
+    None if a run failed, which `workers` know of.
     """
     directory = options.output_dir / DIRECTORY
-    fonts = {"own": load_atlas(model)}
-    fonts |= {font.name: fonts["own"].redrawn(font, progress=True) for font in map(open_font, test_fonts)}
+    runs = {name: directory / "pretraining" / name for name in ("one font", "several fonts")}
+    tuned = {name: directory / "finetuning" / name for name in runs}
+    further = {"one font": (), "several fonts": ("--train-font", *train_fonts)}
+    start, steps, text = ("--init", str(model)), plan.held_out_steps, f"{DIRECTORY}/text"
+    trained = workers.run(
+        [pretraining(options, run, "glyphcrm", steps, (*start, *further[name]), text) for name, run in runs.items()]
+    )
+    if not trained or not workers.run(
+        [
+            fine_tuning(
+                options,
+                plan,
+                task,
+                run / MODEL_DIRECTORY,
+                tuned[name],
+                (*further[name], "--test-font", test_font),
+            )
+            for name, run in runs.items()
+        ]
+    ):
+        return None
+    own, font = load_atlas(model), open_font(test_font)
+    fonts = {"own": own, font.name: own.redrawn(font, progress=True)}
     result: dict[str, Any] = {"task": task.name, "metric": task.metric, "mlm_loss": {}, "score": {}}
-    for name, further in (("one font", []), ("several fonts", ["--train-font", *train_fonts])):
-        run, tuned = directory / "pretraining" / name, directory / "finetuning" / name
-        pretrain(options, run, "glyphcrm", plan.held_out_steps, ("--init", str(model), *further), f"{DIRECTORY}/text")
-        finetune(options, plan, task, run / MODEL_DIRECTORY, tuned, (*further, "--test-font", *test_fonts))
-        summary = read_json(tuned / "summary.json")
+    for name, run in runs.items():
+        summary = read_json(tuned[name] / SUMMARY_FILE)
         scores = {"own": summary["test"], **summary["test_fonts"]}
         result["score"][name] = {font: scores[font][task.metric] for font in fonts}
         result["mlm_loss"][name] = mlm_losses(run, fonts)

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.reproduce import held_out
 from glyphcrm.reproduce.held_out import compare_held_out
+from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction
 from glyphcrm.reproduce.options import ReproduceOptions
+from glyphcrm.reproduce.other_fonts import compare_fonts
 from glyphcrm.reproduce.plan import Plan, Speed, make_plan
-from glyphcrm.reproduce.report import PLAN_FILE, read_paper_scores, write_report
+from glyphcrm.reproduce.report import PLAN_FILE, write_report
 from glyphcrm.reproduce.robustness import score_rewritten
+from glyphcrm.reproduce.side_by_side import Job, Workers, fitting
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
+    SEEDS,
     Choice,
     available_tasks,
-    finetune,
-    pretrain,
+    fine_tuning,
+    pretraining,
     probe,
     run_study,
+    seed_directory,
     summaries,
 )
 from glyphcrm.reproduce.substitutions import read_look_alikes, to_traditional, whole_text
@@ -42,52 +49,91 @@ CHOICES_FILE = "choices.json"
 HELD_OUT_FILE = "held_out.json"
 UNKNOWN_FILE = "unknown.json"
 OPEN_PREDICTION_FILE = "open_prediction.json"
+OTHER_FONTS_FILE = "other_fonts.json"
 ROBUSTNESS = "robustness"
+
+
+@dataclass
+class Reproduction:
+    """What the stages share: what was asked for, what is there, and what does the work."""
+
+    options: ReproduceOptions
+    tasks: dict[Task, Splits]
+    plan: Plan
+    choices: dict[str, Choice]  # of each architecture
+    workers: Workers
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The pre-trained model of each architecture, of the first seed, which the stages go on with."""
+        return {
+            arch: seed_directory(self.options, choice, 0) / MODEL_DIRECTORY for arch, choice in self.choices.items()
+        }
 
 
 def reproduce(options: ReproduceOptions) -> Path:
     """Run, or continue, a reproduction in `options.output_dir`; return the path of its RESULTS.md.
 
-    plan.json           steps and samples, from the time given and the speed measured
+    plan.json           steps, samples and seeds, from the time given and the speed measured
     study/              both models with several settings that the paper leaves open, the best ones trained to the end
     choices.json        which those are
+    pretraining/        these with other seeds
     finetuning/         task/model: see glyphcrm.finetuning.run
     held_out/           both models without a hundred characters
     robustness/         a file a task
     open_prediction.json    characters without a learned decoder row
+    other_fonts/        GlyphCRM trained further, in one font and in several
     unknown.json        characters that the vocabularies lack
-    report/             RESULTS.md, charts, results.json
+    logs/               of each run what it has said
+    report/             RESULTS.md, charts, results.json; written anew after each stage
+    keep/               60 MB at most: the report, and the models in half precision
 
     Raises:
-        UserError: for what the user can mend: text, data, settings, files.
+        UserError: for what the user can mend: text, data, settings, files; or runs have failed.
         KeyboardInterrupt: it was stopped; the same call continues.
     """
-    with resumable(options.output_dir):
-        return _reproduce(options)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_REAL, 60 * (options.stop_after or 0))
+    try:
+        with resumable(options.output_dir):
+            return _reproduce(options)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("stopped; the same command continues")
 
 
 def _reproduce(options: ReproduceOptions) -> Path:
     tasks = available_tasks(options)
     _check_files(options)
     claim(options.output_dir, options.identity())
-    plan = _plan(options, tasks)
-    choices = _choices(options, plan)
-    models = {arch: options.output_dir / choice.directory / MODEL_DIRECTORY for arch, choice in choices.items()}
-    for arch, choice in choices.items():  # from where the study left it
-        pretrain(options, options.output_dir / choice.directory, arch, plan.pretraining_steps, choice.arguments)
-    if "unknown" not in options.without:
-        _unknown(options, tasks, models["glyphcrm"])
-    if "finetuning" not in options.without:
-        for task in tasks:
-            for arch, model in models.items():
-                finetune(options, plan, task, model, options.output_dir / "finetuning" / task.name / arch)
-    if "robustness" not in options.without:
-        _robustness(options, list(tasks))
-    if "held_out" not in options.without:
-        _held_out(options, plan, tasks, choices)
-    if "open_prediction" not in options.without:
-        _open_prediction(options, models["glyphcrm"])
-    return write_report(options, plan, tasks, choices)
+    workers = Workers(options.output_dir, options.side_by_side or fitting(options.preset))
+    plan = _plan(options, tasks, workers)
+    reproduction = Reproduction(options, tasks, plan, _choices(options, plan, workers), workers)
+    _pretraining(reproduction)
+    results, table = _write(reproduction)
+    for name, stage in STAGES.items():
+        if name not in options.without:
+            stage(reproduction)
+            results, table = _write(reproduction)
+    print(f"\n{table}")
+    if workers.failures:
+        listed = "; ".join(workers.failures[:3])
+        raise UserError(f"{results} is without {len(workers.failures)} runs; the same command tries again: {listed}")
+    return results
+
+
+def _write(reproduction: Reproduction) -> tuple[Path, str]:
+    """Write the report of what there is, and what is to be kept; return the path of RESULTS.md and its main table."""
+    options, plan, choices = reproduction.options, reproduction.plan, reproduction.choices
+    results, table = write_report(options, plan, reproduction.tasks, choices, reproduction.workers.failures)
+    seeds = range(plan.pretraining_seeds)
+    keep(options.output_dir, [seed_directory(options, choice, seed) for seed in seeds for choice in choices.values()])
+    return results, table
 
 
 def _check_files(options: ReproduceOptions) -> None:
@@ -98,22 +144,21 @@ def _check_files(options: ReproduceOptions) -> None:
         read_look_alikes(options.look_alikes)
     if "robustness" not in options.without:
         to_traditional("")
-    if options.other_font:
-        open_font(options.other_font)
-    if options.paper_scores:
-        read_paper_scores(options.paper_scores)
+    for font in filter(None, (options.other_font, *options.train_font)):
+        open_font(font)
 
 
-def _plan(options: ReproduceOptions, tasks: dict[Task, Splits]) -> Plan:
+def _plan(options: ReproduceOptions, tasks: dict[Task, Splits], workers: Workers) -> Plan:
     path = options.output_dir / PLAN_FILE
     if not path.exists():
-        runs_of_each = math.ceil(len(variants(options.preset)) / len(ARCHITECTURES))
-        write_json(path, asdict(make_plan(options, probe(options), tasks, runs_of_each)))
+        studied = [] if "study" in options.without else [variant.arch for variant in variants(options.preset)]
+        plan = make_plan(options, probe(options, workers), tasks, studied, workers.at_once)
+        write_json(path, asdict(plan))
     kept = read_json(path)
     return Plan(**kept | {"speed": {arch: Speed(**speed) for arch, speed in kept["speed"].items()}})
 
 
-def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
+def _choices(options: ReproduceOptions, plan: Plan, workers: Workers) -> dict[str, Choice]:
     """Return each architecture's best settings of the study, kept once they are known; without it, the middle ones.
 
     (The recipe of a preset is for a short run, and its rate too high for a long one.)
@@ -121,15 +166,50 @@ def _choices(options: ReproduceOptions, plan: Plan) -> dict[str, Choice]:
     if "study" in options.without:
         names = {f"{arch}-rate" for arch in ARCHITECTURES}
         middle = [variant for variant in variants(options.preset) if variant.name in names]
-        return {variant.arch: Choice(f"pretraining/{variant.arch}", variant.arguments) for variant in middle}
+        return {variant.arch: Choice(f"{SEEDS}/{variant.name}", variant.arguments) for variant in middle}
     path = options.output_dir / CHOICES_FILE
     if not path.exists():
-        write_json(path, {arch: asdict(choice) for arch, choice in run_study(options, plan).items()})
+        write_json(path, {arch: asdict(choice) for arch, choice in run_study(options, plan, workers).items()})
     return {arch: Choice(kept["directory"], tuple(kept["arguments"])) for arch, kept in read_json(path).items()}
 
 
-def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) -> None:
+def _pretraining(reproduction: Reproduction) -> None:
+    """Train the best settings to the end: the first seed from where the study left it, others from the start.
+
+    Raises:
+        UserError: without a first seed there is nothing to compare.
+    """
+    options, plan, workers = reproduction.options, reproduction.plan, reproduction.workers
+    jobs = [
+        pretraining(
+            options,
+            seed_directory(options, choice, seed),
+            arch,
+            plan.pretraining_steps,
+            (*choice.arguments, "--seed", str(seed)),
+            seconds=plan.seconds(arch, plan.pretraining_steps),
+        )
+        for seed in range(plan.pretraining_seeds)
+        for arch, choice in reproduction.choices.items()
+    ]
+    if not workers.run(jobs) and not all(model.exists() for model in reproduction.models.values()):
+        raise UserError(workers.failures[-1])
+
+
+def _finetuning(reproduction: Reproduction) -> None:
+    options, plan = reproduction.options, reproduction.plan
+    jobs = []
+    for task, splits in reproduction.tasks.items():
+        for arch, model in reproduction.models.items():
+            directory = options.output_dir / "finetuning" / task.name / arch
+            seconds = plan.seconds_of_finetuning(arch, task, splits, options.seeds)
+            jobs.append(fine_tuning(options, plan, task, model, directory, seconds=seconds))
+    reproduction.workers.run(jobs)
+
+
+def _unknown(reproduction: Reproduction) -> None:
     """Count what the vocabularies lack, of all texts of each task (the paper's Table 1)."""
+    options, tasks, model = reproduction.options, reproduction.tasks, reproduction.models["glyphcrm"]
     path = options.output_dir / UNKNOWN_FILE
     sizes = {task.name: [len(splits.train), len(splits.dev), len(splits.test)] for task, splits in tasks.items()}
     inputs = {"tasks": sizes, "bert_vocabulary": _digest(options.bert_vocabulary)}
@@ -150,8 +230,9 @@ def _unknown(options: ReproduceOptions, tasks: dict[Task, Splits], model: Path) 
     write_json(path, {"inputs": inputs, "counted": counted})
 
 
-def _open_prediction(options: ReproduceOptions, model: Path) -> None:
+def _open_prediction(reproduction: Reproduction) -> None:
     """Ask for characters without a learned decoder row, and for those that the pre-training of `held_out` lacked."""
+    options, model = reproduction.options, reproduction.models["glyphcrm"]
     path, lacking = options.output_dir / OPEN_PREDICTION_FILE, options.output_dir / held_out.DIRECTORY
     without = lacking / "pretraining" / "glyphcrm" / MODEL_DIRECTORY
     inputs = {"models": [_digest(of / WEIGHTS_FILE) for of in (model, without) if of.exists()]}
@@ -165,7 +246,8 @@ def _open_prediction(options: ReproduceOptions, model: Path) -> None:
     write_json(path, result)
 
 
-def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
+def _robustness(reproduction: Reproduction) -> None:
+    options, plan = reproduction.options, reproduction.plan
     tuned: dict[str, dict[str, Any]] = {}
     for name, arch, summary, _ in summaries(options.output_dir):
         tuned.setdefault(name, {})[arch] = summary
@@ -174,21 +256,66 @@ def _robustness(options: ReproduceOptions, tasks: Sequence[Task]) -> None:
         "opencc": version("opencc"),
         "other_font": options.other_font,
     }
-    for task in tasks:
+    jobs = []
+    for task, splits in reproduction.tasks.items():
         path = options.output_dir / ROBUSTNESS / f"{task.name}.json"
-        if task.name in tuned and not _is_made_from(path, inputs):
-            print(f"rewriting the test texts of {task.title}", flush=True)
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, {"inputs": inputs, **score_rewritten(options, task, tuned[task.name])})
+        if tuned.get(task.name, {}).keys() >= set(ARCHITECTURES) and not _is_made_from(path, inputs):
+            path.unlink(missing_ok=True)
+            arguments = (options, task, tuned[task.name], inputs, path)
+            seconds = max(plan.seconds_of_finetuning(arch, task, splits, options.seeds) for arch in ARCHITECTURES)
+            jobs.append(Job(f"{ROBUSTNESS}/{task.name}", path, _rewrite, arguments, seconds))
+    reproduction.workers.run(jobs)
 
 
-def _held_out(options: ReproduceOptions, plan: Plan, tasks: dict[Task, Splits], choices: dict[str, Choice]) -> None:
-    path = options.output_dir / HELD_OUT_FILE
-    # On the words of reviews and titles one character matters most.
-    task = next((task for task in tasks if task.kind is Kind.SENTENCE), None)
+def _rewrite(options: ReproduceOptions, task: Task, tuned: dict[str, Any], inputs: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {"inputs": inputs, **score_rewritten(options, task, tuned)})
+
+
+def _other_fonts(reproduction: Reproduction) -> None:
+    """Train in the fonts of `--train-font`, if there are any, and as long in one; test in the one of `--other-font`."""
+    options, task = reproduction.options, _task_of_sentences(reproduction)
+    path, font = options.output_dir / OTHER_FONTS_FILE, options.other_font
+    inputs = {"task": task and task.name, "train_fonts": options.train_font, "other_font": font}
+    if task is None or font is None or not options.train_font or _is_made_from(path, inputs):
+        return
+    model, workers = reproduction.models["glyphcrm"], reproduction.workers
+    result = compare_fonts(options, reproduction.plan, task, model, options.train_font, font, workers)
+    if result is not None:
+        write_json(path, {"inputs": inputs, **result})
+
+
+def _task_of_sentences(reproduction: Reproduction) -> Task | None:
+    """Return the task to ask about single characters: on the words of reviews and titles one matters most."""
+    return next((task for task in reproduction.tasks if task.kind is Kind.SENTENCE), None)
+
+
+def _held_out(reproduction: Reproduction) -> None:
+    path = reproduction.options.output_dir / HELD_OUT_FILE
+    task = _task_of_sentences(reproduction)
     if task is None or _is_made_from(path, {"task": task.name}):
         return
-    write_json(path, {"inputs": {"task": task.name}, **compare_held_out(options, plan, task, tasks[task], choices)})
+    result = compare_held_out(
+        reproduction.options,
+        reproduction.plan,
+        task,
+        reproduction.tasks[task],
+        reproduction.choices,
+        reproduction.workers,
+    )
+    if result is not None:
+        write_json(path, {"inputs": {"task": task.name}, **result})
+
+
+# A stage takes a `Reproduction`, does what is not done yet, and leaves files that the report reads.
+STAGES: dict[str, Callable[[Reproduction], None]] = {
+    "unknown": _unknown,
+    "finetuning": _finetuning,
+    "robustness": _robustness,
+    "held_out": _held_out,
+    "open_prediction": _open_prediction,
+    "other_fonts": _other_fonts,
+}
 
 
 def _is_made_from(path: Path, inputs: Any) -> bool:

@@ -139,7 +139,7 @@ class Training:
         self.saved: Path | None = None  # the newest checkpoint
         # Of the steps since the last log, this process's shares of the loss.
         self.losses = torch.zeros(1, dtype=torch.float64, device=machine.device)
-        self._since = time.perf_counter()
+        self._since = self._saved_at = time.perf_counter()
 
     def run(self, checkpoint: Path | None) -> Progress:
         """Train up to `Plan.end`, from a checkpoint if there is one; return how far the run has come.
@@ -237,6 +237,8 @@ class Training:
         self.losses += loss
         self.display.advance()
         logs, validates, saves = (progress.step in steps for steps in (plan.logs, plan.validations, plan.saves))
+        if logs and plan.save_minutes is not None and self.machine.world == 1:  # the clocks of several would not agree
+            saves |= time.perf_counter() - self._saved_at >= 60 * plan.save_minutes
         if logs or validates or saves or self.machine.device.type == "cpu":
             loss_so_far, last_norm = torch.stack([self.losses[0], norm]).tolist()
             self._check_finite("loss", loss_so_far)
@@ -289,6 +291,7 @@ class Training:
                 for step in saved.keys() - self.objective.kept(list(saved), self.progress.history):
                     shutil.rmtree(saved[step])
             self.saved = run_checkpoint.path_of(self.run_dir, self.progress.step)
+            self._saved_at = time.perf_counter()
             self.machine.wait()
 
     def _record(self, entry: Entry) -> None:

@@ -157,6 +157,16 @@ def test_a_run_in_several_fonts_continues_bit_for_bit_and_keeps_its_own_pictures
     assert "train_font_files" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_saves_by_the_clock_too(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "clock"
+    often = ("--save-every", "100", "--save-minutes", "0")
+    assert main(command(text_file, run, *often, "--stop-after", "5")) == 0
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-5"}
+    assert main(command(text_file, run)) == 0
+    assert same_weights(run, finished) and losses(run) == losses(finished)
+
+
 def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
     arguments = command(text_file, run, "--save-every", "100")

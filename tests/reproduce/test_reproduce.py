@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import multiprocessing
+import os
 import random
 import re
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
-from glyphcrm.reproduce import stages, substitutions, trials
+from glyphcrm.reproduce import held_out, report, run, stages, substitutions, trials
 from glyphcrm.reproduce.held_out import choose_excluded
-from glyphcrm.reproduce.options import ReproduceOptions
-from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Speed, make_plan
+from glyphcrm.reproduce.kept import keep
+from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
+from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Plan, Speed, make_plan, makespan
 from tests.classic import TEXT
+from tests.robustness.processes import warm_up
 
 GOOD, BAD = TEXT[:20], TEXT[20:40]
 
@@ -46,28 +58,85 @@ def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "reviews.toml"
 
 
-def test_every_number_of_the_results_is_in_a_file_of_a_run(
-    text_file: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stages, "VALIDATION_SAMPLES", 8)
-    few = tuple(v for v in trials.variants("nano") if v.name.endswith(("-rate", "-glyphs", "-decoder")))
-    monkeypatch.setattr(stages, "variants", lambda preset: few)
-    monkeypatch.setattr("glyphcrm.reproduce.report.variants", lambda preset: few)
-    choose = functools.partial(choose_excluded, kept_most_frequent=5, most_share=0.9)
-    monkeypatch.setattr("glyphcrm.reproduce.held_out.choose_excluded", choose)
-    monkeypatch.setattr("glyphcrm.reproduce.held_out.HELD_OUT", 5)
-    out = tmp_path / "out"
-    look_alikes = tmp_path / "similar.txt"
+@pytest.fixture(scope="module")
+def command(text_file: Path, task_file: Path) -> list[str]:
+    look_alikes = task_file.parent / "similar.txt"
     look_alikes.write_text("".join(f"{a},{b}\n" for a, b in zip(GOOD, BAD, strict=True)), encoding="utf-8")
-    scores = tmp_path / "paper.json"
-    scores.write_text('{"reviews": {"bert": 0.5, "glyphcrm": 0.75}}')
-    command = [
+    return [
         *("reproduce", "--preset", "nano", "--text", str(text_file), "--tasks", str(task_file), "--hours", "0.02"),
         *("--seeds", "2", "--max-length", "32", "--batch-size", "4", "--pretraining-steps", "10"),
-        *("--train-samples", "64", "--output-dir", str(out), "--look-alikes", str(look_alikes)),
-        *("--paper-scores", str(scores)),
+        *("--train-samples", "64", "--look-alikes", str(look_alikes), "--side-by-side", "2"),
     ]
-    assert main(command) == 0
+
+
+def work(words: list[str], log: Path) -> None:
+    """Do the command in this process, a group of its own, with fewer settings to compare and characters to hold out."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    torch.set_num_threads(1)
+    tried = {"glyphcrm-rate", "bert-rate", "glyphcrm-half-rate", "bert-half-rate", "glyphcrm-free-glyphs"}
+    few = tuple(variant for variant in trials.variants("nano") if variant.name in tried)
+    for module in (stages, run, report):
+        module.variants = lambda preset: few  # type: ignore[attr-defined]
+    stages.VALIDATION_SAMPLES = 8
+    held_out.HELD_OUT = 5
+    held_out.choose_excluded = functools.partial(choose_excluded, kept_most_frequent=5, most_share=0.9)
+    sys.exit(main(words))
+
+
+class Reproduction:
+    """The command in a process of its own, until it ends or is killed."""
+
+    def __init__(self, command: list[str], out: Path) -> None:
+        warm_up()
+        self.out, self.log = out, out.with_suffix(".log")
+        context = multiprocessing.get_context("forkserver")
+        self.process = context.Process(target=work, args=([*command, "--output-dir", str(out)], self.log))
+        self.process.start()
+
+    def end(self) -> int | None:
+        self.process.join(500)
+        return self.process.exitcode
+
+    def kill_at(self, pattern: str) -> None:
+        """Kill it with SIGKILL as soon as there is such a file; all that it has started ends, too."""
+        while not any(self.out.glob(pattern)):
+            assert self.process.is_alive(), self.log.read_text()
+            time.sleep(0.01)
+        workers = writers(self.out)
+        assert workers
+        self.process.kill()
+        self.process.join()
+        for _ in range(1000):
+            if not writers(self.out):
+                return
+            time.sleep(0.02)
+        pytest.fail(f"{writers(self.out)} are left")
+
+
+def writers(out: Path) -> list[str]:
+    """Return the processes whose output goes to a log of a run."""
+    found = []
+    for descriptor in Path("/proc").glob("[0-9]*/fd/1"):
+        with contextlib.suppress(OSError):
+            if descriptor.readlink().is_relative_to(out / "logs"):
+                found.append(descriptor.parts[2])
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reproduction that nobody disturbed."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    reproduction = Reproduction(command, out)
+    assert reproduction.end() == 0, reproduction.log.read_text()
+    return out
+
+
+def test_every_number_of_the_results_is_in_a_file_of_a_run(finished: Path, command: list[str]) -> None:
+    out = finished
     results = (out / "report" / "RESULTS.md").read_text(encoding="utf-8")
     numbers = json.loads((out / "report" / "results.json").read_text(encoding="utf-8"))
     for name, number in numbers.items():
@@ -77,18 +146,66 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(
     for chart in ("pretraining.png", "scores.png", "look-alikes.png"):
         with Image.open(out / "report" / chart) as image:
             assert image.format == "PNG"
-    assert "### Simplified to traditional" in results
-    assert "75.00" in results  # the paper's
+    assert "### Simplified to traditional" in results and "## Runs that failed" not in results
     summary = json.loads((out / "finetuning" / "reviews" / "bert" / "summary.json").read_text())
     assert f"{100 * summary['test']['accuracy']['mean']:.2f}" in results
-    held_out = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
-    assert len(held_out["characters"]) == 5
+    found = json.loads((out / "held_out.json").read_text(encoding="utf-8"))
+    assert len(found["characters"]) == 5 and found["accuracy"].keys() == {"glyphcrm", "bert"}
+    table = results[results.index("| set | GlyphCRM | BERT | GlyphCRM, paper | BERT, paper |") :].split("\n\n")[0]
+    assert table in out.with_suffix(".log").read_text(encoding="utf-8")
+    # What is kept: the same report, and both models, half as large.
+    assert (out / "keep" / "report" / "RESULTS.md").read_text(encoding="utf-8") == results
+    for choice in json.loads((out / "choices.json").read_text()).values():
+        kept, whole = (place / "model.safetensors" for place in (
+            out / "keep" / "models" / Path(choice["directory"]).name, out / choice["directory"] / "model"
+        ))  # fmt: skip
+        assert kept.stat().st_size < 0.55 * whole.stat().st_size
     opened = json.loads((out / "open_prediction.json").read_text(encoding="utf-8"))
     assert opened["all"]["groups"] and opened["held_out"]["groups"] and "rows from pictures" in results
     # A second call finds everything done, and no training is started.
-    monkeypatch.setattr(stages, "run_pretrain", pytest.fail)
-    monkeypatch.setattr(stages, "run_finetune", pytest.fail)
-    assert main(command) == 0
+    logs = {path: path.stat().st_size for path in (out / "logs").iterdir()}
+    assert Reproduction(command, out).end() == 0
+    assert {path: path.stat().st_size for path in (out / "logs").iterdir()} == logs
+    assert (out / "report" / "RESULTS.md").read_text(encoding="utf-8") == results
+
+
+def test_a_reproduction_that_is_killed_twice_ends_with_the_same_report(
+    finished: Path, command: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for moment in ("study/*/checkpoint-2", "finetuning/reviews/*/seed-0"):
+        Reproduction(command, out).kill_at(moment)
+    last = Reproduction(command, out)
+    assert last.end() == 0, last.log.read_text()
+    ours, theirs = ((of / "report" / "RESULTS.md").read_text(encoding="utf-8") for of in (out, finished))
+    times = re.compile(r"(?m)^\| written on .*|(?<=%) \| \d+ \|$")  # and the minutes of pre-training
+    assert times.sub("", ours) == times.sub("", theirs)
+    ours, theirs = (
+        json.dumps(_without_times(json.loads((of / "report" / "results.json").read_text()))) for of in (out, finished)
+    )
+    assert ours == theirs
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(inner) for key, inner in value.items() if key != "seconds"}
+    return list(map(_without_times, value)) if isinstance(value, list) else value
+
+
+def test_what_is_too_large_is_not_kept_and_named(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "RESULTS.md").write_text("# Results\n")
+    runs = [tmp_path / name for name in ("one", "two", "failed")]
+    for run_dir in runs[:2]:
+        (run_dir / "model").mkdir(parents=True)
+        (run_dir / "model" / "config.json").write_text('{"model_type": "bert"}')
+        save_file({"weight": torch.ones(50_000)}, run_dir / "model" / "model.safetensors")
+    for limit, kept in ((350_000, {"one", "two"}), (250_000, {"one"}), (150_000, set())):
+        keep(tmp_path, runs, limit)
+        assert {path.name for path in (tmp_path / "keep" / "models").iterdir()} == kept
+        assert sum(path.stat().st_size for path in (tmp_path / "keep").rglob("*") if path.is_file()) <= limit
+        left_out = (tmp_path / "keep" / "LEFT_OUT.txt").read_text().splitlines()
+        assert len(left_out) == 2 - len(kept) and all(f"{tmp_path}/" in line and "0.1 MB" in line for line in left_out)
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -100,20 +217,56 @@ def test_both_models_get_the_same_number_of_trials(preset: str) -> None:
     assert len({(variant.arch, variant.arguments) for variant in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("hours", [0.5, 2.0, 8.0])
-def test_a_plan_fits_into_its_time(hours: float, task_file: Path) -> None:
-    options = ReproduceOptions(
-        preset="tiny", text=(), data=None, tasks=(str(task_file),), output_dir=Path(), hours=hours, seeds=3,
-        max_length=128, batch_size=32, vocabulary_size=7000, pretraining_steps=None, train_samples=None, without=(),
-        bert_vocabulary=None, look_alikes=None, other_font=None, paper_scores=None,
-    )  # fmt: skip
+def test_both_models_are_trained_with_the_same_words(task_file: Path) -> None:
+    options = ReproduceOptions(preset="nano", tasks=[str(task_file)])
+    plan = Plan(10, 1, 6, 4, 64, 1, {})
+    (task,) = stages.available_tasks(options)
+    of_arch = []
+    for arch in stages.ARCHITECTURES:
+        directory = options.output_dir / arch
+        jobs = [
+            stages.pretraining(options, directory, arch, 10, ("--seed", "1")),
+            stages.fine_tuning(options, plan, task, directory / "model", directory / "tuned"),
+        ]
+        of_arch.append([word.replace(arch, "MODEL") for job in jobs for word in (job.name, *job.arguments)])
+    assert of_arch[0] == of_arch[1]
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=20), st.integers(1, 8))
+def test_work_side_by_side_takes_as_long_as_it_must(seconds: list[float], at_once: int) -> None:
+    whole, longest = makespan(seconds, at_once), max(seconds)
+    alone = sum(seconds)
+    assert max(longest, alone / at_once) <= whole * (1 + 1e-9) and whole <= (alone / at_once + longest) * (1 + 1e-9)
+    assert makespan(seconds, 1) == pytest.approx(alone) and makespan(seconds, len(seconds)) == longest
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    hours=st.floats(0.2, 20),
+    at_once=st.integers(1, 7),
+    speeds=st.lists(st.tuples(st.floats(0.01, 5), st.floats(1e-6, 1e-3), st.floats(0, 5)), min_size=2, max_size=2),
+)
+def test_a_plan_fits_into_its_time(
+    task_file: Path, hours: float, at_once: int, speeds: list[tuple[float, float, float]]
+) -> None:
+    options = ReproduceOptions(preset="tiny", tasks=[str(task_file)], hours=hours)
     tasks = stages.available_tasks(options)
-    speed = {"glyphcrm": Speed(step=2.5, token=1e-3), "bert": Speed(step=0.6, token=2e-4)}
-    plan = make_plan(options, speed, tasks, studied=5)
-    both = 2.5 + 0.6
-    pretraining = both * (plan.pretraining_steps + plan.held_out_steps + 4 * plan.study_steps)
-    assert 0.5 * hours * 3600 < pretraining < 0.75 * hours * 3600
-    assert plan.train_samples >= FEWEST_SAMPLES
+    studied = [variant.arch for variant in trials.variants("tiny")]
+    speed = {arch: Speed(*of) for arch, of in zip(stages.ARCHITECTURES, speeds, strict=True)}
+    plan = make_plan(options, speed, tasks, studied, at_once)
+    time = hours * 3600
+    seeds, steps = range(plan.pretraining_seeds), plan.pretraining_steps
+    begun = makespan([plan.seconds(arch, plan.study_steps) for arch in studied], at_once)
+    rest = [plan.seconds(arch, steps - (0 if seed else plan.study_steps)) for seed in seeds for arch in speed]
+    assert steps == FEWEST_STEPS or begun + makespan(rest, at_once) <= 0.57 * time
+    held_out = makespan([plan.seconds(arch, plan.held_out_steps) for arch in speed], at_once)
+    assert plan.held_out_steps == FEWEST_STEPS or held_out <= 0.1 * time
+    tuned = [plan.seconds_of_finetuning(arch, *of_task, options.seeds) for arch in speed for of_task in tasks.items()]
+    assert plan.train_samples == FEWEST_SAMPLES or makespan(tuned, at_once) <= 0.27 * time
+    # Which of the two is the faster makes no difference.
+    other = make_plan(options, dict(zip(speed, reversed(speed.values()), strict=True)), tasks, ["glyphcrm", "bert"], 2)
+    same = make_plan(options, speed, tasks, ["glyphcrm", "bert"], 2)
+    assert {**asdict(other), "speed": None} == {**asdict(same), "speed": None}
 
 
 @pytest.mark.parametrize(
