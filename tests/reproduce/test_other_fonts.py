@@ -43,7 +43,7 @@ def test_both_trainings_are_told_in_each_font_and_done_once(
         fonts.append(str(font_file(tmp_path / f"{name}.ttf", boxes, family=name)))
     words = f"--preset nano --text {text} --tasks {task} --output-dir {tmp_path / 'out'} --seeds 1 --max-length 32"
     options = ReproduceOptions.parse([*words.split(), "--batch-size", "4"])
-    plan = Plan(pretraining_steps=4, study_steps=4, held_out_steps=4, train_samples=32, speed={})
+    plan = Plan(4, 1, 4, 4, 32, 2, {})
     workers = Workers(options.output_dir, 2)
     arguments = options, plan, find_task(str(task)), model, fonts[:1], fonts[1], workers
     found = compare_fonts(*arguments)
