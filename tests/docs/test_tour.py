@@ -24,7 +24,8 @@ def outputs(notebook: Any) -> list[str]:
 def test_the_tour_runs_and_prints_what_it_holds() -> None:
     """After a change: `jupyter-execute --inplace docs/tour.ipynb`."""
     kept, run = (nbformat.read(TOUR, as_version=4) for _ in range(2))
-    NotebookClient(run, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    resources = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(run, timeout=300, coalesce_streams=True, resources=resources).execute()
     assert outputs(run) == outputs(kept)
     assert "涑 # 何 # 洹 # 混" in "".join(outputs(run))
     assert TOUR.stat().st_size < 100_000
