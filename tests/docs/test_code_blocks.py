@@ -18,8 +18,10 @@ CLAIMED = [block for block in BLOCKS if block.language != OUTPUT]
 
 
 def run_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Execute it from the root of the repository, with the shipped checkpoint."""
-    monkeypatch.chdir(ROOT)
+    """Execute it as from the root of the repository, with the shipped checkpoint; what it writes goes elsewhere."""
+    for entry in ROOT.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
     exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
 
 
