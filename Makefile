@@ -70,10 +70,10 @@ test-peer: .venv/transformers-$(TRANSFORMERS)/tests/__init__.py
 	tar -xzf .venv/transformers-$(TRANSFORMERS).tar.gz -C .venv
 	touch $@
 
-# Malformed inputs through every public surface, runs killed at any moment, two runs in one directory: totals in under
-# twenty minutes. A short part of it is in `make test`. GLYPHCRM_KILLS=1000 kills so often.
+# Malformed inputs through every public surface, runs killed at any moment, a whole reproduction too, two runs in one
+# directory: totals in under twenty minutes. A short part of it is in `make test`. GLYPHCRM_KILLS=1000 kills so often.
 test-robustness: .venv/installed
-	$(BIN)/python -m pytest tests/robustness
+	$(BIN)/python -m pytest tests/robustness tests/reproduce/test_reproduce.py
 
 # What pip installs, built and installed into empty environments: the whole, and the kernels alone.
 test-distribution: .venv/installed

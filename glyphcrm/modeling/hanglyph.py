@@ -62,11 +62,19 @@ class GlyphTable(nn.Module):
         super().__init__()
         self.register_buffer("bitmaps", torch.zeros(config.num_glyphs, PACKED_BYTES, dtype=torch.uint8))
         self.register_buffer("sources", torch.zeros(config.num_glyphs, dtype=torch.uint8))
-        self.register_buffer("in_fonts", None, persistent=False)
+        self.in_fonts = None
 
     def forward(self) -> Tensor:
         """Return the bitmaps; they may be offloaded, and arrive when they are asked for so."""
         return self.bitmaps
+
+    def read_in_fonts(self, pictures: Tensor | None) -> None:
+        """Set `in_fonts`, or with None read one font again; there is no buffer then (offloading takes no None)."""
+        del self.in_fonts
+        if pictures is None:
+            self.in_fonts = None
+        else:
+            self.register_buffer("in_fonts", pictures, persistent=False)
 
     def pictures(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what HanGlyph is to read of the atlas `rows` ``(U,)`` int64: rows, and the bitmaps they are rows of.

@@ -112,7 +112,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         table = self.glyph_model.glyph_table
         table.bitmaps = torch.tensor(atlas.bitmaps, device=table.bitmaps.device)
         table.sources = torch.tensor(atlas.sources, device=table.sources.device)
-        table.in_fonts = None
+        table.read_in_fonts(None)
         self.glyph_model.rows = dict(atlas.rows)
         self.config.num_glyphs = len(atlas)
         self.config.glyph_fonts = list(atlas.fonts)
@@ -135,7 +135,7 @@ class GlyphCRMPreTrainedModel(PreTrainedModel):
         if any(tokens_digest(atlas.tokens) != self.config.tokens_sha256 for atlas in atlases):
             raise UserError("an atlas has other tokens than the model's own; make it of that with redrawn()")
         redrawn = [torch.tensor(atlas.bitmaps, device=table.bitmaps.device) for atlas in atlases]
-        table.in_fonts = torch.cat([table.bitmaps, *redrawn]) if redrawn else None
+        table.read_in_fonts(torch.cat([table.bitmaps, *redrawn]) if redrawn else None)
 
     @property
     def vocabulary(self) -> dict[str, int]:

@@ -167,6 +167,7 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(finished: Path, comma
     assert (out / "report" / "RESULTS.md").read_text(encoding="utf-8") == results
 
 
+@pytest.mark.slow
 def test_a_reproduction_that_is_killed_twice_ends_with_the_same_report(
     finished: Path, command: list[str], tmp_path: Path
 ) -> None:
