@@ -47,7 +47,8 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process has it, or it cannot be made or written.
     """
-    with ExitStack() as stack:
+    # The lock itself ends last: who waits for it finds the directory gone, and makes one of their own.
+    with ExitStack() as last, ExitStack() as stack:
         path = directory / LOCK_FILE
         for attempt in itertools.count(1):
             try:
@@ -68,7 +69,8 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
                 break
             os.close(lock)  # its holder has removed the file between our open and our lock
         _held.add(lock)
-        stack.callback(_release, lock, path)
+        last.callback(_close, lock)
+        stack.callback(_remove_file, lock, path)
         with suppress(OSError):  # without a record it is a lock all the same
             os.ftruncate(lock, 0)
             os.pwrite(lock, _record(), 0)
@@ -90,14 +92,17 @@ def _take(lock: int, directory: Path, wait: bool) -> None:
         print(f"{directory} cannot be locked ({error.strerror}): start nothing else in it", file=sys.stderr)
 
 
-def _release(lock: int, path: Path) -> None:
-    if lock not in _held:
-        return  # in a forked process
-    _held.remove(lock)
-    with suppress(OSError):
-        if _is_at(lock, path):
-            path.unlink()
-    os.close(lock)
+def _remove_file(lock: int, path: Path) -> None:
+    if lock in _held:  # not in a forked process
+        with suppress(OSError):
+            if _is_at(lock, path):
+                path.unlink()
+
+
+def _close(lock: int) -> None:
+    if lock in _held:
+        _held.remove(lock)
+        os.close(lock)
 
 
 def _is_at(lock: int, path: Path) -> bool:

@@ -127,8 +127,12 @@ def test_a_forked_process_that_lives_on_does_not_hold_the_lock(tmp_path: Path) -
 
 
 def test_one_that_waits_goes_on_when_the_other_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The directory of the first, which takes its time to remove it, is never that of the second."""
     first = process(
-        "with locked(Path(sys.argv[1])):\n    print('ready', flush=True)\n    time.sleep(1)", tmp_path / "d"
+        "from glyphcrm.training import run_lock\nremove = run_lock._remove_empty\n"
+        "run_lock._remove_empty = lambda directory: (time.sleep(0.5), remove(directory))\n"
+        "with locked(Path(sys.argv[1])):\n    print('ready', flush=True)\n    time.sleep(1)",
+        tmp_path / "d",
     )
     began = time.monotonic()
     with locked(tmp_path / "d", wait=True):
