@@ -29,7 +29,11 @@ STOP_SECONDS = 60.0  # for the step that is being computed, and a checkpoint
 TAIL_BYTES = 4000
 # Imported once, in a process that is forked for each piece of work. None of these looks for a GPU on import: a process
 # that has one cannot be forked.
-PRELOADED = ["glyphcrm.pretraining.run", "glyphcrm.finetuning.run", "glyphcrm.reproduce.robustness", "sklearn.metrics"]
+PRELOADED = [
+    *("glyphcrm.pretraining.run", "glyphcrm.finetuning.run", "glyphcrm.reproduce.robustness", "sklearn.metrics"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg"),
+    *("tensorboard.summary.writer.record_writer", "tensorboard.compat.proto.event_pb2"),
+]
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from glyphcrm.training.machine import Machine
 Batch = dict[str, Any]  # of tensors, mostly
 # The samples of a process's share of a step to micro-batches.
 MakeMicroBatches = Callable[[Sequence[Any]], list[Batch]]
+# How processes begin: a fork is there at once. Python 3.14 and a run that was itself started by a fork server would
+# otherwise start a server here, too, that imports everything once more. On macOS forks are unsafe.
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,12 @@ def micro_batches_of_steps(
 ) -> Iterator[list[Batch]]:
     """Yield the micro-batches of each share, on the CPU, read ahead by `workers` processes."""
     loader: DataLoader[Any] = DataLoader(
-        dataset, batch_sampler=shares, num_workers=workers, collate_fn=_AsArrays(make), worker_init_fn=_ignore_ctrl_c
+        dataset,
+        batch_sampler=shares,
+        num_workers=workers,
+        collate_fn=_AsArrays(make),
+        worker_init_fn=_ignore_ctrl_c,
+        multiprocessing_context=START_METHOD if workers else None,
     )
     # Made here, not at the first step: it draws from PyTorch's generator, whose state a run that continues restores.
     steps = iter(loader)

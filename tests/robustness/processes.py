@@ -21,9 +21,10 @@ from unittest import mock
 import torch
 
 from glyphcrm.cli.entry import run_command
+from glyphcrm.reproduce.side_by_side import PRELOADED
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["glyphcrm.pretraining.run", "glyphcrm.finetuning.run", "sklearn", "pyarrow", __name__])
+_CONTEXT.set_forkserver_preload([*PRELOADED, "pyarrow", __name__])
 
 
 class Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
@@ -13,7 +14,13 @@ from hypothesis import given
 from torch.utils.data import Dataset
 
 from glyphcrm.training.machine import Machine
-from glyphcrm.training.step_loader import Batch, PaddedMicroBatches, StepShares, micro_batches_of_steps
+from glyphcrm.training.step_loader import (
+    START_METHOD,
+    Batch,
+    PaddedMicroBatches,
+    StepShares,
+    micro_batches_of_steps,
+)
 
 
 def machine(rank: int, world: int) -> Machine:
@@ -74,3 +81,20 @@ def test_ctrl_c_does_not_end_a_data_loading_process() -> None:
     shares = StepShares(0, 2, batch_size=2, micro_batch_size=2, machine=machine(0, 1))
     steps = micro_batches_of_steps(Interrupted(), shares, PaddedMicroBatches(collate, 2), workers=1)
     assert [step[0]["x"].tolist() for step in steps] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.skipif(START_METHOD is None, reason="forks are unsafe here")
+def test_data_loading_processes_are_forked_whatever_the_default_is() -> None:
+    """A fork server, the default since Python 3.14, would import everything once more, and could not be given this."""
+
+    class Local(Positions):
+        pass
+
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        shares = StepShares(0, 1, batch_size=2, micro_batch_size=2, machine=machine(0, 1))
+        steps = list(micro_batches_of_steps(Local(), shares, PaddedMicroBatches(collate, 2), workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert steps[0][0]["x"].tolist() == [0, 1]
