@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+from fontTools import subset
 from fontTools.fontBuilder import FontBuilder
 from fontTools.misc.psCharStrings import T2CharString
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -14,8 +15,22 @@ from fontTools.ttLib import TTCollection, TTFont, newTable
 from fontTools.ttLib.tables._g_l_y_f import Glyph, GlyphComponent
 from fontTools.ttLib.tables.TupleVariation import TupleVariation
 
+from glyphcrm.glyphs.fonts import default_font
+
 Box = tuple[int, int, int, int]
 SQUARE: Box = (100, 0, 900, 800)
+
+
+def part_of_default_font(path: Path, characters: str) -> Path:
+    """Write the default font with these characters, and those of ASCII, alone: all of it takes seconds to draw."""
+    options = subset.Options(layout_features=[], name_IDs=["*"])
+    font = subset.load_font(str(default_font().path), options)
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(text=characters + "".join(map(chr, range(32, 127))))
+    subsetter.subset(font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    font.save(path)
+    return path
 
 
 def font_file(

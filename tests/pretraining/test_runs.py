@@ -19,12 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
 
+from glyphcrm.glyphs import fonts
+from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
 from glyphcrm.training.run_directory import is_complete, last_checkpoint, step_of
 from tests.classic import TEXT
-from tests.glyphs.font_files import font_file
+from tests.glyphs.font_files import font_file, part_of_default_font
 from tests.pretraining.runs import REPOSITORY, command, environment, main, pretrain, start
 from tests.robustness.processes import Run
 
@@ -286,7 +288,11 @@ def test_a_bert_reads_the_same_batches_and_becomes_a_transformers_bert(text_file
     assert torch.isfinite(model(**tokenizer("天地玄黄", "龘", return_tensors="pt")).prediction_logits).all()
 
 
-def test_a_bert_ends_well_on_a_text_with_characters_that_it_does_not_know(text_file: Path, tmp_path: Path) -> None:
+def test_a_bert_ends_well_on_a_text_with_characters_that_it_does_not_know(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = open_font(part_of_default_font(tmp_path / "font.otf", TEXT))
+    monkeypatch.setattr(fonts, "default_font", lambda: part)
     few = command(text_file, tmp_path / "run", "--arch", "bert", "--vocabulary-size", "12", "--steps", "4")
     few.remove("--no-input-only")  # the others have rows: a GlyphCRM would read them
     assert main(few) == 0

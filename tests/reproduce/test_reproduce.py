@@ -24,12 +24,14 @@ from safetensors.torch import load_file, save_file
 
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
+from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.reproduce import held_out, report, run, stages, substitutions, trials
 from glyphcrm.reproduce.held_out import choose_excluded
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Plan, Speed, make_plan, makespan
 from tests.classic import TEXT
+from tests.glyphs.font_files import part_of_default_font
 from tests.robustness.processes import warm_up
 
 GOOD, BAD = TEXT[:20], TEXT[20:40]
@@ -69,9 +71,22 @@ def command(text_file: Path, task_file: Path) -> list[str]:
     ]
 
 
-def work(words: list[str], log: Path) -> None:
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a package of the default font's name, which has few of its characters."""
+    directory = tmp_path_factory.mktemp("packages")
+    characters = TEXT + substitutions.to_traditional(TEXT) + "".join(map(chr, range(0x4E00, 0x4F00)))
+    package = directory / Path(default_font().path).parent.name
+    part_of_default_font(package / default_font().path.name, characters)
+    (package / "__init__.py").touch()
+    return directory
+
+
+def work(words: list[str], packages: Path, log: Path) -> None:
     """Do the command in this process, a group of its own, with fewer settings to compare and characters to hold out."""
     os.setsid()
+    os.environ["PYTHONPATH"] = str(packages)  # of the processes that work
+    sys.path.insert(0, str(packages))
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -89,11 +104,11 @@ def work(words: list[str], log: Path) -> None:
 class Reproduction:
     """The command in a process of its own, until it ends or is killed."""
 
-    def __init__(self, command: list[str], out: Path) -> None:
+    def __init__(self, command: list[str], packages: Path, out: Path) -> None:
         warm_up()
         self.out, self.log = out, out.with_suffix(".log")
         context = multiprocessing.get_context("forkserver")
-        self.process = context.Process(target=work, args=([*command, "--output-dir", str(out)], self.log))
+        self.process = context.Process(target=work, args=([*command, "--output-dir", str(out)], packages, self.log))
         self.process.start()
 
     def end(self) -> int | None:
@@ -127,15 +142,15 @@ def writers(out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(command: list[str], packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reproduction that nobody disturbed."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    reproduction = Reproduction(command, out)
+    reproduction = Reproduction(command, packages, out)
     assert reproduction.end() == 0, reproduction.log.read_text()
     return out
 
 
-def test_every_number_of_the_results_is_in_a_file_of_a_run(finished: Path, command: list[str]) -> None:
+def test_every_number_of_the_results_is_in_a_file_of_a_run(finished: Path, command: list[str], packages: Path) -> None:
     out = finished
     results = (out / "report" / "RESULTS.md").read_text(encoding="utf-8")
     numbers = json.loads((out / "report" / "results.json").read_text(encoding="utf-8"))
@@ -162,19 +177,19 @@ def test_every_number_of_the_results_is_in_a_file_of_a_run(finished: Path, comma
     assert opened["all"]["groups"] and opened["held_out"]["groups"] and "rows from pictures" in results
     # A second call finds everything done, and no training is started.
     logs = {path: path.stat().st_size for path in (out / "logs").iterdir()}
-    assert Reproduction(command, out).end() == 0
+    assert Reproduction(command, packages, out).end() == 0
     assert {path: path.stat().st_size for path in (out / "logs").iterdir()} == logs
     assert (out / "report" / "RESULTS.md").read_text(encoding="utf-8") == results
 
 
 @pytest.mark.slow
 def test_a_reproduction_that_is_killed_twice_ends_with_the_same_report(
-    finished: Path, command: list[str], tmp_path: Path
+    finished: Path, command: list[str], packages: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for moment in ("study/*/checkpoint-2", "finetuning/reviews/*/seed-0"):
-        Reproduction(command, out).kill_at(moment)
-    last = Reproduction(command, out)
+        Reproduction(command, packages, out).kill_at(moment)
+    last = Reproduction(command, packages, out)
     assert last.end() == 0, last.log.read_text()
     ours, theirs = ((of / "report" / "RESULTS.md").read_text(encoding="utf-8") for of in (out, finished))
     times = re.compile(r"(?m)^\| written on .*|(?<=%) \| \d+ \|$")  # and the minutes of pre-training
