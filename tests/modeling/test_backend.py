@@ -31,8 +31,8 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 
 @pytest.fixture
 def batch() -> dict[str, Tensor]:
-    """Two short sequences of few distinct characters, padding, labels."""
-    ids = torch.tensor([[2, 7, 8, 7, 3], [2, 7, 3, 0, 0]])
+    """Two short sequences of two distinct characters, as each takes the interpreter a second; padding, labels."""
+    ids = torch.tensor([[2, 7, 2, 7, 2], [7, 2, 7, 0, 0]])
     labels = torch.tensor([[-100, 9, -100, 7, -100], [-100, 9, -100, -100, -100]])
     return {
         "input_ids": ids.to(DEVICE),
