@@ -30,6 +30,14 @@ class GlyphVectors(NamedTuple):
     skip2: Tensor
 
 
+class StillFeatures(NamedTuple):
+    """The `HanGlyph.features` of all pictures that there are, ``(N, 288)``: row i is that of picture i."""
+
+    bitmaps: Tensor
+    block1: Tensor
+    block2: Tensor
+
+
 def position_map(kind: str) -> Tensor:
     """Return the position channels x and y as ``(2, 48, 48)`` float32, x to the right and y upwards.
 
@@ -76,6 +84,10 @@ class GlyphTable(nn.Module):
         else:
             self.register_buffer("in_fonts", pictures, persistent=False)
 
+    def all_pictures(self) -> Tensor:
+        """Return all that a training may read: ``in_fonts``, or with one font the bitmaps."""
+        return self.bitmaps if self.in_fonts is None else self.in_fonts
+
     def pictures(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what HanGlyph is to read of the atlas `rows` ``(U,)`` int64: rows, and the bitmaps they are rows of.
 
@@ -104,6 +116,7 @@ class HanGlyph(GradientCheckpointingLayer):
         self.skip1 = nn.Linear(c1 * 12 * 12, d)
         self.skip2 = nn.Linear(c2 * 3 * 3, d)
         self.config = config
+        self.still: StillFeatures | None = None
         self.register_buffer("positions", position_map(config.position_map), persistent=False)
 
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,9 +154,12 @@ class HanGlyph(GradientCheckpointingLayer):
             rows: ``(U,)`` int64, the distinct characters of a batch.
             bitmaps: ``(N, 288)`` uint8, the packed atlas.
         """
-        pieces = 1 if rows.is_cuda or torch.compiler.is_compiling() else max(1, math.ceil(len(rows) / CPU_PIECE))
-        parts = [rows] if pieces == 1 else rows.chunk(pieces)
-        block1, block2 = in_pieces(lambda piece: self.features(piece, bitmaps), parts)
+        if self.still is not None and bitmaps is self.still.bitmaps:
+            block1, block2 = self.still.block1[rows], self.still.block2[rows]
+        else:
+            pieces = 1 if rows.is_cuda or torch.compiler.is_compiling() else max(1, math.ceil(len(rows) / CPU_PIECE))
+            parts = [rows] if pieces == 1 else rows.chunk(pieces)
+            block1, block2 = in_pieces(lambda piece: self.features(piece, bitmaps), parts)
         projected = (self.vector(block2), self.skip1(block1), self.skip2(block2))
         return GlyphVectors(*map(torch.tanh, projected))
 
@@ -156,6 +172,21 @@ class HanGlyph(GradientCheckpointingLayer):
     def all_vectors(self, rows: Tensor, bitmaps: Tensor) -> GlyphVectors:
         """As `forward`, without gradients and some characters at a time."""
         return GlyphVectors(*in_pieces(lambda piece: self(piece, bitmaps), rows.split(PIECE)))
+
+    def hold_convolutions(self, bitmaps: Tensor | None) -> None:
+        """Let the convolutions stand still: compute `features` of ``bitmaps (N, 288)`` once, for every later `forward`.
+
+        The convolutions then get no gradients. Kept are ``C1*144 + C2*9`` numbers a picture in the dtype that features
+        have here (at base size 21 kB under bfloat16 autocast), until this is called with None.
+        """
+        self.still = None
+        if bitmaps is not None:
+            rows = torch.arange(len(bitmaps), device=bitmaps.device)
+            self.still = StillFeatures(bitmaps, *self.all_features(rows, bitmaps))
+
+    def convolutions(self) -> list[nn.Parameter]:
+        """Return the parameters of all convolutions."""
+        return [p for module in self.modules() if isinstance(module, nn.Conv2d) for p in module.parameters()]
 
     @torch.no_grad()
     def whiten_projections(self, rows: Tensor, bitmaps: Tensor, spread: float) -> None:

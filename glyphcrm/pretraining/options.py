@@ -136,6 +136,11 @@ class PretrainOptions(CommandLineOptions):
         "--hold-share of its rates; afterwards they rise, in as many steps as the warm-up",
     )
     hold_share: float = option(0.3, "see --hold-steps; at 0 it stands still")
+    still_steps: int = option(
+        0,
+        "in so many first steps HanGlyph's convolutions stand still, and what they make of each picture is computed "
+        "once: such a step costs what BERT's does; afterwards their rates rise, in as many steps as the warm-up",
+    )
     weight_decay: float = option(0.01, "AdamW's, not on biases, norms, and projections with a rate of their own")
     dropout: float | None = option(None, "everywhere, attention too")
     mask_probability: float = option(MASK_PROBABILITY, "share of the characters to predict")
@@ -172,6 +177,8 @@ class PretrainOptions(CommandLineOptions):
             raise UserError(f"--ablation {self.ablation} is of --arch {ABLATIONS[self.ablation]}")
         if self.train_font and (self.arch != "glyphcrm" or self.ablation == FREE):
             raise UserError("--train-font is for models that read pictures; this one has a table of characters")
+        if self.still_steps and (self.arch != "glyphcrm" or self.ablation == FREE):
+            raise UserError("--still-steps is for models with convolutions; this one has a table of characters")
         self.recipe = recipe = self.over(RECIPES[self.preset])
         if self.ablation == PLAIN and recipe.projection_learning_rate is None:
             raise UserError(
@@ -187,7 +194,7 @@ class PretrainOptions(CommandLineOptions):
                 (1, recipe.steps): ("stop_after",),
                 (2, 1e6): ("keep_checkpoints",),  # the older goes before the newer is whole
                 (8, math.inf): ("max_length",),
-                (0, math.inf): ("warmup_steps", "hold_steps", "save_minutes", *rates),
+                (0, math.inf): ("warmup_steps", "hold_steps", "still_steps", "save_minutes", *rates),
                 (0, 1024): ("workers",),
                 (0, 2**32 - 1): ("seed",),
                 (0, 1): ("weight_decay", "hold_share"),

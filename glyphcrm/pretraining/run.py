@@ -152,6 +152,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
             None if options.ablation == PLAIN else recipe.projection_learning_rate,
             options.hold_steps,
             options.hold_share,
+            options.still_steps,
         ),
         logs=range(0, steps + 1, recipe.log_every),
         validations={*range(0, steps + 1, recipe.eval_every), steps},

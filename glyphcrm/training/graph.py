@@ -152,6 +152,11 @@ class Graphs:
         with self._recorder.running():
             yield
 
+    def begin_anew(self) -> None:
+        """Drop the recordings, as other weights get gradients from now on: the next step is the first one."""
+        self._drop()
+        self._steps, self._addresses = 0, None
+
     def of_size(self, size: Hashable, make: Callable[[], Any]) -> Any:
         """Return what `make` has made for this size, the owner of a `Recording`; made anew when too many are kept."""
         if size in self._kept:

@@ -77,6 +77,10 @@ class GraphedGradients:
                 self._graphs.run(share.recording, 1)
         return self._loss.clone()
 
+    def begin_anew(self) -> None:
+        """Record everything once more, as other weights get gradients from now on."""
+        self._graphs.begin_anew()
+
     def _encode(self, micro_batches: Sequence[Batch]) -> tuple[_Share | None, _Table | None]:
         """Run HanGlyph for all characters of the step."""
         model = self._model

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, set_seed
 from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs
+from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.training import run_checkpoint
 from glyphcrm.training.graph import CudaRecorder, Graphs, Recorder, in_place_of
 from glyphcrm.training.graphed_gradients import GraphedGradients
@@ -82,6 +83,18 @@ class Step:
         if glyphs is not None:
             glyphs.backward()
         return loss, self.update()
+
+    def hold_convolutions(self, held: bool) -> None:
+        """Let HanGlyph's convolutions stand still, with their features computed once, or move; between two steps."""
+        base = self.model.base_model
+        if not isinstance(base, GlyphCRMModel) or not isinstance(base.hanglyph, HanGlyph):
+            return
+        with self.machine.autocast():
+            base.hanglyph.hold_convolutions(base.glyph_table.all_pictures() if held else None)
+        # Others than before get gradients.
+        self.sum_gradients = GradientSum(list(self.model.parameters()), self.machine)
+        if self.graphed is not None:
+            self.graphed.begin_anew()
 
     def totals(self, micro_batches: Sequence[Batch]) -> Tensor:
         """Return the objective's counts of the step, over all processes."""
@@ -172,7 +185,11 @@ class Training:
                 steps = self._steps()
                 if checkpoint is not None:
                     self._continue(checkpoint)
+                if self.progress.step < plan.optimizer.still_steps:
+                    step.hold_convolutions(True)
                 while not (self.is_over or stop.asked):
+                    if self.progress.step == plan.optimizer.still_steps > 0:
+                        step.hold_convolutions(False)
                     set_rates(self.optimizer, plan.optimizer, self.progress.step, plan.steps)
                     loss, norm = step(next(steps))
                     self._after_step(loss, norm)

@@ -30,6 +30,7 @@ class OptimizerSettings:
             None: they are trained as the rest of HanGlyph.
         hold_steps: so many first steps hold back what makes vectors of characters: HanGlyph, or token embeddings.
         hold_share: it moves at this share of its rates then. Afterwards the share rises to 1, in `warmup_steps`.
+        still_steps: in so many first steps HanGlyph's convolutions stand still; afterwards their rates rise likewise.
     """
 
     learning_rate: float
@@ -39,11 +40,17 @@ class OptimizerSettings:
     projection_learning_rate: float | None = None
     hold_steps: int = 0
     hold_share: float = 0.0
+    still_steps: int = 0
 
 
 def hanglyph_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a model's HanGlyph, in order; none of a BERT's."""
     return [p for module in model.modules() if isinstance(module, HanGlyph) for p in module.parameters()]
+
+
+def convolution_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of HanGlyph's convolutions; none of a model that has no HanGlyph."""
+    return [p for module in model.modules() if isinstance(module, HanGlyph) for p in module.convolutions()]
 
 
 def vector_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -71,12 +78,13 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         base = model.base_model
         assert isinstance(base, GlyphCRMModel)
         whitened = WhitenedProjections(base.hanglyph, base.frequent_rows(), base.glyph_table.bitmaps)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (is_vector, decays): [] for is_vector in (False, True) for decays in (True, False)
+    still = set(convolution_parameters(model) if settings.still_steps else [])
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {
+        (*kind, decays): [] for kind in ((False, False), (True, False), (True, True)) for decays in (True, False)
     }
     for parameter in model.parameters():
         if whitened is None or parameter not in whitened.weights:
-            groups[parameter in vectors, parameter.dim() > 1].append(parameter)
+            groups[parameter in vectors, parameter in still, parameter.dim() > 1].append(parameter)
     rate = settings.learning_rate
     vector_rate = rate if settings.glyph_learning_rate is None or not of_hanglyph else settings.glyph_learning_rate
     optimizer = torch.optim.AdamW(
@@ -86,8 +94,9 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
                 "lr": vector_rate if is_vector else rate,
                 "weight_decay": settings.weight_decay if decays else 0.0,
                 "is_vector": is_vector,
+                **({"is_still": True} if is_still else {}),
             }
-            for (is_vector, decays), parameters in groups.items()
+            for (is_vector, is_still, decays), parameters in groups.items()
             if parameters
         ]
         + (whitened.groups(lr=settings.projection_learning_rate, is_vector=True) if whitened else []),
@@ -112,19 +121,22 @@ def share_of_peak(step: int, warmup_steps: int, steps: int) -> float:
     return max(0.0, (steps - step) / max(1, steps - warmup_steps))
 
 
-def share_after_hold(step: int, settings: OptimizerSettings) -> float:
-    """Return the factor, besides `share_of_peak`, of the rates of what makes vectors of characters."""
-    if step < settings.hold_steps:
-        return settings.hold_share
-    risen = min(1.0, (step - settings.hold_steps + 1) / max(1, settings.warmup_steps)) if settings.hold_steps else 1.0
-    return settings.hold_share + (1 - settings.hold_share) * risen
+def share_after_hold(step: int, held: int, share: float, warmup_steps: int) -> float:
+    """Return the factor, besides `share_of_peak`, of rates that are held back to a `share` for the first steps."""
+    if step < held:
+        return share
+    risen = min(1.0, (step - held + 1) / max(1, warmup_steps)) if held else 1.0
+    return share + (1 - share) * risen
 
 
 def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> None:
     """Set every group's learning rate to that of a step, counted from 0, of a schedule of `steps`."""
-    share, of_vectors = share_of_peak(step, settings.warmup_steps, steps), share_after_hold(step, settings)
+    share = share_of_peak(step, settings.warmup_steps, steps)
+    of_vectors = share_after_hold(step, settings.hold_steps, settings.hold_share, settings.warmup_steps)
+    of_still = share_after_hold(step, settings.still_steps, 0.0, settings.warmup_steps)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share * (of_vectors if group["is_vector"] else 1.0)
+        held = (of_vectors if group["is_vector"] else 1.0) * (of_still if "is_still" in group else 1.0)
+        group["lr"] = group["peak"] * share * held
 
 
 def clip_by_part(parts: Sequence[Sequence[nn.Parameter]]) -> Tensor:

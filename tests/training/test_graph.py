@@ -200,6 +200,24 @@ def test_a_recorded_step_is_the_one_that_is_run(place: Place, atlas: GlyphAtlas,
 
 
 @everywhere
+@pytest.mark.parametrize("told", [True, False])
+def test_convolutions_that_begin_to_move_are_in_new_recordings(place: Place, atlas: GlyphAtlas, told: bool) -> None:
+    """Old ones would go on without them."""
+    runs = []
+    for recorder in (None, place.recorder()):
+        trained = place.trained(small_model(atlas, convolves=True), recorder)
+        base = trained.model.glyphcrm
+        base.hanglyph.hold_convolutions(base.glyph_table.all_pictures())
+        trained(steps_of([[SHORT]] * 3, few=True))
+        base.hanglyph.hold_convolutions(None)
+        if recorder is not None and told:
+            assert recorder.replayed > 0
+            trained.graphed.begin_anew()
+        runs.append(trained(steps_of([[SHORT]] * 3, few=True, seed=1)))
+    assert (runs[1].distance(runs[0]) <= place.tolerance) is told
+
+
+@everywhere
 def test_every_size_is_recorded_once(place: Place, atlas: GlyphAtlas) -> None:
     """And no memory is needed any more."""
     recorder, steps = place.recorder(), steps_of(MIXED)

@@ -118,6 +118,26 @@ def test_what_makes_vectors_is_held_back_at_first(make: Callable[[], PreTrainedM
     assert list(rates.values()) == pytest.approx([0, *[0.2] * 9, 0.4, 0.6, 0.8, *[1] * 7])
 
 
+def test_convolutions_rise_from_0_after_standing_still() -> None:
+    model = glyphcrm()
+    settings = OptimizerSettings(0.1, 2, glyph_learning_rate=0.05, hold_steps=1, hold_share=0.5, still_steps=4)
+    optimizer = make_optimizer(model, settings)
+    convolutions, of_hanglyph = set(model.glyphcrm.hanglyph.convolutions()), set(hanglyph_parameters(model))
+    rates: dict[str, list[float]] = {"convolutions": [], "projections": [], "rest": []}
+    for step in range(2, 8):
+        set_rates(optimizer, settings, step, 8)
+        found: dict[str, set[float]] = {kind: set() for kind in rates}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                kind = "convolutions" if p in convolutions else "projections" if p in of_hanglyph else "rest"
+                found[kind].add(round(group["lr"] / group["peak"] / share_of_peak(step, 2, 8), 9))
+        for kind, of_kind in found.items():
+            (rate,) = of_kind
+            rates[kind].append(rate)
+    assert rates == {"convolutions": [0, 0, 0.5, 1, 1, 1], "projections": [1] * 6, "rest": [1] * 6}
+    assert len(convolutions) == 16 and len(of_hanglyph) == 22
+
+
 def test_held_wholly_still_nothing_of_it_moves() -> None:
     model = glyphcrm()
     settings = OptimizerSettings(0.1, 0, glyph_learning_rate=0.05, projection_learning_rate=0.03, hold_steps=2)
