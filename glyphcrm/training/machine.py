@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from glyphcrm_kernels import choice
+from glyphcrm_kernels._shared.memo import forget
 from glyphcrm_kernels.conv.record import UNTRIED
 from torch import Tensor, nn
 
@@ -118,15 +119,26 @@ class Machine:
     def try_convolutions(self, channels: int) -> None:
         """Let the first process with a GPU here try kernels that "auto" would take for it, had they run there before.
 
-        Once for all runs, in a minute or two; whatever comes out, the run goes on. `channels` are HanGlyph's.
+        Once for all runs, in a minute or two; whatever comes out, the run goes on, with a line if processes (on other
+        machines, without a place to keep the outcome) then take other kernels. `channels` are HanGlyph's.
         """
-        if (self.device.index or 0) == 0:
-            x = torch.empty(1, channels, 48, 48, dtype=torch.bfloat16 if self.bf16 else None, device=self.device)
-            if UNTRIED in choice("glyph_conv", x, x.new_empty(channels, channels, 9, 9), x.new_empty(channels)).reason:
-                from glyphcrm_kernels.conv import trial
+        x = torch.empty(1, channels, 48, 48, dtype=torch.bfloat16 if self.bf16 else None, device=self.device)
+        convolution = "glyph_conv", x, x.new_empty(channels, channels, 9, 9), x.new_empty(channels)
+        if (self.device.index or 0) == 0 and UNTRIED in choice(*convolution).reason:
+            from glyphcrm_kernels.conv import trial
 
-                trial.run()
+            trial.run()
         self.wait()
+        forget()  # what this process may have found before
+        chosen = self.gather(choice(*convolution))
+        taken = {found.implementation: found.reason for found in chosen}
+        if self.is_first and len(taken) > 1:
+            each = [
+                f"{name} in {', '.join(str(rank) for rank, found in enumerate(chosen) if found.implementation == name)}"
+                f"{f' ({reason})' if reason else ''}"
+                for name, reason in taken.items()
+            ]
+            print(f"the processes take different convolutions, and the slowest sets the pace: {'; '.join(each)}")
 
     def wait(self) -> None:
         """Wait until all processes are here."""
