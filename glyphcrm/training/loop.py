@@ -185,10 +185,13 @@ class Training:
                 steps = self._steps()
                 if checkpoint is not None:
                     self._continue(checkpoint)
-                if self.progress.step < plan.optimizer.still_steps:
+                still_steps = plan.optimizer.still_steps
+                if self.progress.step < still_steps:
+                    self._say(f"HanGlyph's convolutions stand still up to step {still_steps}; their features are made")
                     step.hold_convolutions(True)
                 while not (self.is_over or stop.asked):
-                    if self.progress.step == plan.optimizer.still_steps > 0:
+                    if self.progress.step == still_steps > 0:
+                        self._say("HanGlyph's convolutions move from here on")
                         step.hold_convolutions(False)
                     set_rates(self.optimizer, plan.optimizer, self.progress.step, plan.steps)
                     loss, norm = step(next(steps))
