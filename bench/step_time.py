@@ -11,7 +11,8 @@ The ways:
 * BERT: transformers' `BertForPreTraining` with SDPA, padded, logits at every position;
 * BERT, masked logits: the same with logits where there is something to predict, as `--arch bert` trains it;
 * GlyphCRM, padded / packed / recorded: padded batches, rows without padding, and these as CUDA graphs, which is how
-  pre-training runs on an NVIDIA GPU. On a CPU the last one is left out.
+  pre-training runs on an NVIDIA GPU. On a CPU the last one is left out;
+* GlyphCRM, still: the fastest of these while HanGlyph's convolutions stand still (`--still-steps`).
 
 What the machine can do comes first: a large matrix product in the numbers of a step, a large copy.
 HanGlyph alone comes last: forward and backward over some characters, beside PyTorch's convolutions. Without a GPU the
@@ -57,7 +58,7 @@ MICRO_TOKENS = 1 << 16  # of a micro-batch, padding included: of the shapes only
 GLYPHS = {"base": (1700, 3000), "nano": (12,)}
 STEPS = 3  # of different text, one after the other without a wait
 WARM_UP = 3  # times all of them: kernels compile, each size of a graph runs, is recorded, is replayed
-PEER, MASKED, RECORDED = "BERT", "BERT, masked logits", "GlyphCRM, recorded"
+PEER, MASKED, RECORDED, STILL = "BERT", "BERT, masked logits", "GlyphCRM, recorded", "GlyphCRM, still"
 SETTINGS = OptimizerSettings(1e-4, glyph_learning_rate=1e-4)
 
 
@@ -88,7 +89,12 @@ class Way:
     """A model with its optimiser, and the steps that it takes."""
 
     def __init__(
-        self, model: PreTrainedModel, objective: PretrainingObjective, machine: Machine, recorded: bool = False
+        self,
+        model: PreTrainedModel,
+        objective: PretrainingObjective,
+        machine: Machine,
+        recorded: bool = False,
+        still: bool = False,
     ) -> None:
         self.model, self._objective, self._machine = model.train(), objective, machine
         model.to(machine.device)  # type: ignore[arg-type]
@@ -96,6 +102,8 @@ class Way:
         set_rates(optimizer, SETTINGS, step=0, steps=1)
         graphs = Graphs(CudaRecorder(machine.device), in_place_of(model), _tell) if recorded else None
         self._step = Step(self.model, objective, optimizer, machine, graphs)
+        if still:
+            self._step.hold_convolutions(True)
         self._batches: list[list[Batch]] = []
         self.loss = math.nan
         self.peak = 0
@@ -138,10 +146,10 @@ def measure(preset: str, shape: str, text: Sequence[str], rounds: int, machine: 
         def objective(kind: type[PretrainingObjective], packed: PackedCollator | None = None) -> PretrainingObjective:
             return kind(stream, stream, material.special.pad, micro, machine, 1, packed)
 
-        def glyphcrm(packed: bool, recorded: bool = False) -> Way:
+        def glyphcrm(packed: bool, recorded: bool = False, still: bool = False) -> Way:
             collator = PackedCollator(material.special.pad, micro * length, length) if packed else None
             model = build_glyphcrm(config, material.atlas)
-            return Way(model, objective(PretrainingObjective, collator), machine, recorded)
+            return Way(model, objective(PretrainingObjective, collator), machine, recorded, still)
 
         ways = {
             PEER: Way(build_bert(config), objective(PlainBert), machine),
@@ -151,8 +159,10 @@ def measure(preset: str, shape: str, text: Sequence[str], rounds: int, machine: 
             "GlyphCRM, padded": glyphcrm(packed=False),
             "GlyphCRM, packed": glyphcrm(packed=True),
         }
-        if not no_graph_because(machine.device, recomputes=False):
+        can_record = not no_graph_because(machine.device, recomputes=False)
+        if can_record:
             ways[RECORDED] = glyphcrm(packed=True, recorded=True)
+        ways[STILL] = glyphcrm(packed=True, recorded=can_record, still=True)
         for way in ways.values():
             way.read(steps)
             for number in range(WARM_UP):
