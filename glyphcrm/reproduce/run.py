@@ -16,7 +16,7 @@ from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import open_font
-from glyphcrm.reproduce import held_out
+from glyphcrm.reproduce import held_out, other_fonts
 from glyphcrm.reproduce.held_out import compare_held_out
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction
@@ -279,6 +279,7 @@ def _other_fonts(reproduction: Reproduction) -> None:
     inputs = {"task": task and task.name, "train_fonts": options.train_font, "other_font": font}
     if task is None or font is None or not options.train_font or _is_made_from(path, inputs):
         return
+    claim(options.output_dir / other_fonts.DIRECTORY, inputs)
     model, workers = reproduction.models["glyphcrm"], reproduction.workers
     result = compare_fonts(options, reproduction.plan, task, model, options.train_font, font, workers)
     if result is not None:
@@ -295,6 +296,7 @@ def _held_out(reproduction: Reproduction) -> None:
     task = _task_of_sentences(reproduction)
     if task is None or _is_made_from(path, {"task": task.name}):
         return
+    claim(reproduction.options.output_dir / held_out.DIRECTORY, {"task": task.name})
     result = compare_held_out(
         reproduction.options,
         reproduction.plan,
