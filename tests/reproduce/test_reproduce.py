@@ -216,6 +216,7 @@ def test_what_is_too_large_is_not_kept_and_named(tmp_path: Path) -> None:
         (run_dir / "model").mkdir(parents=True)
         (run_dir / "model" / "config.json").write_text('{"model_type": "bert"}')
         save_file({"weight": torch.ones(50_000)}, run_dir / "model" / "model.safetensors")
+    (tmp_path / "keep" / "models" / ".one.a1b2c3d4").mkdir(parents=True)  # of a process that was killed
     for limit, kept in ((350_000, {"one", "two"}), (250_000, {"one"}), (150_000, set())):
         keep(tmp_path, runs, limit)
         assert {path.name for path in (tmp_path / "keep" / "models").iterdir()} == kept
