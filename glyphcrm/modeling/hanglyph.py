@@ -177,7 +177,8 @@ class HanGlyph(GradientCheckpointingLayer):
         """Let the convolutions stand still: compute `features` of ``bitmaps (N, 288)`` once, for every later `forward`.
 
         The convolutions then get no gradients. Kept are ``C1*144 + C2*9`` numbers a picture in the dtype that features
-        have here (at base size 21 kB under bfloat16 autocast), until this is called with None.
+        have here (at base size 21 kB under bfloat16 autocast), until this is called with None; so call it again when
+        other weights were loaded, or the model was moved.
         """
         self.still = None
         if bitmaps is not None:

@@ -24,7 +24,9 @@ def keep(output_dir: Path, runs: Sequence[Path], limit: int = KEPT_BYTES) -> Non
     A model that is there already stays. LEFT_OUT.txt has a line for each that does not fit, with its size and place.
     """
     directory = output_dir / KEEP
-    shutil.rmtree(directory / REPORT, ignore_errors=True)
+    # The report, and models that a process was killed over.
+    for old in (directory / REPORT, *(directory / "models").glob(".*")):
+        shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(output_dir / REPORT, directory / REPORT)
     room = limit - NOTE_BYTES - _size(directory / REPORT)
     left_out = []

@@ -49,8 +49,8 @@ def open_prediction(directory: Path, sentences: Iterable[str], characters: str |
     Args:
         directory: of a saved model with a decoder.
         sentences: each short enough for the model; those of fewer than 8 characters are left out.
-        characters: those to ask for alone; None for all that are never predicted, and of the others a fifth of the
-            Chinese ones with 5 places or more, drawn at random, at most 1,000.
+        characters: those to ask for alone, as far as the model reads them; None for all that are never predicted, and
+            of the others a fifth of the Chinese ones with 5 places or more, drawn at random, at most 1,000.
 
     Returns:
         "candidates": how many; "groups": group -> "characters", "places", and "guesses": guess -> median rank,
@@ -59,7 +59,7 @@ def open_prediction(directory: Path, sentences: Iterable[str], characters: str |
         place for is left out.
 
     Raises:
-        UserError: no such model, or a character that it does not read.
+        UserError: no such model.
     """
     model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM, heads=True, dtype=torch.float32)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -67,7 +67,8 @@ def open_prediction(directory: Path, sentences: Iterable[str], characters: str |
     found = _Sample.of(map(tokenizer.encode_characters, sentences))
     rows = torch.tensor([row for row, token in enumerate(tokenizer.tokens) if len(token) == 1])
     is_predicted = model.predicts(torch.arange(len(tokenizer.tokens), device=device)).cpu()
-    given = None if characters is None else model.rows_of(characters).unique()
+    readable = None if characters is None else "".join(char for char in characters if char in model.vocabulary)
+    given = None if readable is None else model.rows_of(readable).unique()
     if given is None:
         han = (row for row in rows[is_predicted[rows]].tolist() if is_han(ord(tokenizer.tokens[row])))
         eligible = [row for row in han if len(found.places.get(row, ())) >= PLACES]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 from collections.abc import Callable
@@ -15,8 +14,9 @@ from typing import Any
 from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
+from glyphcrm.files import file_digest
 from glyphcrm.glyphs.fonts import open_font
-from glyphcrm.reproduce import held_out
+from glyphcrm.reproduce import held_out, other_fonts
 from glyphcrm.reproduce.held_out import compare_held_out
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction
@@ -212,7 +212,7 @@ def _unknown(reproduction: Reproduction) -> None:
     options, tasks, model = reproduction.options, reproduction.tasks, reproduction.models["glyphcrm"]
     path = options.output_dir / UNKNOWN_FILE
     sizes = {task.name: [len(splits.train), len(splits.dev), len(splits.test)] for task, splits in tasks.items()}
-    inputs = {"tasks": sizes, "bert_vocabulary": _digest(options.bert_vocabulary)}
+    inputs = {"tasks": sizes, "bert_vocabulary": options.bert_vocabulary and file_digest(options.bert_vocabulary)}
     if _is_made_from(path, inputs):
         return
     tokenizer = GlyphCRMTokenizer.from_pretrained(model)
@@ -235,7 +235,7 @@ def _open_prediction(reproduction: Reproduction) -> None:
     options, model = reproduction.options, reproduction.models["glyphcrm"]
     path, lacking = options.output_dir / OPEN_PREDICTION_FILE, options.output_dir / held_out.DIRECTORY
     without = lacking / "pretraining" / "glyphcrm" / MODEL_DIRECTORY
-    inputs = {"models": [_digest(of / WEIGHTS_FILE) for of in (model, without) if of.exists()]}
+    inputs = {"models": [file_digest(of / WEIGHTS_FILE) for of in (model, without) if of.exists()]}
     if _is_made_from(path, inputs):
         return
     sentences = held_out_sentences(options.text)
@@ -252,7 +252,7 @@ def _robustness(reproduction: Reproduction) -> None:
     for name, arch, summary, _ in summaries(options.output_dir):
         tuned.setdefault(name, {})[arch] = summary
     inputs = {
-        "look_alikes": _digest(options.look_alikes),
+        "look_alikes": options.look_alikes and file_digest(options.look_alikes),
         "opencc": version("opencc"),
         "other_font": options.other_font,
     }
@@ -279,6 +279,7 @@ def _other_fonts(reproduction: Reproduction) -> None:
     inputs = {"task": task and task.name, "train_fonts": options.train_font, "other_font": font}
     if task is None or font is None or not options.train_font or _is_made_from(path, inputs):
         return
+    claim(options.output_dir / other_fonts.DIRECTORY, inputs)
     model, workers = reproduction.models["glyphcrm"], reproduction.workers
     result = compare_fonts(options, reproduction.plan, task, model, options.train_font, font, workers)
     if result is not None:
@@ -295,6 +296,7 @@ def _held_out(reproduction: Reproduction) -> None:
     task = _task_of_sentences(reproduction)
     if task is None or _is_made_from(path, {"task": task.name}):
         return
+    claim(reproduction.options.output_dir / held_out.DIRECTORY, {"task": task.name})
     result = compare_held_out(
         reproduction.options,
         reproduction.plan,
@@ -321,8 +323,3 @@ STAGES: dict[str, Callable[[Reproduction], None]] = {
 def _is_made_from(path: Path, inputs: Any) -> bool:
     """Whether `path` holds what was made from these inputs, which it keeps under "inputs"."""
     return path.exists() and read_json(path).get("inputs") == json.loads(json.dumps(inputs))
-
-
-def _digest(path: Path | None) -> str | None:
-    """Return the SHA-256 of a file; None for none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None

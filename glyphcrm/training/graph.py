@@ -153,8 +153,9 @@ class Graphs:
             yield
 
     def begin_anew(self) -> None:
-        """Drop the recordings, as other weights get gradients from now on: the next step is the first one."""
+        """Forget all work, as other weights get gradients from now on: the next step is the first one."""
         self._drop()
+        self._kept.clear()
         self._steps, self._addresses = 0, None
 
     def of_size(self, size: Hashable, make: Callable[[], Any]) -> Any:

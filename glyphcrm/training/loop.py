@@ -209,6 +209,7 @@ class Training:
                 raise
         finally:
             self.display.close()
+            step.hold_convolutions(False)
         if stop.asked:
             raise KeyboardInterrupt(f"stopped; {self._newest}; the same command continues")
         return self.progress

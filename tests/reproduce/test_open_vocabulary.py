@@ -54,8 +54,8 @@ def test_ranks_by_hand(
     every = open_vocabulary.open_prediction(tmp_path, texts, alone)["groups"][NEVER_PREDICTED]["guesses"]
     assert min(ranks) <= every[PICTURES]["median_rank"] <= max(ranks)
     assert f"| {FREQUENCY} |" in open_vocabulary.table(found)
-    assert open_vocabulary.open_prediction(tmp_path, [], asked)["groups"] == {}
-    drawn = open_vocabulary.open_prediction(tmp_path, [text + "🀀" for text in texts])  # which has no row
+    assert open_vocabulary.open_prediction(tmp_path, [], asked + "🀀")["groups"] == {}  # which has no row
+    drawn = open_vocabulary.open_prediction(tmp_path, [text + "🀀" for text in texts])
     often = [char for char in set(TEXT[:-2]) if joined.count(char) >= 2]
     assert drawn["groups"][HELD_OUT]["characters"] == len(often) // 5
     assert drawn["groups"][NEVER_PREDICTED]["characters"] == 2 and drawn["common"]["loss_extended"] > 0

@@ -11,7 +11,7 @@ import random
 import re
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from safetensors.torch import load_file, save_file
 
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
+from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.reproduce import held_out, report, run, stages, substitutions, trials
 from glyphcrm.reproduce.held_out import choose_excluded
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Plan, Speed, make_plan, makespan
+from glyphcrm.tasks import Task, find_task
 from tests.classic import TEXT
 from tests.glyphs.font_files import part_of_default_font
 from tests.robustness.processes import warm_up
@@ -214,12 +216,45 @@ def test_what_is_too_large_is_not_kept_and_named(tmp_path: Path) -> None:
         (run_dir / "model").mkdir(parents=True)
         (run_dir / "model" / "config.json").write_text('{"model_type": "bert"}')
         save_file({"weight": torch.ones(50_000)}, run_dir / "model" / "model.safetensors")
+    (tmp_path / "keep" / "models" / ".one.a1b2c3d4").mkdir(parents=True)  # of a process that was killed
     for limit, kept in ((350_000, {"one", "two"}), (250_000, {"one"}), (150_000, set())):
         keep(tmp_path, runs, limit)
         assert {path.name for path in (tmp_path / "keep" / "models").iterdir()} == kept
         assert sum(path.stat().st_size for path in (tmp_path / "keep").rglob("*") if path.is_file()) <= limit
         left_out = (tmp_path / "keep" / "LEFT_OUT.txt").read_text().splitlines()
         assert len(left_out) == 2 - len(kept) and all(f"{tmp_path}/" in line and "0.1 MB" in line for line in left_out)
+
+
+@pytest.mark.parametrize(("stage", "compare"), [("held_out", "compare_held_out"), ("other_fonts", "compare_fonts")])
+def test_a_stage_takes_no_runs_of_other_settings_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, compare: str
+) -> None:
+    """They would be told under the name of what they are not: runs that are there are not done again."""
+    begun: list[str] = []
+
+    def stopped(options: ReproduceOptions, plan: Plan, task: Task, *_: Any) -> None:
+        begun.append(task.name)
+        (tmp_path / stage / "pretraining").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(run, compare, stopped)
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path, train_font=["a.ttf"], other_font="b.ttf")
+    choices = {"glyphcrm": stages.Choice("study/glyphcrm", ())}
+
+    def do(task: str, **changed: Any) -> None:
+        asked = replace(options, **changed)
+        tasks: Any = {find_task(task): None}
+        workers: Any = None
+        run.STAGES[stage](run.Reproduction(asked, tasks, Plan(10, 1, 6, 4, 64, 1, {}), choices, workers))
+
+    do("demo_sentiment")
+    do("demo_sentiment")
+    others: list[tuple[str, dict[str, Any]]] = [("toutiao", {})]
+    if stage == "other_fonts":
+        others += [("demo_sentiment", {"train_font": ["c.ttf"]}), ("demo_sentiment", {"other_font": "c.ttf"})]
+    for task, changed in others:
+        with pytest.raises(UserError, match=f"{stage} holds a run with other settings"):
+            do(task, **changed)
+    assert begun == ["demo_sentiment"] * 2
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))

@@ -22,7 +22,7 @@ from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 from glyphcrm.modeling.hanglyph import GlyphVectors
 from glyphcrm.pretraining.ablations import FreeGlyphs, free_glyphs
 from glyphcrm.training import graphed_gradients
-from glyphcrm.training.graph import CudaRecorder, Graphs, Work, in_place_of, no_graph_because
+from glyphcrm.training.graph import CudaRecorder, Graphs, Recording, Work, in_place_of, no_graph_because
 from glyphcrm.training.graphed_gradients import Batch, GraphedGradients
 from tests.training.emulated_graphs import EmulatedGraphs
 
@@ -215,6 +215,28 @@ def test_convolutions_that_begin_to_move_are_in_new_recordings(place: Place, atl
             trained.graphed.begin_anew()
         runs.append(trained(steps_of([[SHORT]] * 3, few=True, seed=1)))
     assert (runs[1].distance(runs[0]) <= place.tolerance) is told
+
+
+@everywhere
+def test_after_a_new_beginning_each_size_is_run_before_it_is_recorded(place: Place) -> None:
+    """Other kernels than before may be in it, which no recording may compile."""
+    recorder = place.recorder()
+    graphs = Graphs(recorder, list, lambda _: None)
+
+    def step(*sizes: str) -> None:
+        with graphs.step():
+            for size in sizes:
+                graphs.run(graphs.of_size(size, lambda: Recording(lambda: None)))
+
+    step("a", "b")
+    step("a", "b")
+    assert (recorder.recorded, recorder.replayed) == (2, 2)
+    graphs.begin_anew()
+    step("a")  # the first one again
+    step("a", "b")
+    assert (recorder.recorded, recorder.replayed) == (3, 3)
+    step("b")
+    assert (recorder.recorded, recorder.replayed) == (4, 4)
 
 
 @everywhere

@@ -80,5 +80,5 @@ def test_a_run_that_is_stopped_before_or_after_they_move_goes_on_bit_for_bit(
             not torch.equal(*pair) for pair in zip(convolutions(continued), convolutions(new_model()), strict=True)
         ]
         assert set(moved) == {end > STILL}
+        assert continued.glyphcrm.hanglyph.still is None  # nor in a model that goes on elsewhere
     assert same(continued, whole) and told == history
-    assert continued.glyphcrm.hanglyph.still is None
