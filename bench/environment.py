@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def versions(packages: Iterable[str], absent: str | None = None) -> dict[str, str | None]:
-    """Return name -> version, `absent` for a package that is not installed."""
+    """Return name -> version, `absent` for a package that is not installed; torch's says which build it is."""
     found = {}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            found[name] = str(torch.__version__) if name == "torch" else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = absent
     return found

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from glyphcrm.glyphs.atlas import GlyphAtlas as GlyphAtlas
     from glyphcrm.modeling import *  # noqa: F403
     from glyphcrm.tokenization import GlyphCRMTokenizer as GlyphCRMTokenizer
+    from glyphcrm.version import __version__ as __version__
 
 _HOMES = {
     "GlyphCRMConfig": "configuration",
     "preset": "configuration",
     "GlyphAtlas": "glyphs.atlas",
     "GlyphCRMTokenizer": "tokenization",
+    "__version__": "version",
 }
 
 register()

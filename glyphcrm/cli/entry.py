@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 
 from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError, one_line
+from glyphcrm.version import __version__
 
 # Name -> where its command line is read, and what it does.
 COMMANDS = {
@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="glyphcrm", description="Training, glyph atlases, checkpoints, the paper's experiments."
     )
-    parser.add_argument("--version", action="version", version=f"glyphcrm {version('glyphcrm')}")
+    parser.add_argument("--version", action="version", version=f"glyphcrm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (_, help) in COMMANDS.items():
         commands.add_parser(name, help=help)

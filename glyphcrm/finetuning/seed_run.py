@@ -43,6 +43,7 @@ from glyphcrm.training.progress import Display
 from glyphcrm.training.reports import reported
 from glyphcrm.training.run_checkpoint import Progress, path_of, read_weights
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, check_whole, checkpoints, last_checkpoint
+from glyphcrm.version import __version__
 
 LOGS = 50  # of the training loss, in a run
 
@@ -252,6 +253,7 @@ def length_of(options: FinetuneOptions, positions: int) -> int:
 
 def versions(device: torch.device) -> dict[str, str]:
     """Return what the scores may depend on besides the options."""
-    packages = ("glyphcrm", "torch", "transformers", "scikit-learn", "seqeval")
+    packages = ("torch", "transformers", "scikit-learn", "seqeval")
+    found = {"glyphcrm": __version__, **{package: version(package) for package in packages}}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {**{package: version(package) for package in packages}, "python": platform.python_version(), "device": name}
+    return {**found, "python": platform.python_version(), "device": name}

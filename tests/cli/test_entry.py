@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import glyphcrm
 from glyphcrm.cli import entry
 from glyphcrm.errors import UserError
 
@@ -37,7 +38,22 @@ def test_help_lists_every_command() -> None:
 
 
 def test_version() -> None:
-    assert exit_code_and_output("--version") == (0, f"glyphcrm {version('glyphcrm')}\n")
+    assert exit_code_and_output("--version") == (0, f"glyphcrm {glyphcrm.__version__}\n")
+    assert glyphcrm.__version__ == version("glyphcrm")
+
+
+def test_a_checkout_that_is_not_installed_works(tmp_path: Path) -> None:
+    """Its folder is found, its name is not: as on a machine where nothing can be installed."""
+    for name in ("glyphcrm", "kernels"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    program = (
+        "import importlib.metadata as m, runpy, sys\nfind = m.Distribution.from_name\n"
+        "def found(name):\n    if name == 'glyphcrm': raise m.PackageNotFoundError(name)\n    return find(name)\n"
+        "m.Distribution.from_name = found\nsys.argv = ['glyphcrm', '--version']\n"
+        "runpy.run_module('glyphcrm', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "glyphcrm not installed\n"), done.stderr
 
 
 @pytest.mark.parametrize(
