@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the report compiles with Triton")
 
+from glyphcrm_kernels._shared.optional_triton import triton
 from glyphcrm_kernels.registry import OPS
 
 from bench.environment import ROOT
@@ -58,6 +59,13 @@ def broken_budgets(launches: list[dict[str, Any]]) -> list[str]:
     return [f"{r['launch']} {r['dtype']} {r['target']}: {found}" for r in launches for found in r["violations"]]
 
 
+of_the_newest = pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
+    reason="older releases spill a few registers in single launches (docs/kernels.md)",
+)
+
+
+@of_the_newest
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_budgets(launches: list[dict[str, Any]], kernel: str) -> None:
     of_kernel = [r for r in launches if r["kernel"] == kernel]
