@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,13 @@ class Answerer:
             raise UserError(f"{where}: holds no character that is read, only white space or the like")
 
 
-def load_answerer(directory: Path, top: int, any_character: bool = False) -> Answerer:
+def load_answerer(
+    directory: Path, top: int, any_character: bool = False, counts: Mapping[str, int] | None = None
+) -> Answerer:
     """Load a saved model, and return what asks it; the kind of answer is that of its head.
 
-    `top` is the number of characters for each mask; with `any_character` they are of all that the model reads.
+    `top` is the number of characters for each mask; with `any_character` they are of all that the model reads,
+    those that it was not trained to predict as likely as their pictures and `counts` say (see `extend_decoder`).
 
     Raises:
         UserError: no model there, a damaged one, or one without such a head, or one that cannot predict any character.
@@ -87,7 +90,7 @@ def load_answerer(directory: Path, top: int, any_character: bool = False) -> Ans
     if name in FILLERS:
         model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM, dtype=torch.float32)
         if any_character:
-            model.eval().extend_decoder()
+            model.eval().extend_decoder(counts=counts)
         return Filler(model.eval(), tokenizer, top)
     if name in BERT_FILLERS:
         return Filler(*load_bert_for_masked_lm(directory), top)

@@ -16,7 +16,7 @@ from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.picture_file import read_picture
 from glyphcrm.normalization import normalize
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.vocabulary import build_vocabulary, input_only_tokens
+from glyphcrm.vocabulary import build_vocabulary, count_characters, input_only_tokens
 
 _CODE_POINT = re.compile("[Uu]\\+([0-9A-Fa-f]{4,6})")
 
@@ -72,6 +72,11 @@ def lines_of(file: Path) -> Iterator[str]:
         yield line
     if line is None:
         raise UserError(f"{file}: is empty; give a file with text")
+
+
+def counts_in(files: Sequence[Path]) -> dict[str, int] | None:
+    """Return how often each character stands in UTF-8 files, as `lines_of` reads them; None of no file."""
+    return count_characters(line for file in files for line in lines_of(file)) if files else None
 
 
 def look_alikes_note(atlas: GlyphAtlas, first: int = 0) -> str | None:

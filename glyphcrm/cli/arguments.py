@@ -19,6 +19,19 @@ def add_font(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_counts_from(parser: argparse.ArgumentParser, needed: str) -> None:
+    """Give the parser ``--counts-from``: text from which the model learns how frequent new characters are."""
+    parser.add_argument(
+        "--counts-from",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"with {needed}: UTF-8 text like what is to be filled in, a million characters or more. How often new "
+        "characters stand there says how likely they are. It may be given again",
+    )
+
+
 def refuse_used(out: Path) -> None:
     """Raise `UserError` if the directory `out` has something in it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -14,22 +14,22 @@ from pathlib import Path
 import numpy as np
 
 from glyphcrm.atlas_sources import (
+    counts_in,
     frequent_characters,
-    lines_of,
     listed_characters,
     look_alikes_note,
     named,
     read_pictures,
     with_input_only,
 )
-from glyphcrm.cli.arguments import add_font, refuse_used
+from glyphcrm.cli.arguments import add_counts_from, add_font, refuse_used
 from glyphcrm.errors import UserError, listed
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
 from glyphcrm.glyphs.picture_file import PICTURE_SOURCE
 from glyphcrm.glyphs.sheet import contact_sheet, font_sheet, save_sheet
 from glyphcrm.normalization import normalize
-from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, count_characters
+from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
@@ -85,6 +85,7 @@ def _add_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--png", action="append", default=[], metavar="CHARACTER=FILE", help=png_help)
     predict_help = "let the model predict them, too, by what their pictures have in common with those that it predicts"
     add("--predict", action="store_true", help=predict_help)
+    add_counts_from(parser, "--predict")
     parser.set_defaults(run=add_to_model)
 
 
@@ -118,8 +119,7 @@ def build(arguments: argparse.Namespace) -> int:
         vocabulary = listed_characters(arguments.characters, chain)
     else:
         files = arguments.text
-        lines = (line for path in files for line in lines_of(path))
-        vocabulary = frequent_characters(count_characters(lines), files[0], chain, arguments.vocabulary_size)
+        vocabulary = frequent_characters(counts_in(files) or {}, files[0], chain, arguments.vocabulary_size)
     atlas = with_input_only(vocabulary, chain) if arguments.input_only else vocabulary
     check_fonts_draw(fonts, atlas)
     atlas.save(out)
@@ -174,8 +174,11 @@ def add_to_model(arguments: argparse.Namespace) -> int:
         raise UserError("no character to add was given; give CHARACTERS, or --png CHARACTER=FILE")
     if twice := pictures.keys() & characters:
         raise UserError(f"{named(min(twice))} is to be drawn by a font and by --png; give it once")
+    if arguments.counts_from and not arguments.predict:
+        raise UserError("--counts-from is for --predict; give both, or leave it out")
     refuse_used(arguments.out)
     fonts = [open_font(spec) for spec in arguments.font]
+    counts = counts_in(arguments.counts_from)
     model, atlas = load_as_saved(arguments.model)
     if known := [char for char in (*characters, *pictures) if char in atlas.rows]:
         raise UserError(f"{arguments.model}: reads {named(known[0])} already; leave it out")
@@ -188,7 +191,7 @@ def add_to_model(arguments: argparse.Namespace) -> int:
     if arguments.predict:
         if not isinstance(model, GlyphCRMForPreTraining | GlyphCRMForMaskedLM):
             raise UserError(f"{arguments.model}: predicts no characters; leave out --predict, or give another")
-        model.eval().extend_decoder("".join(extended.tokens[len(atlas) :]))
+        model.eval().extend_decoder("".join(extended.tokens[len(atlas) :]), counts)
     save_with_tokens(model, extended.tokens, arguments.out)
     new = range(len(atlas), len(extended))
     print(f"{arguments.out}: {len(extended):,} rows = {len(atlas):,} of {arguments.model} + {len(new):,} new")

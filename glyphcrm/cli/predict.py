@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from glyphcrm.cli.arguments import add_counts_from
 from glyphcrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,19 +35,24 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="characters for each mask (default: 5)")
     any_help = "fill masks with any character that the model reads, not only with those that it has learned to predict"
     parser.add_argument("--any-character", action="store_true", help=any_help)
+    add_counts_from(parser, "--any-character")
     parser.add_argument("--json", action="store_true", help="print an object a line")
     arguments = parser.parse_args(words)
     if arguments.top < 1:
         parser.error("--top must be at least 1")
     if arguments.text and arguments.file:
         parser.error("give TEXT or --file, not both")
+    if arguments.counts_from and not arguments.any_character:
+        parser.error("--counts-from is for --any-character; give both, or leave it out")
     return partial(_run, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from glyphcrm.answers import load_answerer
+    from glyphcrm.atlas_sources import counts_in
 
-    answer = load_answerer(arguments.model, arguments.top, arguments.any_character)
+    counts = counts_in(arguments.counts_from)
+    answer = load_answerer(arguments.model, arguments.top, arguments.any_character, counts)
     count = 0
     for where, text in _texts(arguments):
         found = answer(text, where)

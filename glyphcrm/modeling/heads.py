@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.errors import UserError
 from glyphcrm.modeling.look_alikes import encoded
 from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
-from glyphcrm.modeling.open_decoder import is_never, lengthen, picture_features, rows_from_pictures
+from glyphcrm.modeling.open_decoder import fitted_rows, is_never, lengthen, picture_features
 from glyphcrm.modeling.packing import first_states
 
 
@@ -193,22 +193,26 @@ class _MaskedLM(GlyphCRMHead):
         return is_row & ~is_never(self.mlm.decoder.bias[ids.where(is_row, 0)])
 
     @torch.no_grad()
-    def extend_decoder(self, characters: str | None = None) -> str:
+    def extend_decoder(self, characters: str | None = None, counts: Mapping[str, int] | None = None) -> str:
         """Let the model predict more characters, and return these: by decoder rows made from their pictures.
 
-        The rows and biases come from a ridge regression of the learned ones on what HanGlyph says of their characters;
-        see `glyphcrm.modeling.open_decoder`. Rows that were made before count as learned ones. The logits of all other
-        characters stay. `config.vocab_size` then reaches up to the last atlas row that is predicted; rows
-        before it that were not asked for have a bias of -10,000, and are never predicted. The decoder then has new
-        parameters: call this before an optimiser is made.
+        The rows and biases come from a ridge regression of the learned ones on what HanGlyph says of their characters,
+        and on how frequent they are; see `glyphcrm.modeling.open_decoder`. Rows that were made before count as learned
+        ones. The logits of all other characters stay. `config.vocab_size` then reaches up to the last atlas row that is
+        predicted; rows before it that were not asked for have a bias of -10,000, and are never predicted. The decoder
+        then has new parameters: call this before an optimiser is made.
 
         Args:
             characters: a text, whose characters are those of its normal form (see `glyphcrm.normalization`); None for
                 all that the model reads.
+            counts: how often each character stands in a text like those to come, of 1,000,000 characters or more (see
+                `glyphcrm.vocabulary.count_characters`). With them new characters are about as likely as they should
+                be, without them only as likely as their pictures look.
 
         Raises:
-            UserError: a character has no row in the atlas, no ink in its picture, or is predicted already; there is
-                none to add; or nothing has been learned that the rows could come from.
+            UserError: `counts` has a negative one, or none of what the model predicts; a character has no row in the
+                atlas, no ink in its picture, or is predicted already; there is none to add; or nothing has been learned
+                that the rows could come from.
         """
         decoder, known = self.mlm.decoder, self.vocabulary
         tokens = list(known)
@@ -226,8 +230,16 @@ class _MaskedLM(GlyphCRMHead):
         if not len(wanted) or not len(learned):
             reason = "no character to add to those that are predicted" if not len(wanted) else "no learned decoder rows"
             raise UserError(f"the decoder cannot be extended: {reason}")
-        features = picture_features(encoded(self, torch.cat([learned, wanted]))).split([len(learned), len(wanted)])
-        weight, bias = rows_from_pictures(decoder.weight[learned], decoder.bias[learned], *features)
+        features = picture_features(encoded(self, torch.cat([learned, wanted])))
+        known_features, new_features = features.split([len(learned), len(wanted)])
+        of_rows = None
+        if counts is not None:
+            number = torch.tensor([counts.get(token, 0) for token in tokens])
+            of_rows = number[learned], number[wanted]
+            if number.min() < 0 or not of_rows[0].any():
+                raise UserError("counts must be 0 or more, and above 0 for a character that is predicted")
+        rows = decoder.weight[learned], decoder.bias[learned]
+        weight, bias = fitted_rows(*rows, known_features, new_features, of_rows)
         self.config.vocab_size = max(self.config.vocab_size, int(wanted.max()) + 1)
         lengthen(decoder, self.config.vocab_size)
         decoder.weight[wanted], decoder.bias[wanted] = weight, bias

@@ -1,10 +1,15 @@
-"""Decoder rows of characters that were never learned, from their pictures: a ridge regression on the learned rows."""
+"""Decoder rows of characters that were never learned: a ridge regression on the learned ones.
+
+They come from the pictures, and from how often the characters stand in a text, where that is known. Frequency is most
+of what a learned row tells from another one, and a picture says little of it: see docs/convergence.md.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glyphcrm.modeling.hanglyph import GlyphVectors
@@ -14,6 +19,8 @@ from glyphcrm.modeling.hanglyph import GlyphVectors
 NEVER = -1e4
 # Against the variance of a standardised feature. Chosen on characters held out of the fit, see docs/convergence.md.
 PENALTY = 1.0
+FREE = 1e-6  # on frequencies: next to none, but an answer where two of their features are one
+KNOTS = (1 / 3, 2 / 3)  # of the learned characters
 
 
 class LinearMap(NamedTuple):
@@ -28,7 +35,7 @@ class LinearMap(NamedTuple):
         return (features.cpu().double() - self.centre) @ self.slope + self.mean
 
 
-def fit_ridge(features: Tensor, targets: Tensor, penalty: float) -> LinearMap:
+def fit_ridge(features: Tensor, targets: Tensor, penalty: float | Tensor) -> LinearMap:
     """Return the map that minimises the mean squared error plus a penalty on its slope.
 
     Features are standardised, so that the penalty is the same for each; one that does not vary is left out. The mean of
@@ -37,7 +44,7 @@ def fit_ridge(features: Tensor, targets: Tensor, penalty: float) -> LinearMap:
     Args:
         features: ``(n, F)``, n of 1 or more.
         targets: ``(n, T)``.
-        penalty: above 0, against the squares of the slope of standardised features.
+        penalty: above 0, against the squares of the slope of standardised features; one, or ``(F,)`` float64 on CPU.
     """
     features, targets = features.cpu().double(), targets.cpu().double()  # not every device has float64
     centre, mean = features.mean(0), targets.mean(0)
@@ -55,7 +62,19 @@ def picture_features(vectors: GlyphVectors) -> Tensor:
     return torch.cat(vectors, -1)
 
 
-def rows_from_pictures(weight: Tensor, bias: Tensor, learned: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def frequency_features(counts: Tensor, of_learned: Tensor) -> Tensor:
+    """Return ``(n, 3)`` float64: the logarithms of `counts` ``(n,)``, and how far each is above two of those learned.
+
+    A bent line, that is, and a straight one beyond them: counts may be lower than any of a learned character.
+    """
+    logs, learned = (torch.log1p(which.cpu().double()) for which in (counts, of_learned))
+    knots = torch.quantile(learned, learned.new_tensor(KNOTS))
+    return torch.cat([logs.unsqueeze(1), (logs.unsqueeze(1) - knots).clamp_min(0)], 1)
+
+
+def fitted_rows(
+    weight: Tensor, bias: Tensor, learned: Tensor, wanted: Tensor, counts: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return decoder rows ``(n, d)`` and biases ``(n,)`` of the `wanted` characters, of the same dtype and device.
 
     Args:
@@ -63,9 +82,18 @@ def rows_from_pictures(weight: Tensor, bias: Tensor, learned: Tensor, wanted: Te
         bias: ``(m,)``.
         learned: ``(m, F)``, the `picture_features` of the characters that these are of.
         wanted: ``(n, F)``, those of the others.
+        counts: how often the learned ones ``(m,)`` and the others ``(n,)`` stand in a text.
     """
     targets = torch.cat([weight, bias.unsqueeze(1)], 1)
-    fitted = fit_ridge(learned, targets, PENALTY)(wanted)
+    known, new = (features.cpu().double() for features in (learned, wanted))  # not every device has float64
+    penalty = known.new_full((known.shape[1],), PENALTY)
+    if counts is not None:
+        known, new = (
+            torch.cat([features, frequency_features(of, counts[0])], 1)
+            for features, of in zip((known, new), counts, strict=True)
+        )
+        penalty = F.pad(penalty, (0, 1 + len(KNOTS)), value=FREE)
+    fitted = fit_ridge(known, targets, penalty)(new)
     return fitted[:, :-1].to(weight), fitted[:, -1].to(bias)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from glyphcrm.data.sentences import split_sentences
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.modeling import GlyphCRMForMaskedLM
 from glyphcrm.modeling.look_alikes import encoded
-from glyphcrm.modeling.open_decoder import picture_features, rows_from_pictures
+from glyphcrm.modeling.open_decoder import fitted_rows, picture_features
 from glyphcrm.pretraining.corpus import Text
 from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.vocabulary import count_characters
 
 HELD_OUT, NEVER_PREDICTED = "held out of the fit", "never predicted"
-PICTURES, NEAREST, MEAN, FREQUENCY = "rows from pictures", "nearest picture", "mean row", "true frequency alone"
-LEARNED, CHANCE = "learned rows", "chance"
+PICTURES, NEAREST, MEAN, CHANCE = "rows from pictures", "nearest picture", "mean row", "chance"
+BOTH, FREQUENCY, LEARNED = "rows from pictures and frequency", "frequency alone", "learned rows"
 CHARACTERS = 1000  # held out at most, and a fifth of those that may be
 PLACES = 5  # looked at, of each character; those that are drawn to be held out have as many
 COMMON_PLACES = 1000  # of any characters, to see what is lost there
@@ -39,7 +41,9 @@ Place = tuple[Ids, int]  # of a sentence, and the position that is masked
 Score = Callable[[Tensor], Tensor]  # from states (n, d) to what is said of each candidate (n, N)
 
 
-def open_prediction(directory: Path, sentences: Iterable[str], characters: str | None = None) -> dict[str, Any]:
+def open_prediction(
+    directory: Path, sentences: Iterable[str], counts: Mapping[str, int], characters: str | None = None
+) -> dict[str, Any]:
     """Mask characters in sentences, and rank the right one among all characters that the model reads.
 
     Asked for are characters that are held out of the fit, whose learned rows the model then does without, and those
@@ -49,14 +53,15 @@ def open_prediction(directory: Path, sentences: Iterable[str], characters: str |
     Args:
         directory: of a saved model with a decoder.
         sentences: each short enough for the model; those of fewer than 8 characters are left out.
+        counts: how often each character stands in other text, best the model's training text.
         characters: those to ask for alone, as far as the model reads them; None for all that are never predicted, and
             of the others a fifth of the Chinese ones with 5 places or more, drawn at random, at most 1,000.
 
     Returns:
         "candidates": how many; "groups": group -> "characters", "places", and "guesses": guess -> median rank,
         recall at 10 and at 100, and the median rank among those without a learned row; "common": the loss at 1,000
-        places of any characters that are predicted, before and after `extend_decoder`. What the sentences have no
-        place for is left out.
+        places of any characters that are predicted, before `extend_decoder`, after it, and after it with the counts.
+        What the sentences have no place for is left out.
 
     Raises:
         UserError: no such model.
@@ -83,14 +88,14 @@ def open_prediction(directory: Path, sentences: Iterable[str], characters: str |
     }
     groups = {}
     if any(asked.values()):
-        decoders = _Decoders(model, rows, held, found.counts)
+        decoders = _Decoders(model, rows, held, torch.tensor([counts.get(tokenizer.tokens[row], 0) for row in rows]))
         for name, wanted in asked.items():
             if places := [place for row in wanted for place in found.places[row]]:
                 right = torch.tensor([int(ids[at]) for ids, at in places])
                 guesses = decoders.guesses(_states(model, places), right)
                 groups[name] = {"characters": len(wanted), "places": len(places), "guesses": guesses}
     known = [place for place in found.common if is_predicted[place[0][place[1]]]]
-    common = _losses(model, known) if known and not is_predicted[rows].all() else {}
+    common = _losses(model, known, counts) if known and not is_predicted[rows].all() else {}
     return {"candidates": len(rows), "groups": groups, "common": {"places": len(known), **common}}
 
 
@@ -107,16 +112,21 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def held_out_sentences(data: Sequence[str]) -> list[str]:
-    """Return the sentences, each of 30 characters at most, of the documents that pre-training on `data` validates with.
+def held_out_sentences(data: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """Return the sentences of the documents that pre-training on `data` validates with, and what the others count.
+
+    Sentences are of 30 characters at most; of the other documents come the counts of characters.
 
     `data` are files or patterns, as for pretrain.py; none for the demo corpus.
     """
     options = PretrainOptions(data=list(data))
     documents = list(Text(options).documents())
-    _, held_out = split_documents(len(documents), options.held_out)
-    paragraphs = (paragraph for i in held_out.tolist() for paragraph in documents[i])
-    return [sentence for paragraph in paragraphs for sentence in split_sentences(paragraph, LONGEST)]
+    trained, held_out = (
+        (paragraph for i in part.tolist() for paragraph in documents[i])
+        for part in split_documents(len(documents), options.held_out)
+    )
+    sentences = [sentence for paragraph in held_out for sentence in split_sentences(paragraph, LONGEST)]
+    return sentences, count_characters(trained)
 
 
 @dataclass
@@ -150,9 +160,9 @@ def _draw(kept: list[Place], place: Place, number: int, most: int, rng: np.rando
 
 
 class _Decoders:
-    """The ways to fill in the rows that are missing."""
+    """The ways to fill in the rows that are missing; `counts` ``(n,)`` are those of the `rows` ``(n,)``."""
 
-    def __init__(self, model: GlyphCRMForMaskedLM, rows: Tensor, held: Collection[int], counts: Counter[int]) -> None:
+    def __init__(self, model: GlyphCRMForMaskedLM, rows: Tensor, held: Collection[int], counts: Tensor) -> None:
         decoder, device = model.mlm.decoder, model.device
         self.rows, can_be = rows, model.predicts(rows.to(device)).cpu()
         self.is_new = ~can_be | torch.isin(rows, torch.tensor(list(held), dtype=torch.int64))
@@ -165,13 +175,15 @@ class _Decoders:
         look = F.normalize(vectors.vector - vectors.vector[~self.is_new].mean(0), dim=1)
         pieces = look[self.is_new].split(BATCH)
         nearest = torch.cat([(piece @ look[~self.is_new].T).argmax(1) for piece in pieces])
-        count = int(self.is_new.sum())
-        fitted = rows_from_pictures(weight, bias, features[~self.is_new], features[self.is_new])
+        count, counts_of = int(self.is_new.sum()), (counts[~self.is_new], counts[self.is_new])
+        known, new = features[~self.is_new], features[self.is_new]
+        fitted = fitted_rows(weight, bias, known, new)
         self.scores: dict[str, Score] = {
             PICTURES: self._filled(weight, bias, *fitted),
+            BOTH: self._filled(weight, bias, *fitted_rows(weight, bias, known, new, counts_of)),
             NEAREST: self._filled(weight, bias, weight[nearest], bias[nearest]),
             MEAN: self._filled(weight, bias, weight.mean(0).expand(count, -1), bias.mean().expand(count)),
-            FREQUENCY: _constant(torch.tensor([float(counts[row]) for row in rows.tolist()], device=device)),
+            FREQUENCY: _constant(counts.float().to(device)),
             CHANCE: _constant(torch.zeros(len(rows), device=device)),
         }
         rest_weight, rest_bias = (part[~self.is_lost[self.is_new]] for part in fitted)
@@ -238,10 +250,13 @@ def _states(model: GlyphCRMForMaskedLM, places: list[Place]) -> Tensor:
     return states
 
 
-def _losses(model: GlyphCRMForMaskedLM, places: list[Place]) -> dict[str, float]:
-    """Return the loss at `places` as the model is, and when it predicts all that it reads."""
+def _losses(model: GlyphCRMForMaskedLM, places: list[Place], counts: Mapping[str, int]) -> dict[str, float]:
+    """Return the loss at `places` as the model is, and when it predicts all that it reads, in two ways."""
     states = _states(model, places)
     right = torch.tensor([int(ids[at]) for ids, at in places], dtype=torch.int64, device=model.device)
     losses = {"loss": F.cross_entropy(model.mlm.decoder(states), right).item()}
-    model.extend_decoder()
-    return {**losses, "loss_extended": F.cross_entropy(model.mlm.decoder(states), right).item()}
+    for name, known_counts in (("loss_extended", None), ("loss_extended_with_counts", counts)):
+        extended = copy.deepcopy(model)
+        extended.extend_decoder(counts=known_counts)
+        losses[name] = F.cross_entropy(extended.mlm.decoder(states), right).item()
+    return losses

@@ -322,8 +322,9 @@ class _Report:
         return [
             "## Any character predictable",
             "One character is masked, and all that are read are ranked. Characters without a learned decoder row "
-            "have one from their pictures (`extend_decoder`), or from simpler guesses; half of those that tie count as "
-            "better. The BERT can answer none of them.",
+            "have one from their pictures, and from their frequency in the text of pre-training where it is named "
+            "(`extend_decoder`), or from simpler guesses; half of those that tie count as better. "
+            "The BERT can answer none of them.",
             *(paragraph for title, of in found if of["groups"] for paragraph in (title, table(of))),
         ]
 

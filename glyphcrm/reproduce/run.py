@@ -238,11 +238,11 @@ def _open_prediction(reproduction: Reproduction) -> None:
     inputs = {"models": [file_digest(of / WEIGHTS_FILE) for of in (model, without) if of.exists()]}
     if _is_made_from(path, inputs):
         return
-    sentences = held_out_sentences(options.text)
-    result = {"inputs": inputs, "all": open_prediction(model, sentences)}
+    sentences, counts = held_out_sentences(options.text)
+    result = {"inputs": inputs, "all": open_prediction(model, sentences, counts)}
     if without.exists():
         characters = (lacking / held_out.CHARACTERS_FILE).read_text(encoding="utf-8")
-        result["held_out"] = open_prediction(without, sentences, characters)
+        result["held_out"] = open_prediction(without, sentences, counts, characters)
     write_json(path, result)
 
 

@@ -21,7 +21,7 @@ from glyphcrm.modeling import (
     GlyphCRMModel,
 )
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from tests.classic import TEXT
+from tests.classic import READ_ONLY, TEXT
 
 SHIPPED = str(Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -69,6 +69,30 @@ def test_labels_are_the_models_own(directories: dict[str, str], capsys: pytest.C
 def test_a_long_text_is_cut_and_that_is_said(directories: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--model", directories["classifier"], "天" * 200]) == 0
     assert capsys.readouterr().err == "text 1: too long: the first 64 tokens were read\n"
+
+
+def test_any_character_as_likely_as_a_text_says(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = 2 ** torch.arange(len(TEXT)).clamp_max(12)
+    with torch.no_grad():  # a model that knows frequencies, and nothing else
+        model.mlm.decoder.weight.zero_()
+        model.mlm.decoder.bias[-len(TEXT) :] = counts.log1p()
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    text = tmp_path / "text.txt"
+    lines = [char * count for char, count in zip(TEXT, counts.tolist(), strict=True)]
+    text.write_text("\n".join([*lines, READ_ONLY[2] * 10**6]), encoding="utf-8")
+    asked = ("--model", str(tmp_path / "model"), "--top", "1", f"{TEXT[:3]}[MASK]")
+    (found,) = answers(capsys, *asked, "--any-character", "--counts-from", str(text))
+    assert found["masks"][0][0][0] == READ_ONLY[2]
+    (found,) = answers(capsys, *asked, "--any-character")
+    assert found["masks"][0][0][0] in TEXT
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", *asked, "--counts-from", str(text)])
+    assert "--counts-from is for --any-character" in capsys.readouterr().err
+    text.write_text("abc", encoding="utf-8")
+    assert main(["predict", *asked, "--any-character", "--counts-from", str(text)]) == 2
+    assert "above 0 for a character that is predicted" in capsys.readouterr().err
 
 
 def test_names_are_where_the_tags_are(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
-from glyphcrm.checkpoint import load_atlas, save_checkpoint
+from glyphcrm.checkpoint import load_atlas, load_checkpoint, save_checkpoint
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import preset
 from glyphcrm.errors import UserError
@@ -28,7 +28,7 @@ from glyphcrm.glyphs.picture_file import PICTURE_SOURCE, read_picture
 from glyphcrm.glyphs.raster import pack, unpack
 from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMForTokenClassification
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from tests.classic import READ_ONLY, VOCABULARY_SIZE
+from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 from tests.glyphs.font_files import SQUARE, font_file
 
 PRIVATE = "\ue123"
@@ -157,6 +157,18 @@ def test_a_drawn_character_can_be_predicted(checkpoint: Path, tmp_path: Path) ->
     assert answers[0]["score"] == answers[1]["score"] > 0  # one picture, one row
     with pytest.warns(UserWarning, match="does not predict"):
         fill("天[MASK]黄", targets=[READ_ONLY[0]])
+
+
+def test_a_drawn_character_is_as_likely_as_a_text_says(checkpoint: Path, tmp_path: Path) -> None:
+    out, picture, text = tmp_path / "more", tmp_path / "drawn.png", tmp_path / "text.txt"
+    saved(ring(), picture)
+    text.write_text(TEXT + 5 * TEXT[:25] + 99 * PRIVATE, encoding="utf-8")
+    pictures = ("--png", f"U+E123={picture}", "--png", f"U+E124={picture}")
+    asked = (*pictures, "--model", checkpoint, "--out", out, "--counts-from", text)
+    assert run(*asked) == 2 and not out.exists()
+    assert run(*asked, "--predict") == 0
+    often, never = load_checkpoint(out, GlyphCRMForPreTraining, heads=True)[0].mlm.decoder.weight[-2:]
+    assert not torch.allclose(often, never, rtol=0.1)  # one picture, two rows
 
 
 def test_a_tagger_predicts_no_characters(checkpoint: Path, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> None:

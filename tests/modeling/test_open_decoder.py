@@ -29,12 +29,12 @@ SENTENCE = f"天地[MASK]{READ_ONLY}黄"
 Array = NDArray[np.float64]
 
 
-def ridge(features: Array, targets: Array, penalty: float, wanted: Array) -> Array:
+def ridge(features: Array, targets: Array, penalty: float | Array, wanted: Array) -> Array:
     """The same regression another way: least squares with a row for each penalty, and none on the constant."""
     mean, spread = features.mean(0), features.std(0)
     spread[spread < 1e-12] = np.inf
     design = np.hstack([(features - mean) / spread, np.ones((len(features), 1))]) / np.sqrt(len(features))
-    penalties = np.sqrt(penalty) * np.eye(features.shape[1], features.shape[1] + 1)
+    penalties = np.eye(features.shape[1], features.shape[1] + 1) * np.sqrt(np.reshape(penalty, (-1, 1)))
     answers = np.vstack([targets / np.sqrt(len(features)), np.zeros((features.shape[1], targets.shape[1]))])
     solution = np.linalg.lstsq(np.vstack([design, penalties]), answers, rcond=None)[0]
     return np.hstack([(wanted - mean) / spread, np.ones((len(wanted), 1))]) @ solution
@@ -89,6 +89,26 @@ def test_rows_come_from_the_pictures_and_the_others_stay(
     assert model.predicts(torch.arange(len(atlas))).all()
 
 
+def test_rows_come_from_the_frequencies_too(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> None:
+    learned, wanted = slice(len(SPECIAL_TOKENS), VOCABULARY_SIZE), [atlas.rows[char] for char in READ_ONLY]
+    counts = {char: 2**i for i, char in enumerate(atlas.tokens[learned])} | {READ_ONLY[0]: 9**9, READ_ONLY[1]: 5}
+    base = model.glyphcrm
+    everything = base.hanglyph(torch.arange(len(atlas)), base.glyph_table.bitmaps)
+    pictures = torch.cat(everything, 1).detach().double().numpy()
+    logs = np.log1p([counts.get(char, 0) for char in atlas.tokens])[:, None]
+    bends = np.maximum(logs - np.quantile(logs[learned], [1 / 3, 2 / 3]), 0)
+    features = np.hstack([pictures, logs, bends])
+    penalties = np.array([PENALTY] * pictures.shape[1] + [1e-6] * 3)
+    # Biases are the logarithms themselves, which a penalty would keep the new ones from.
+    model.mlm.decoder.bias.data[learned] = torch.from_numpy(logs[learned, 0]).float()
+    decoder = torch.cat([model.mlm.decoder.weight, model.mlm.decoder.bias[:, None]], 1).detach()
+    fitted = ridge(features[learned], decoder[learned].double().numpy(), penalties, features[wanted])
+    assert model.extend_decoder(counts=counts) == READ_ONLY
+    made = torch.cat([model.mlm.decoder.weight, model.mlm.decoder.bias[:, None]], 1).detach()[wanted]
+    np.testing.assert_allclose(made, fitted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(made[:, -1], logs[wanted, 0], atol=1e-3)
+
+
 def test_what_cannot_be_predicted_is_one_line(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> None:
     bitmaps = atlas.bitmaps.copy()
     bitmaps[atlas.rows[READ_ONLY[0]]] = 0
@@ -101,6 +121,10 @@ def test_what_cannot_be_predicted_is_one_line(model: GlyphCRMForPreTraining, atl
     ):
         with pytest.raises(UserError, match=complaint):
             model.extend_decoder(characters)
+        assert model.config.vocab_size == VOCABULARY_SIZE == model.mlm.decoder.out_features
+    for counts in ({READ_ONLY[1]: 5}, {TEXT[0]: 5, READ_ONLY[1]: -1}):
+        with pytest.raises(UserError, match="counts must be 0 or more, and above 0 for a character"):
+            model.extend_decoder(counts=counts)
         assert model.config.vocab_size == VOCABULARY_SIZE == model.mlm.decoder.out_features
     assert READ_ONLY[0] not in model.extend_decoder()
     with pytest.raises(UserError, match="no character to add"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,16 @@ import torch
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.reproduce import open_vocabulary
-from glyphcrm.reproduce.open_vocabulary import CHANCE, FREQUENCY, HELD_OUT, LEARNED, MEAN, NEVER_PREDICTED, PICTURES
+from glyphcrm.reproduce.open_vocabulary import (
+    BOTH,
+    CHANCE,
+    FREQUENCY,
+    HELD_OUT,
+    LEARNED,
+    MEAN,
+    NEVER_PREDICTED,
+    PICTURES,
+)
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import READ_ONLY, TEXT
 
@@ -24,7 +34,8 @@ def test_ranks_by_hand(
     save_checkpoint(model, tokenizer, tmp_path)
     texts = [TEXT[i : i + 9] + READ_ONLY[i % 2] for i in range(40)]
     asked = TEXT[20:23] + READ_ONLY[:3]
-    found = open_vocabulary.open_prediction(tmp_path, texts, asked)
+    number = Counter("".join(texts))
+    found = open_vocabulary.open_prediction(tmp_path, texts, number, asked)
     learned, new = (found["groups"][name] for name in (HELD_OUT, NEVER_PREDICTED))
     count = found["candidates"]
     assert count == len(set(TEXT + READ_ONLY)) and (learned["characters"], learned["places"]) == (3, 6)
@@ -42,7 +53,7 @@ def test_ranks_by_hand(
     # The whole model, asked about one place at a time; what was never predicted has rows from the other pictures.
     alone = "".join(char for char in READ_ONLY if char in asked[3:5])
     ranks = []
-    model.extend_decoder()
+    model.extend_decoder(counts=number)
     rows = tokenizer.convert_tokens_to_ids(list(dict.fromkeys(TEXT + READ_ONLY)))
     for text in texts:
         if text[-1] in alone:
@@ -51,11 +62,12 @@ def test_ranks_by_hand(
                 logits = model(**batch).prediction_logits[0, len(text)]
             right = logits[tokenizer.convert_tokens_to_ids(text[-1])]
             ranks.append(int((logits[rows] > right).sum()) + 1)
-    every = open_vocabulary.open_prediction(tmp_path, texts, alone)["groups"][NEVER_PREDICTED]["guesses"]
-    assert min(ranks) <= every[PICTURES]["median_rank"] <= max(ranks)
+    every = open_vocabulary.open_prediction(tmp_path, texts, number, alone)["groups"][NEVER_PREDICTED]["guesses"]
+    assert min(ranks) <= every[BOTH]["median_rank"] <= max(ranks)
+    assert every[PICTURES] != every[BOTH]
     assert f"| {FREQUENCY} |" in open_vocabulary.table(found)
-    assert open_vocabulary.open_prediction(tmp_path, [], asked + "🀀")["groups"] == {}  # which has no row
-    drawn = open_vocabulary.open_prediction(tmp_path, [text + "🀀" for text in texts])
+    assert open_vocabulary.open_prediction(tmp_path, [], number, asked + "🀀")["groups"] == {}  # which has no row
+    drawn = open_vocabulary.open_prediction(tmp_path, [text + "🀀" for text in texts], number)
     often = [char for char in set(TEXT[:-2]) if joined.count(char) >= 2]
     assert drawn["groups"][HELD_OUT]["characters"] == len(often) // 5
     assert drawn["groups"][NEVER_PREDICTED]["characters"] == 2 and drawn["common"]["loss_extended"] > 0
