@@ -110,7 +110,7 @@ def test_a_validation_without_memory_drops_recordings(
 
     monkeypatch.setattr(PretrainingObjective, "validate", where_there_is_room)
     assert main(command(text_file, tmp_path / "run", *MORE, "--steps", "5", "--eval-every", "4")) == 0
-    assert rooms[0] == 0 < rooms[1] and rooms[2] == 0 and "memory is short" in capsys.readouterr().err
+    assert rooms[0] == 0 < rooms[1] and rooms[2] == 0 and "memory is short" in capsys.readouterr().out
     assert [entry["step"] for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in entry] == [
         *(0, 4, 5)
     ]
