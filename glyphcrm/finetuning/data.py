@@ -1,15 +1,14 @@
-"""The examples of a run, and what ties a result to them and to the model it started from."""
+"""The examples of a run."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glyphcrm.finetuning.options import FinetuneOptions
-from glyphcrm.tasks import Example, Splits, TaggedExample, TextExample, load_splits, seen_in_train
+from glyphcrm.tasks import Example, Splits, TextExample, load_splits, seen_in_train
 
 SAMPLE_SEED = 0  # not that of a run, so that runs differ in what they learn, not in what they are given
 
@@ -26,16 +25,6 @@ class RunData:
         """Return how many examples each part has, and "test_unseen" where test texts stand in train."""
         unseen = {} if self.unseen is None else {"test_unseen": len(self.unseen)}
         return {**{name: len(part) for name, part in self.splits.parts.items()}, **unseen}
-
-    def fingerprint(self) -> str:
-        """Return what changes when an example, its label, or the order does."""
-        digest = hashlib.sha256(repr(self.splits.labels).encode())
-        for part in self.splits.parts.values():
-            digest.update(f"\n{len(part)}\n".encode())
-            for example in part:
-                content = [example.characters] if isinstance(example, TaggedExample) else [example.text, example.pair]
-                digest.update(repr((*content, example.answer)).encode())
-        return digest.hexdigest()
 
 
 def load_data(options: FinetuneOptions) -> RunData:

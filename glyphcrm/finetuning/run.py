@@ -61,7 +61,7 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
     data = load_data(options)
     is_new = not (options.run_dir / RUN_FILE).exists()
     if machine.is_first:
-        contents = {"model_files": digests_of_model(model), "data": data.fingerprint()}
+        contents = {"model_files": digests_of_model(model), "data": data.splits.fingerprint()}
         contents |= {"train_font_files": font_digests(train_fonts), "test_font_files": font_digests(test_fonts)}
         claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
         write_recipe(options.run_dir / RECIPE_FILE, {**asdict(options), **asdict(options.recipe)})

@@ -31,7 +31,7 @@ class GlyphVectors(NamedTuple):
 
 
 class StillFeatures(NamedTuple):
-    """The `HanGlyph.features` of all pictures that there are, ``(N, 288)``: row i is that of picture i."""
+    """The `HanGlyph.features` of all pictures, ``(N, 288)``: row i, of N or more, is that of picture i."""
 
     bitmaps: Tensor
     block1: Tensor
@@ -172,18 +172,6 @@ class HanGlyph(GradientCheckpointingLayer):
     def all_vectors(self, rows: Tensor, bitmaps: Tensor) -> GlyphVectors:
         """As `forward`, without gradients and some characters at a time."""
         return GlyphVectors(*in_pieces(lambda piece: self(piece, bitmaps), rows.split(PIECE)))
-
-    def hold_convolutions(self, bitmaps: Tensor | None) -> None:
-        """Let the convolutions stand still: compute `features` of ``bitmaps (N, 288)`` once, for every later `forward`.
-
-        The convolutions then get no gradients. Kept are ``C1*144 + C2*9`` numbers a picture in the dtype that features
-        have here (at base size 21 kB under bfloat16 autocast), until this is called with None; so call it again when
-        other weights were loaded, or the model was moved.
-        """
-        self.still = None
-        if bitmaps is not None:
-            rows = torch.arange(len(bitmaps), device=bitmaps.device)
-            self.still = StillFeatures(bitmaps, *self.all_features(rows, bitmaps))
 
     def convolutions(self) -> list[nn.Parameter]:
         """Return the parameters of all convolutions."""

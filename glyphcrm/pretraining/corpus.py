@@ -33,7 +33,8 @@ from glyphcrm.data.token_store import TokenStore
 from glyphcrm.data.worker_processes import cores, ordered_map
 from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
-from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw, tokens_digest
+from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, check_fonts_draw, tokens_digest
+from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.fonts import font_chain, open_font, split_spec
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
@@ -315,6 +316,18 @@ def read_prepared(directory: Path) -> tuple[GlyphAtlas, GlyphCRMTokenizer, int]:
             "delete it and repeat the command"
         )
     return atlas, tokenizer, size
+
+
+def in_font(atlas: GlyphAtlas, font: Font, directory: Path, progress: bool) -> GlyphAtlas:
+    """Return `atlas.redrawn(font)`; pictures once drawn are kept in `directory`, if it can be written in."""
+    origin = file_digest(font.path), font.index, font.axes, tokens_digest(atlas.tokens), bitmaps_digest(atlas.bitmaps)
+    path = directory / f"font-{hashlib.sha256(json.dumps(origin).encode()).hexdigest()}.safetensors"
+    with suppress(UserError):  # none yet, or damaged
+        return GlyphAtlas.load(path)
+    drawn = atlas.redrawn(font, progress=progress)
+    with suppress(UserError):
+        drawn.save(path)
+    return drawn
 
 
 def _read_record(directory: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
         model.start_from_frequencies(torch.from_numpy(corpus.label_counts()))
     if train_fonts and isinstance(model, GlyphCRMForPreTraining):
         atlas = load_atlas(origin) if origin else atlas
-        model.set_training_fonts([atlas.redrawn(font, progress=first) for font in train_fonts])
+        model.set_training_fonts([corpora.in_font(atlas, font, data_dir, progress=first) for font in train_fonts])
     return corpus, model
 
 
@@ -258,6 +258,16 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
         f"{recipe.steps:,} steps of {recipe.batch_size} sequences of at most {recipe.max_length} characters, "
         f"peak learning rate {recipe.learning_rate:g}; results go to {options.run_dir}"
     )
+    if options.still_steps:
+        to_the_end = f"in all steps: --still-steps {options.still_steps} of {recipe.steps}"
+        end = f"up to step {options.still_steps}" if options.still_steps < recipe.steps else to_the_end
+        print(f"HanGlyph's convolutions stand still {end}")
+    if options.hold_steps >= recipe.steps:
+        rate = f"at {options.hold_share:g} of its rates" if options.hold_share else "not at all"
+        print(
+            f"what makes vectors of characters moves {rate} in all steps: "
+            f"--hold-steps {options.hold_steps} of {recipe.steps}"
+        )
     if resume is not None:
         print(f"continuing from {resume}")
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
 from glyphcrm.reproduce.substitutions import whole_text
-from glyphcrm.tasks import Splits, Task
+from glyphcrm.tasks import Kind, Splits, Task
 
-# Shares of the time; what is left over is for reading, scoring and charts.
-PRETRAINING, FINETUNING, HELD_OUT = 0.57, 0.27, 0.1  # pre-training with the study
+# Shares of the time: pre-training with the study, all fine-tuning, pre-training of the later stages; what is left over
+# is for reading, scoring and charts.
+PRETRAINING, FINETUNING, LATER = 0.57, 0.27, 0.1
 # Of the steps of pre-training, the study sees this share. The schedule is that of the whole, since a short one
 # of its own prefers rates that are too high for a long one. Half this share chose wrongly at `tiny`: what starts faster
 # is overtaken where the curves bend down (docs/convergence.md).
@@ -103,19 +104,25 @@ def make_plan(
             [s.start + n * s.step for s in speed.values() for n in rest], at_once
         )
 
-    def of_held_out(steps: int) -> float:
-        return makespan([s.start + steps * s.step for s in speed.values()], at_once)
+    # The pairs of models that held_out and other_fonts pre-train, and then fine-tune on a task of sentences.
+    later = [list(speed), *([["glyphcrm"] * 2] if options.train_font and options.other_font else [])]
+
+    def of_later(steps: int) -> float:
+        return sum(makespan([speed[arch].start + steps * speed[arch].step for arch in pair], at_once) for pair in later)
 
     def of_finetuning(samples: int) -> float:
-        tokens = [_tokens(task, splits, samples, options.seeds) for task, splits in tasks.items()]
-        return makespan([s.start + n * s.token for s in speed.values() for n in tokens], at_once)
+        tokens = {task: _tokens(task, splits, samples, options.seeds) for task, splits in tasks.items()}
+        asked = task_of_sentences(tasks)
+        stages = [[(arch, task) for arch in speed for task in tasks]]
+        stages += [[(arch, asked) for arch in pair] for pair in later if asked is not None]
+        return sum(makespan([speed[a].start + tokens[t] * speed[a].token for a, t in jobs], at_once) for jobs in stages)
 
     most = max((len(splits.train) for splits in tasks.values()), default=FEWEST_SAMPLES)
     samples = next((n for n in _falling(most) if of_finetuning(n) <= FINETUNING * time), FEWEST_SAMPLES)
     steps = options.pretraining_steps or _most_steps(of_pretraining, PRETRAINING * time)
-    held_out = _most_steps(of_held_out, HELD_OUT * time)
+    held_out = _most_steps(of_later, LATER * time)
     if options.pretraining_steps:  # it is not the time that decides
-        held_out = max(FEWEST_STEPS, round(HELD_OUT / PRETRAINING * steps))
+        held_out = max(FEWEST_STEPS, round(LATER / PRETRAINING * steps))
     return Plan(
         pretraining_steps=steps,
         pretraining_seeds=seeds,
@@ -125,6 +132,11 @@ def make_plan(
         side_by_side=at_once,
         speed=speed,
     )
+
+
+def task_of_sentences(tasks: Iterable[Task]) -> Task | None:
+    """Return the task to ask about single characters: on the words of reviews and titles one matters most."""
+    return next((task for task in tasks if task.kind is Kind.SENTENCE), None)
 
 
 def _study_steps(steps: int) -> int:

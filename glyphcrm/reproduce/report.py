@@ -209,7 +209,8 @@ class _Report:
             "![Validation loss of both models by step and by time](pretraining.png)",
             "Validation, on documents held out from training, before the first and after "
             f"{self.plan.pretraining_steps:,} steps, a line for each seed. Minutes are those of this machine, with the "
-            "other runs beside. All that follows starts from seed 0. The paper's Figure 7.",
+            "other runs beside. All that follows has seed 0 of pre-training alone: spreads are those of fine-tuning. "
+            "The paper's Figure 7.",
             _table(
                 " | seed | parameters (without heads) | rate | positions at the start | MLM loss before | after | "
                 "MLM accuracy | NSP accuracy | minutes",

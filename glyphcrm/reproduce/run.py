@@ -16,19 +16,22 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
 from glyphcrm.glyphs.fonts import open_font
+from glyphcrm.pretraining.corpus import DIGESTS_FILE, Text
+from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce import held_out, other_fonts
 from glyphcrm.reproduce.held_out import compare_held_out
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.other_fonts import compare_fonts
-from glyphcrm.reproduce.plan import Plan, Speed, make_plan
+from glyphcrm.reproduce.plan import Plan, Speed, make_plan, task_of_sentences
 from glyphcrm.reproduce.report import PLAN_FILE, write_report
 from glyphcrm.reproduce.robustness import score_rewritten
 from glyphcrm.reproduce.side_by_side import Job, Workers, fitting
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
     SEEDS,
+    TEXT,
     Choice,
     available_tasks,
     fine_tuning,
@@ -41,7 +44,7 @@ from glyphcrm.reproduce.stages import (
 from glyphcrm.reproduce.substitutions import read_look_alikes, to_traditional, whole_text
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
-from glyphcrm.tasks import Kind, Splits, Task
+from glyphcrm.tasks import Splits, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, resumable, write_json
 
@@ -110,7 +113,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _reproduce(options: ReproduceOptions) -> Path:
     tasks = available_tasks(options)
     _check_files(options)
-    claim(options.output_dir, options.identity())
+    text = Text(PretrainOptions(data=list(options.text)))
+    contents = text.contents(options.output_dir / TEXT / DIGESTS_FILE)
+    claim(options.output_dir, {**options.identity(), "text": text.fingerprint(contents)})
     workers = Workers(options.output_dir, options.side_by_side or fitting(options.preset))
     plan = _plan(options, tasks, workers)
     reproduction = Reproduction(options, tasks, plan, _choices(options, plan, workers), workers)
@@ -200,10 +205,11 @@ def _finetuning(reproduction: Reproduction) -> None:
     options, plan = reproduction.options, reproduction.plan
     jobs = []
     for task, splits in reproduction.tasks.items():
+        directory = options.output_dir / "finetuning" / task.name
+        claim(directory, {"data": splits.fingerprint()})  # else what is done would be taken for that of other examples
         for arch, model in reproduction.models.items():
-            directory = options.output_dir / "finetuning" / task.name / arch
             seconds = plan.seconds_of_finetuning(arch, task, splits, options.seeds)
-            jobs.append(fine_tuning(options, plan, task, model, directory, seconds=seconds))
+            jobs.append(fine_tuning(options, plan, task, model, directory / arch, seconds=seconds))
     reproduction.workers.run(jobs)
 
 
@@ -211,8 +217,8 @@ def _unknown(reproduction: Reproduction) -> None:
     """Count what the vocabularies lack, of all texts of each task (the paper's Table 1)."""
     options, tasks, model = reproduction.options, reproduction.tasks, reproduction.models["glyphcrm"]
     path = options.output_dir / UNKNOWN_FILE
-    sizes = {task.name: [len(splits.train), len(splits.dev), len(splits.test)] for task, splits in tasks.items()}
-    inputs = {"tasks": sizes, "bert_vocabulary": options.bert_vocabulary and file_digest(options.bert_vocabulary)}
+    data = {task.name: splits.fingerprint() for task, splits in tasks.items()}
+    inputs = {"tasks": data, "bert_vocabulary": options.bert_vocabulary and file_digest(options.bert_vocabulary)}
     if _is_made_from(path, inputs):
         return
     tokenizer = GlyphCRMTokenizer.from_pretrained(model)
@@ -274,10 +280,13 @@ def _rewrite(options: ReproduceOptions, task: Task, tuned: dict[str, Any], input
 
 def _other_fonts(reproduction: Reproduction) -> None:
     """Train in the fonts of `--train-font`, if there are any, and as long in one; test in the one of `--other-font`."""
-    options, task = reproduction.options, _task_of_sentences(reproduction)
+    options, task = reproduction.options, task_of_sentences(reproduction.tasks)
     path, font = options.output_dir / OTHER_FONTS_FILE, options.other_font
-    inputs = {"task": task and task.name, "train_fonts": options.train_font, "other_font": font}
-    if task is None or font is None or not options.train_font or _is_made_from(path, inputs):
+    if task is None or font is None or not options.train_font:
+        return
+    data = reproduction.tasks[task].fingerprint()
+    inputs = {"task": task.name, "data": data, "train_fonts": options.train_font, "other_font": font}
+    if _is_made_from(path, inputs):
         return
     claim(options.output_dir / other_fonts.DIRECTORY, inputs)
     model, workers = reproduction.models["glyphcrm"], reproduction.workers
@@ -286,27 +295,19 @@ def _other_fonts(reproduction: Reproduction) -> None:
         write_json(path, {"inputs": inputs, **result})
 
 
-def _task_of_sentences(reproduction: Reproduction) -> Task | None:
-    """Return the task to ask about single characters: on the words of reviews and titles one matters most."""
-    return next((task for task in reproduction.tasks if task.kind is Kind.SENTENCE), None)
-
-
 def _held_out(reproduction: Reproduction) -> None:
-    path = reproduction.options.output_dir / HELD_OUT_FILE
-    task = _task_of_sentences(reproduction)
-    if task is None or _is_made_from(path, {"task": task.name}):
+    options, task = reproduction.options, task_of_sentences(reproduction.tasks)
+    path = options.output_dir / HELD_OUT_FILE
+    if task is None:
         return
-    claim(reproduction.options.output_dir / held_out.DIRECTORY, {"task": task.name})
-    result = compare_held_out(
-        reproduction.options,
-        reproduction.plan,
-        task,
-        reproduction.tasks[task],
-        reproduction.choices,
-        reproduction.workers,
-    )
+    splits = reproduction.tasks[task]
+    inputs = {"task": task.name, "data": splits.fingerprint()}
+    if _is_made_from(path, inputs):
+        return
+    claim(options.output_dir / held_out.DIRECTORY, inputs)
+    result = compare_held_out(options, reproduction.plan, task, splits, reproduction.choices, reproduction.workers)
     if result is not None:
-        write_json(path, {"inputs": {"task": task.name}, **result})
+        write_json(path, {"inputs": inputs, **result})
 
 
 # A stage takes a `Reproduction`, does what is not done yet, and leaves files that the report reads.

@@ -36,7 +36,7 @@ from glyphcrm.training.progress import METRICS_FILE, read_metrics
 from glyphcrm.training.run_directory import COMPLETE_FILE, MODEL_DIRECTORY, read_json
 
 ARCHITECTURES = ("glyphcrm", "bert")
-PROBE, STUDY, SEEDS = "probe", "study", "pretraining"  # directories
+PROBE, STUDY, SEEDS, TEXT = "probe", "study", "pretraining", "text"  # directories
 SAVE_MINUTES = 1  # a log may come a minute later
 VALIDATION_SAMPLES = 512
 # The paper's rates are those of a base model; smaller ones, trained for less long, need larger steps.
@@ -143,7 +143,7 @@ def pretraining(
     arch: str,
     steps: int,
     settings: Sequence[str],
-    text: str = "text",
+    text: str = TEXT,
     seconds: float = 0.0,
 ) -> Job:
     """Return a run of pretrain.py in `directory`; those with the same `text` share what is made of the text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -80,6 +81,16 @@ class Splits:
     def parts(self) -> dict[str, tuple[Example, ...]]:
         """The three parts by name, in order."""
         return {"train": self.train, "dev": self.dev, "test": self.test}
+
+    def fingerprint(self) -> str:
+        """Return what changes when an example, its label, or the order does."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for part in self.parts.values():
+            digest.update(f"\n{len(part)}\n".encode())
+            for example in part:
+                content = [example.characters] if isinstance(example, TaggedExample) else [example.text, example.pair]
+                digest.update(repr((*content, example.answer)).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Work = Callable[[], None]
+Result = TypeVar("Result")
 MOST = 48  # sizes with recordings; each takes about a second to make, and memory for its kernels' arguments
 
 
@@ -183,6 +184,19 @@ class Graphs:
             recording.is_replayed = bool(recording.replays)
         recording.is_between = part + 1 < len(recording.parts)
         (recording.replays if recording.is_replayed else recording.parts)[part]()
+
+    def beside(self, work: Callable[[], Result]) -> Result:
+        """Return what `work`, of which there is no recording, does: without recordings, again, if memory is short."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if not self._recordings:
+                raise
+        # Only here, without the error, is the memory free that it held.
+        self._tell_short()
+        self._drop()
+        self._recorder.room()
+        return work()
 
     def _record(self, recording: Recording) -> None:
         # What a part hands to the next one stays alive between them, while recordings of one part are replayed.

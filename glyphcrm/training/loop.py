@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel, set_seed
 
 from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
-from glyphcrm.modeling.glyph_vectors import SharedGlyphs
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs, hold_convolutions
 from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.training import run_checkpoint
 from glyphcrm.training.graph import CudaRecorder, Graphs, Recorder, in_place_of
@@ -85,12 +86,25 @@ class Step:
         return loss, self.update()
 
     def hold_convolutions(self, held: bool) -> None:
-        """Let HanGlyph's convolutions stand still, with their features computed once, or move; between two steps."""
+        """Let HanGlyph's convolutions stand still, with their features computed once, or move; between two steps.
+
+        Raises `UserError`: the GPU has no room for the features.
+        """
         base = self.model.base_model
         if not isinstance(base, GlyphCRMModel) or not isinstance(base.hanglyph, HanGlyph):
             return
-        with self.machine.autocast():
-            base.hanglyph.hold_convolutions(base.glyph_table.all_pictures() if held else None)
+        if held:
+            pictures = base.glyph_table.all_pictures()
+            try:
+                with self.machine.autocast():
+                    hold_convolutions(base.hanglyph, pictures, progress=self.machine.is_first)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"the GPU's memory has no room for HanGlyph's features of {len(pictures):,} pictures; "
+                    "leave out --still-steps, with another --output-dir, or make room"
+                ) from error
+        else:
+            base.hanglyph.still = None
         # Others than before get gradients.
         self.sum_gradients = GradientSum(list(self.model.parameters()), self.machine)
         if self.graphed is not None:
@@ -175,20 +189,20 @@ class Training:
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         self.optimizer = make_optimizer(model, plan.optimizer)
-        step = Step(model, self.objective, self.optimizer, machine, self._graphs())
-        stop = OrderlyStop(hears=machine.world == 1)
+        recorded = plan.cuda_graph
+        self.graphs = Graphs(self.recorder(machine.device), in_place_of(model), self._say) if recorded else None
+        step = Step(model, self.objective, self.optimizer, machine, self.graphs)
+        stop, still_steps = OrderlyStop(hears=machine.world == 1), plan.optimizer.still_steps
         try:
+            self._begin()
+            if self.progress.step < still_steps:  # may take minutes, in which nothing is lost: Ctrl-C ends it at once
+                step.hold_convolutions(True)
             with stop:
-                self._begin()
                 if checkpoint is None and 0 in plan.validations:
                     self._validate()
                 steps = self._steps()
                 if checkpoint is not None:
                     self._continue(checkpoint)
-                still_steps = plan.optimizer.still_steps
-                if self.progress.step < still_steps:
-                    self._say(f"HanGlyph's convolutions stand still up to step {still_steps}; their features are made")
-                    step.hold_convolutions(True)
                 while not (self.is_over or stop.asked):
                     if self.progress.step == still_steps > 0:
                         self._say("HanGlyph's convolutions move from here on")
@@ -199,9 +213,10 @@ class Training:
                 if self.saved is None or step_of(self.saved) != self.progress.step:
                     self._save()
         except torch.OutOfMemoryError as error:
+            features = ", or leave out --still-steps" if self.progress.step < still_steps else ""
             raise UserError(
                 f"the GPU's memory was full at step {self.progress.step}; {self._newest}; give a smaller "
-                "--micro-batch-size, with another --output-dir"
+                f"--micro-batch-size{features}, with another --output-dir"
             ) from error
         except RuntimeError as error:
             # The signal that stops this process may reach its data loading process first.
@@ -225,11 +240,6 @@ class Training:
         self.display.open(self.progress.step, self.plan.steps)
         self.model.train()
         self._since = time.perf_counter()
-
-    def _graphs(self) -> Graphs | None:
-        if not self.plan.cuda_graph:
-            return None
-        return Graphs(self.recorder(self.machine.device), in_place_of(self.model), self._say)
 
     def _say(self, line: str) -> None:
         self.display.tell(self.objective.status(self.progress.history), line)
@@ -291,7 +301,8 @@ class Training:
     def _validate(self) -> None:
         with self._clock_stopped():
             self.model.eval()
-            entry = self.objective.validate(self.model)
+            validate = partial(self.objective.validate, self.model)
+            entry = self.graphs.beside(validate) if self.graphs is not None else validate()
             self.model.train()
             for name, value in entry.items():
                 self._check_finite(name, value)

@@ -10,11 +10,15 @@ import pytest
 
 from glyphcrm import files
 from glyphcrm.errors import UserError
+from glyphcrm.glyphs.atlas import GlyphAtlas
+from glyphcrm.glyphs.font_file import Font
+from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.pretraining.corpus import (
     DIGESTS_FILE,
     VOCABULARY_RECORD,
     Text,
     data_directory,
+    in_font,
     prepare_vocabulary,
     read_prepared,
     tokenized,
@@ -67,6 +71,37 @@ def test_a_font_exchanged_is_noticed(tmp_path: Path) -> None:
     font_file(font, {"天": (100, 0, 900, 700)})
     with pytest.raises(UserError, match=r"\(font differ\)"):
         prepared(options)
+
+
+def test_pictures_of_a_font_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one file and one atlas, as long as what is kept of them is whole."""
+    path = font_file(tmp_path / "font.ttf", {"天": SQUARE, "地": (100, 0, 500, 800)})
+    atlas = GlyphAtlas.build(["[PAD]", "天", "地"], [open_font(path)])
+    redrawn, drawn = GlyphAtlas.redrawn, list[int]()
+
+    def counted(self: GlyphAtlas, font: Font, *, progress: bool = False) -> GlyphAtlas:
+        drawn.append(len(self))
+        return redrawn(self, font)
+
+    monkeypatch.setattr(GlyphAtlas, "redrawn", counted)
+
+    def draws(atlas: GlyphAtlas, directory: Path = tmp_path) -> bool:
+        """Whether pictures, which are the right ones, are drawn."""
+        before, font = len(drawn), open_font(path)
+        found, expected = in_font(atlas, font, directory, progress=False), redrawn(atlas, font)
+        assert found.tokens == expected.tokens and (found.bitmaps == expected.bitmaps).all()
+        return len(drawn) > before
+
+    assert draws(atlas) and not draws(atlas)
+    assert draws(atlas.of(["地", "天"])) and not draws(atlas)
+    for kept in tmp_path.glob("font-*"):
+        kept.write_bytes(kept.read_bytes()[:-1])
+    assert draws(atlas) and not draws(atlas)
+    font_file(path, {"天": (100, 0, 300, 800)})
+    files._taken.clear()
+    assert draws(atlas) and not draws(atlas)
+    for _ in range(2):
+        assert draws(atlas, tmp_path / "missing")
 
 
 def test_the_digest_of_a_text_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

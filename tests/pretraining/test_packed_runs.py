@@ -16,6 +16,7 @@ from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.modeling import GlyphCRMForPreTraining, backend, packed_attention, packing
 from glyphcrm.modeling import model as model_module
 from glyphcrm.pretraining import run as run_module
+from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.training import graphed_gradients
 from glyphcrm.training.loop import Training
 from glyphcrm.training.machine import Machine
@@ -89,6 +90,30 @@ def test_a_loss_that_diverges_in_a_recorded_step_keeps_the_last_checkpoint(
     checkpoint = max((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert is_complete(checkpoint)
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_a_validation_without_memory_drops_recordings(
+    text_file: Path,
+    tmp_path: Path,
+    as_on_a_gpu: list[EmulatedGraphs],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where training does, too; and goes on."""
+    validate, rooms = PretrainingObjective.validate, list[int]()
+
+    def where_there_is_room(self: PretrainingObjective, model: Any) -> Any:
+        rooms.append(as_on_a_gpu[0].memory - as_on_a_gpu[0].room())
+        if rooms[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return validate(self, model)
+
+    monkeypatch.setattr(PretrainingObjective, "validate", where_there_is_room)
+    assert main(command(text_file, tmp_path / "run", *MORE, "--steps", "5", "--eval-every", "4")) == 0
+    assert rooms[0] == 0 < rooms[1] and rooms[2] == 0 and "memory is short" in capsys.readouterr().out
+    assert [entry["step"] for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in entry] == [
+        *(0, 4, 5)
+    ]
 
 
 def test_rows_are_packed_where_attention_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,23 @@ def test_a_run_in_several_fonts_continues_bit_for_bit_and_keeps_its_own_pictures
     assert "train_font_files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("hold_share", ["0", "0.3"])
+def test_what_never_moves_is_told(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], hold_share: str
+) -> None:
+    held = ("--still-steps", "12", "--hold-steps", "12", "--hold-share", hold_share, "--stop-after", "1")
+    assert main(command(text_file, tmp_path / "held", *held)) == 0
+    said = capsys.readouterr().out
+    assert "convolutions stand still in all steps: --still-steps 12 of 12" in said
+    moves = "not at all" if hold_share == "0" else "at 0.3 of its rates"
+    assert f"what makes vectors of characters moves {moves} in all steps: --hold-steps 12 of 12" in said
+    if hold_share == "0":
+        shorter = ("--still-steps", "11", "--hold-steps", "11", "--stop-after", "1")
+        assert main(command(text_file, tmp_path / "shorter", *shorter)) == 0
+        said = capsys.readouterr().out
+        assert "convolutions stand still up to step 11" in said and "in all steps" not in said
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_saves_by_the_clock_too(finished: Path, text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "clock"

@@ -11,6 +11,7 @@ import random
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from safetensors.torch import load_file, save_file
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import PRESETS
 from glyphcrm.errors import UserError
+from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.reproduce import held_out, report, run, stages, substitutions, trials
 from glyphcrm.reproduce.held_out import choose_excluded
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Plan, Speed, make_plan, makespan
-from glyphcrm.tasks import Task, find_task
+from glyphcrm.reproduce.side_by_side import Job, Workers
+from glyphcrm.tasks import Splits, Task, TextExample, find_task
 from tests.classic import TEXT
 from tests.glyphs.font_files import part_of_default_font
 from tests.robustness.processes import warm_up
@@ -240,21 +243,70 @@ def test_a_stage_takes_no_runs_of_other_settings_for_its_own(
     options = ReproduceOptions(preset="nano", output_dir=tmp_path, train_font=["a.ttf"], other_font="b.ttf")
     choices = {"glyphcrm": stages.Choice("study/glyphcrm", ())}
 
-    def do(task: str, **changed: Any) -> None:
+    def do(task: str, text: str = "好", **changed: Any) -> None:
         asked = replace(options, **changed)
-        tasks: Any = {find_task(task): None}
-        workers: Any = None
+        tasks, workers = {find_task(task): splits_of(text)}, Workers(tmp_path, 1)
         run.STAGES[stage](run.Reproduction(asked, tasks, Plan(10, 1, 6, 4, 64, 1, {}), choices, workers))
 
     do("demo_sentiment")
     do("demo_sentiment")
-    others: list[tuple[str, dict[str, Any]]] = [("toutiao", {})]
+    others: list[tuple[str, dict[str, Any]]] = [("toutiao", {}), ("demo_sentiment", {"text": "坏"})]
     if stage == "other_fonts":
         others += [("demo_sentiment", {"train_font": ["c.ttf"]}), ("demo_sentiment", {"other_font": "c.ttf"})]
     for task, changed in others:
         with pytest.raises(UserError, match=f"{stage} holds a run with other settings"):
             do(task, **changed)
     assert begun == ["demo_sentiment"] * 2
+
+
+def splits_of(text: str) -> Splits:
+    examples = (TextExample(text, "good"), TextExample("天", "bad"))
+    return Splits(examples, examples, examples, ("bad", "good"))
+
+
+def test_fine_tuning_on_other_examples_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def work(self: Workers, jobs: Sequence[Job]) -> bool:
+        asked.append(len([job for job in jobs if not job.made.exists()]))
+        for job in jobs:
+            write_atomically(job.made, b"{}") if job.made.parent.exists() else job.made.parent.mkdir(parents=True)
+        return True
+
+    monkeypatch.setattr(Workers, "run", work)
+    plan = Plan(10, 1, 6, 4, 64, 1, {arch: Speed(1, 1, 1) for arch in stages.ARCHITECTURES})
+    choices = {arch: stages.Choice(f"study/{arch}", ()) for arch in stages.ARCHITECTURES}
+
+    def do(*texts: str) -> None:
+        tasks = dict(zip(map(find_task, ("demo_sentiment", "toutiao")), map(splits_of, texts), strict=False))
+        options = ReproduceOptions(preset="nano", output_dir=tmp_path)
+        run.STAGES["finetuning"](run.Reproduction(options, tasks, plan, choices, Workers(tmp_path, 1)))
+
+    do("好")
+    do("好")
+    do("好", "好")
+    assert asked == [2, 2, 2]  # the first time they were cut short
+    with pytest.raises(UserError, match=r"finetuning/toutiao holds a run with other settings \(data "):
+        do("好", "坏")
+
+
+def test_a_reproduction_of_other_text_is_refused(
+    task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the files have the same names."""
+
+    def planned(options: ReproduceOptions, *_: Any) -> None:
+        write_atomically(options.output_dir / report.PLAN_FILE, b"{}")
+        raise UserError("planned")
+
+    monkeypatch.setattr(run, "_plan", planned)
+    text = tmp_path / "text.txt"
+    words = ["--preset", "nano", "--text", str(text), "--tasks", str(task_file), "--output-dir", str(tmp_path / "out")]
+    refused = "out holds a run with other settings .text "
+    for content, end in (("天地。", "planned"), ("天地。", "planned"), ("玄黄。", refused)):
+        text.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=end):
+            run.reproduce(ReproduceOptions.parse(words))
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -294,11 +346,14 @@ def test_work_side_by_side_takes_as_long_as_it_must(seconds: list[float], at_onc
     hours=st.floats(0.2, 20),
     at_once=st.integers(1, 7),
     speeds=st.lists(st.tuples(st.floats(0.01, 5), st.floats(1e-6, 1e-3), st.floats(0, 5)), min_size=2, max_size=2),
+    fonts=st.booleans(),
 )
 def test_a_plan_fits_into_its_time(
-    task_file: Path, hours: float, at_once: int, speeds: list[tuple[float, float, float]]
+    task_file: Path, hours: float, at_once: int, speeds: list[tuple[float, float, float]], fonts: bool
 ) -> None:
     options = ReproduceOptions(preset="tiny", tasks=[str(task_file)], hours=hours)
+    if fonts:
+        options = replace(options, train_font=["a.ttf"], other_font="b.ttf")
     tasks = stages.available_tasks(options)
     studied = [variant.arch for variant in trials.variants("tiny")]
     speed = {arch: Speed(*of) for arch, of in zip(stages.ARCHITECTURES, speeds, strict=True)}
@@ -308,11 +363,16 @@ def test_a_plan_fits_into_its_time(
     begun = makespan([plan.seconds(arch, plan.study_steps) for arch in studied], at_once)
     rest = [plan.seconds(arch, steps - (0 if seed else plan.study_steps)) for seed in seeds for arch in speed]
     assert steps == FEWEST_STEPS or begun + makespan(rest, at_once) <= 0.57 * time
-    held_out = makespan([plan.seconds(arch, plan.held_out_steps) for arch in speed], at_once)
-    assert plan.held_out_steps == FEWEST_STEPS or held_out <= 0.1 * time
-    tuned = [plan.seconds_of_finetuning(arch, *of_task, options.seeds) for arch in speed for of_task in tasks.items()]
-    assert plan.train_samples == FEWEST_SAMPLES or makespan(tuned, at_once) <= 0.27 * time
-    # Which of the two is the faster makes no difference.
+    # Characters held out take two models on one task, fonts two GlyphCRMs.
+    pairs = [["glyphcrm", "bert"], *[["glyphcrm"] * 2] * fonts]
+    later = sum(makespan([plan.seconds(arch, plan.held_out_steps) for arch in pair], at_once) for pair in pairs)
+    assert plan.held_out_steps == FEWEST_STEPS or later <= 0.1 * time
+    ((task, splits),) = tasks.items()
+    of_arch = {arch: plan.seconds_of_finetuning(arch, task, splits, options.seeds) for arch in speed}
+    tuned = sum(makespan([of_arch[arch] for arch in pair], at_once) for pair in (speed, *pairs))
+    assert plan.train_samples == FEWEST_SAMPLES or tuned <= 0.27 * time
+    # Which of the two is the faster makes no difference, where both are trained.
+    options = replace(options, train_font=[], other_font=None)
     other = make_plan(options, dict(zip(speed, reversed(speed.values()), strict=True)), tasks, ["glyphcrm", "bert"], 2)
     same = make_plan(options, speed, tasks, ["glyphcrm", "bert"], 2)
     assert {**asdict(other), "speed": None} == {**asdict(same), "speed": None}

@@ -18,7 +18,7 @@ from torch import Tensor
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.modeling.glyph_vectors import SharedGlyphs
+from glyphcrm.modeling.glyph_vectors import SharedGlyphs, hold_convolutions
 from glyphcrm.modeling.hanglyph import GlyphVectors
 from glyphcrm.pretraining.ablations import FreeGlyphs, free_glyphs
 from glyphcrm.training import graphed_gradients
@@ -207,9 +207,9 @@ def test_convolutions_that_begin_to_move_are_in_new_recordings(place: Place, atl
     for recorder in (None, place.recorder()):
         trained = place.trained(small_model(atlas, convolves=True), recorder)
         base = trained.model.glyphcrm
-        base.hanglyph.hold_convolutions(base.glyph_table.all_pictures())
+        hold_convolutions(base.hanglyph, base.glyph_table.all_pictures())
         trained(steps_of([[SHORT]] * 3, few=True))
-        base.hanglyph.hold_convolutions(None)
+        base.hanglyph.still = None
         if recorder is not None and told:
             assert recorder.replayed > 0
             trained.graphed.begin_anew()
@@ -411,6 +411,35 @@ def test_recordings_make_room_for_what_is_run(atlas: GlyphAtlas, memory: int) ->
     found = Trained(small_model(atlas).double(), recorder)(steps)(steps)
     assert found.distance(expected) <= 1e-12
     assert found.messages == [SHORT_OF_MEMORY] and recorder.replayed > 0 and recorder.recovered == 0
+
+
+@everywhere
+def test_work_beside_the_steps_takes_the_memory_of_recordings(place: Place, atlas: GlyphAtlas) -> None:
+    """A validation; afterwards they are made again."""
+    steps = steps_of(MIXED)
+    expected = place.trained(small_model(atlas))(steps)(steps)(steps)
+    recorder = place.recorder()
+    found = place.trained(small_model(atlas), recorder)(steps)(steps)
+    graphs, tried = found.graphed._graphs, list[bool]()
+
+    def validate() -> str:
+        tried.append(bool(graphs._recordings))
+        if tried[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert place.device == "cuda" or recorder.room() == recorder.memory  # nothing holds their memory
+        return "scores"
+
+    assert graphs.beside(validate) == "scores" and tried == [True, False]
+    recorded = recorder.recorded
+    assert found(steps).distance(expected) <= place.tolerance and recorder.recorded > recorded
+    assert found.messages == [SHORT_OF_MEMORY]
+    graphs.begin_anew()
+    with pytest.raises(torch.OutOfMemoryError):  # there is nothing left to drop
+        graphs.beside(out_of_memory)
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @everywhere

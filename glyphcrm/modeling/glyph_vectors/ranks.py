@@ -37,9 +37,15 @@ def filled_up(ids: Tensor, size: int) -> Tensor:
     return torch.cat([ids, ids[-1:].expand(size - len(ids))])
 
 
-def own_share(ids: Tensor) -> Tensor:
-    """Return this process's part of `ids` ``(P * world,)``, ``(P,)``: the parts of all, in order, are the whole."""
-    return ids.view(world(), -1)[dist.get_rank() if world() > 1 else 0]
+def own_share(rows: Tensor) -> Tensor:
+    """Return this process's part ``(P, ...)`` of `rows` ``(P * world, ...)``, a view; all in order are the whole."""
+    return rows.unflatten(0, (world(), -1))[dist.get_rank() if world() > 1 else 0]
+
+
+def exchange(rows: Tensor) -> None:
+    """Fill in the shares of the other processes in `rows` ``(P * world, ...)``, of which each has made its own."""
+    for rank, share in enumerate(rows.unflatten(0, (world(), -1)) if world() > 1 else ()):
+        dist.broadcast(share, rank)  # in place, unlike a gathering, which would need the memory once more
 
 
 def gather(shares: Sequence[Tensor]) -> list[Tensor]:
