@@ -29,7 +29,7 @@ from transformers import (
     pipeline,
 )
 
-from glyphcrm.checkpoint import check_tokenizer, load_atlas, save_checkpoint
+from glyphcrm.checkpoint import check_tokenizer, load_atlas
 from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -44,13 +44,6 @@ from glyphcrm.modeling import (
 from glyphcrm.modeling.heads import HEADS, GlyphCRMHead
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
-
-
-@pytest.fixture
-def directory(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> Path:
-    """A checkpoint directory."""
-    save_checkpoint(model, tokenizer, tmp_path / "model")
-    return tmp_path / "model"
 
 
 def test_every_auto_class_loads_the_same_encoder(model: GlyphCRMForPreTraining, directory: Path) -> None:
