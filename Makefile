@@ -95,7 +95,6 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m pytest bench/ --benchmark --benchmark-json=bench-results.json -k "not throughput"
-	$(BIN)/python -m bench.chart bench-results.json -o bench-chart.png
 
 # GlyphCRM beside BERT: tokens a second, memory, data, start-up. Minutes even where nothing else runs.
 throughput: .venv/installed

@@ -18,13 +18,12 @@ from bench import peers
 from bench.peers import EPS, Inputs, Outputs, Way
 
 DROPOUT = 0.1  # in training, as in the paper's recipe
-WIDTH, HEADS = 768, 12
 IMAGE = 48
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Amounts: sequences and their length, rows of skip, characters of an atlas, HanGlyph's channels."""
+    """Amounts: sequences and their length, rows of skip, characters of an atlas, HanGlyph's channels, the encoder's."""
 
     sequences: int
     length: int
@@ -33,6 +32,9 @@ class Sizes:
     atlas_rows: int
     c1: int
     c2: int
+    width: int = 768
+    heads: int = 12
+    least: bool = False  # pictures are as small as a convolution takes them
 
     @property
     def tokens(self) -> int:
@@ -45,6 +47,8 @@ BASE = Sizes(sequences=32, length=512, rows=1_700, images=1_700, atlas_rows=28_0
 CPU = Sizes(sequences=16, length=128, rows=400, images=64, atlas_rows=1_000, c1=16, c2=32)
 # As little as touches every way.
 SMOKE = Sizes(sequences=2, length=16, rows=8, images=2, atlas_rows=16, c1=16, c2=32)
+# So little that a call's time is the host's.
+HOST = Sizes(sequences=1, length=1, rows=2, images=2, atlas_rows=2, c1=4, c2=4, width=16, heads=4, least=True)
 
 
 @dataclass(frozen=True)
@@ -138,23 +142,23 @@ def all_cases(sizes: Sizes, device: str = "cpu") -> list[Case]:
 
 
 def _add_norm(sizes: Sizes, device: str) -> list[Case]:
-    tokens = sizes.tokens
+    tokens, width = sizes.tokens, sizes.width
 
     def case(rows: int | None) -> Case:
         def draw(make: Draw) -> Inputs:
-            inputs = {"x": make.tensor(tokens, WIDTH), "residual": make.tensor(tokens, WIDTH)}
-            inputs |= {"weight": 1 + make.tensor(WIDTH, scale=0.1), "bias": make.tensor(WIDTH)}
+            inputs = {"x": make.tensor(tokens, width), "residual": make.tensor(tokens, width)}
+            inputs |= {"weight": 1 + make.tensor(width, scale=0.1), "bias": make.tensor(width)}
             if rows is not None:
-                inputs |= {"skip": make.tensor(rows, WIDTH), "index": make.below(rows, tokens)}
+                inputs |= {"skip": make.tensor(rows, width), "index": make.below(rows, tokens)}
             return inputs
 
         kind = "2-way" if rows is None else f"3-way, {rows:,} rows"
         return Case(
             "add_norm",
-            f"{kind}, {tokens:,} x {WIDTH}",
+            f"{kind}, {tokens:,} x {width}",
             draw,
             "GB/s",
-            flops=(8 if rows is None else 9) * tokens * WIDTH,
+            flops=(8 if rows is None else 9) * tokens * width,
             settings={"eps": EPS, "training": True},
             peers=peers.add_norm(device),
             drops=True,
@@ -223,6 +227,8 @@ def _glyph_conv(sizes: Sizes, device: str) -> list[Case]:
         side: int, channels: tuple[int, int], size: int, padding: int = 0, last: bool = False, **more: Any
     ) -> Case:
         inputs, outputs = channels
+        if sizes.least:
+            side = size - 2 * padding + last  # two places a side, where these are pooled
         out = side + 2 * padding - size + 1
 
         def draw(make: Draw) -> Inputs:
@@ -253,20 +259,20 @@ def _glyph_conv(sizes: Sizes, device: str) -> list[Case]:
 
 
 def _dropout_attention(sizes: Sizes, device: str) -> list[Case]:
-    size = WIDTH // HEADS
+    heads, size = sizes.heads, sizes.width // sizes.heads
 
     def draw(make: Draw) -> Inputs:
         # As the projections leave them: the heads of a token side by side.
-        shape = (sizes.sequences, sizes.length, HEADS, size)
+        shape = (sizes.sequences, sizes.length, heads, size)
         return {name: make.tensor(*shape).transpose(1, 2) for name in ("query", "key", "value")}
 
     return [
         Case(
             "dropout_attention",
-            f"{sizes.sequences} x {sizes.length} tokens, {HEADS} heads of {size}",
+            f"{sizes.sequences} x {sizes.length} tokens, {heads} heads of {size}",
             draw,
             "TFLOP/s",
-            flops=4.0 * sizes.sequences * sizes.length**2 * WIDTH,
+            flops=4.0 * sizes.sequences * sizes.length**2 * sizes.width,
             settings={"scaling": size**-0.5},
             peers=peers.dropout_attention(),
             drops=True,
@@ -289,7 +295,7 @@ def _biased_linear(sizes: Sizes, device: str) -> list[Case]:
             quick=n == d,
         )
 
-    return [case(WIDTH, WIDTH), case(WIDTH, 4 * WIDTH)]
+    return [case(sizes.width, sizes.width), case(sizes.width, 4 * sizes.width)]
 
 
 CASES: dict[str, Callable[[Sizes, str], list[Case]]] = {

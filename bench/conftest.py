@@ -10,7 +10,7 @@ import torch
 from bench import environment
 from bench.results import RESULTS, table
 from bench.throughput import history
-from bench.throughput.options import CURVES, ROWS, add_options, read_options
+from bench.throughput.options import ROWS, add_options, read_options
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "liger_kernel", "flash_attn")
 COLUMNS = ["median", "iqr", "min", "rounds"]
@@ -22,8 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RESULTS] = []
-    config.stash[ROWS], config.stash[CURVES] = [], []
+    config.stash[RESULTS], config.stash[ROWS] = [], []
     if not config.getoption("--benchmark"):
         config.option.benchmark_disable = True
     config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
@@ -47,10 +46,9 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         for line in table(results):
             terminalreporter.write_line(line)
         terminalreporter.write_line("x first: time as a multiple of the group's first way's, measured alternately")
-    rows, curves = config.stash[ROWS], config.stash[CURVES]
-    if config.getoption("--benchmark") and (rows or curves):
+    if config.getoption("--benchmark") and (rows := config.stash[ROWS]):
         asked = read_options(config)
-        run = history.run_of_today(asked.sizes.preset, asked.described_text, rows, curves)
+        run = history.run_of_today(asked.sizes.preset, asked.described_text, rows)
         earlier = history.read(asked.history) if asked.history is not None else []
         terminalreporter.section("throughput")
         for line in history.table(run, history.before(run, earlier)):

@@ -134,7 +134,6 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
                 *(["-k", QUICK_BENCHMARKS] if dry_run else []),
             ],
         ),
-        Step("chart", [python, "-m", "bench.chart", str(benchmarks), "-o", str(output / "benchmarks.png")]),
     ]
 
 
@@ -288,7 +287,7 @@ def write_report(proof: Sequence[Step], facts: dict[str, Any], output: Path, dry
     if (output / STEP_TIMES).exists():
         lines += ["", "## Training steps beside BERT", "", (output / STEP_TIMES).read_text("utf-8").rstrip()]
     if results:
-        lines += ["", "## Benchmarks", "", "![chart](benchmarks.png)", "", *table(results)]
+        lines += ["", "## Benchmarks", "", *table(results)]
     lines += ["", "## Environment", "", "| what | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
     lines += ["", "## Steps"]

@@ -21,115 +21,19 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from glyphcrm_kernels._shared import checks, cpu_library, memo, targets
 from glyphcrm_kernels._shared.dispatch import nothing
 from glyphcrm_kernels._shared.optional_triton import HAS_TRITON, INTERPRETED, triton
 from glyphcrm_kernels.registry import OPS
 from torch import Tensor
 
-from bench import markdown, peers
+from bench import markdown
+from bench.cases import DROPOUT, HOST, Case, Draw, all_cases
+from bench.peers import Way
 
 CALLS = 50  # a turn; a GPU's queue holds them
-P, EPS = 0.1, 1e-12
 HOPPER = targets.Target("cuda", 90)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Inputs = dict[str, Tensor]
-
-
-class Small(NamedTuple):
-    """An op at its smallest: tensors by parameter name, its other arguments, and PyTorch's operations for the same."""
-
-    inputs: Inputs
-    settings: dict[str, Any]
-    pytorch: Callable[[Inputs], Any]
-
-    def leaves(self) -> list[Tensor]:
-        return [t for t in self.inputs.values() if t.requires_grad]
-
-
-def _randn(*shape: int) -> Tensor:
-    return torch.randn(shape, device=DEVICE, requires_grad=True)
-
-
-def _add_norm(rows: int | None) -> Small:
-    inputs = {"x": _randn(1, 16), "residual": _randn(1, 16), "weight": _randn(16), "bias": _randn(16)}
-    if rows is not None:
-        inputs |= {"skip": _randn(rows, 16), "index": torch.zeros(1, dtype=torch.int64, device=DEVICE)}
-
-    def pytorch(given: Inputs) -> Tensor:
-        z = F.dropout(given["x"], P) + given["residual"]
-        if rows is not None:
-            z = z + F.embedding(given["index"], given["skip"])
-        return F.layer_norm(z, (16,), given["weight"], given["bias"], EPS)
-
-    return Small(inputs, {"p": P, "eps": EPS, "training": True}, pytorch)
-
-
-def _glyph_conv(last: bool) -> Small:
-    """A 9x9 convolution with one place of output; the `last` of a residual block adds the shortcut and pools."""
-    side = 10 if last else 9
-    x = torch.randn(2, side, side, 4, device=DEVICE).permute(0, 3, 1, 2).requires_grad_()
-    inputs = {"x": x, "weight": _randn(4, 4, 9, 9), "bias": _randn(4)}
-    if last:
-        inputs["residual"] = torch.randn(2, 2, 2, 4, device=DEVICE).permute(0, 3, 1, 2).requires_grad_()
-
-    def pytorch(given: Inputs) -> Tensor:
-        y = F.conv2d(given["x"], given["weight"], given["bias"])
-        return F.max_pool2d(F.relu(y + given["residual"]), 2) if last else F.relu(y)
-
-    return Small(inputs, {"relu": True, "pool": last}, pytorch)
-
-
-def _pictures() -> Inputs:
-    return {
-        "rows": torch.zeros(2, dtype=torch.int64, device=DEVICE),
-        "bitmaps": torch.randint(256, (1, 288), dtype=torch.uint8, device=DEVICE),
-        "weight": _randn(4, 3, 3, 3),
-        "bias": _randn(4),
-        "position_map": torch.randn(2, 48, 48, device=DEVICE),
-    }
-
-
-def _stem(given: Inputs) -> tuple[Tensor, ...]:
-    return peers.drawn_stem(torch.channels_last, given, 0.0)
-
-
-def _glyph_stem() -> Small:
-    return Small(_pictures(), {}, _stem)
-
-
-def _glyph_stem_conv() -> Small:
-    def pytorch(given: Inputs) -> tuple[Tensor, Tensor]:
-        activation, shortcut = _stem(given)
-        return F.relu(F.conv2d(activation, given["conv_weight"], given["conv_bias"])), shortcut
-
-    return Small(_pictures() | {"conv_weight": _randn(4, 4, 9, 9), "conv_bias": _randn(4)}, {}, pytorch)
-
-
-def _dropout_attention() -> Small:
-    inputs = {name: _randn(1, 1, 1, 4) for name in ("query", "key", "value")}
-
-    def pytorch(given: Inputs) -> Tensor:
-        return F.scaled_dot_product_attention(*given.values(), dropout_p=P).transpose(1, 2)
-
-    return Small(inputs, {"scaling": 0.5, "p": P}, pytorch)
-
-
-def _biased_linear() -> Small:
-    inputs = {"x": _randn(1, 16), "weight": _randn(16, 16), "bias": _randn(16)}
-    return Small(inputs, {}, lambda given: F.linear(*given.values()))
-
-
-# By op: what is named behind it, and how it is made.
-SMALL: dict[str, dict[str, Callable[[], Small]]] = {
-    "add_norm": {"2-way": lambda: _add_norm(None), "3-way": lambda: _add_norm(2)},
-    "glyph_stem": {"": _glyph_stem},
-    "glyph_conv": {"relu": lambda: _glyph_conv(False), "residual, relu, pool": lambda: _glyph_conv(True)},
-    "glyph_stem_conv": {"": _glyph_stem_conv},
-    "dropout_attention": {"": _dropout_attention},
-    "biased_linear": {"": _biased_linear},
-}
 
 
 class Row(NamedTuple):
@@ -230,16 +134,17 @@ def compare(ours: Callable[[], object], pytorch: Callable[[], object], rounds: i
     return mine, theirs, statistics.median(a / b for a, b in pairs)
 
 
-def measure(op: str, case: str, way: str, rounds: int) -> Row:
-    """Return the row of a case."""
-    small = SMALL[op][case]()
-    leaves = small.leaves()
+def measure(case: Case, name: str, rounds: int) -> Row:
+    """Return the row of a case and of the implementation `name`, beside the case's first peer, else the reference."""
+    peer = next(iter(case.peers.values()), Way(lambda inputs, p: OPS[case.op].reference(**inputs)))
+    inputs = case.differentiable(peer.lay_out(case.draw(Draw(torch.float32, DEVICE))), True)
+    arguments, leaves = case.arguments(inputs, DROPOUT), case.leaves(inputs)
 
     def ours() -> Any:
-        return OPS[op].function(**small.inputs, **small.settings, backend=way)
+        return OPS[case.op].function(**arguments, backend=name)
 
     def pytorch() -> Any:
-        return small.pytorch(small.inputs)
+        return peer.run(inputs, DROPOUT)
 
     def trained(forward: Callable[[], Any]) -> Callable[[], Any]:
         outputs = forward()
@@ -248,9 +153,9 @@ def measure(op: str, case: str, way: str, rounds: int) -> Row:
         return lambda: torch.autograd.grad(forward(), leaves, cotangents)
 
     memo.forget()
-    with _nothing_computed(way):
+    with _nothing_computed(name):
         row = Row(
-            f"{op}{', ' if case else ''}{case}: {way}",
+            f"{case.op} {case.size}: {name}",
             compare(ours, pytorch, rounds),
             compare(trained(ours), trained(pytorch), rounds),
         )
@@ -274,16 +179,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measure the rows that have all these words in their name")
     parser.add_argument("--rounds", type=int, default=40, help="turns of both sides, %(default)s if not given")
     asked = parser.parse_args()
-    if missing := OPS.keys() - SMALL.keys():
-        raise LookupError(f"there is no small case of {', '.join(sorted(missing))}; add one to SMALL in {__file__}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [
-        measure(op, case, way, asked.rounds)
-        for op, cases in SMALL.items()
-        for way in ways(op)
-        for case in cases
-        if all(word in f"{op} {case} {way}" for word in asked.only.split())
+        measure(case, way, asked.rounds)
+        for case in all_cases(HOST, DEVICE)
+        for way in ways(case.op)
+        if all(word in f"{case.op} {case.size} {way}" for word in asked.only.split())
     ]
     print("\n".join(table(rows)))
 

@@ -139,15 +139,10 @@ def glyph_conv(device: str, padding: int, last: bool) -> dict[str, Way]:
 
 
 def dropout_attention() -> dict[str, Way]:
-    def eager(inputs: Inputs, p: float) -> Outputs:
-        query, key, value = inputs["query"], inputs["key"], inputs["value"]
-        scores = (query @ key.transpose(2, 3)) * query.shape[-1] ** -0.5
-        return ((F.dropout(scores.softmax(-1), p) @ value).transpose(1, 2),)
+    def sdpa(inputs: Inputs, p: float) -> Outputs:
+        return (F.scaled_dot_product_attention(**inputs, dropout_p=p).transpose(1, 2),)
 
-    def without_dropout(inputs: Inputs, p: float) -> Outputs:
-        return (F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"]).transpose(1, 2),)
-
-    return {"eager": Way(eager), "SDPA without dropout": Way(without_dropout)}
+    return {"SDPA": Way(sdpa), "SDPA without dropout": Way(lambda inputs, p: sdpa(inputs, 0.0))}
 
 
 def _library(device: str) -> str:

@@ -21,8 +21,8 @@ import torch
 from transformers import BertForPreTraining
 
 from bench.clock import interquartile_range, seconds_by_turns
-from bench.throughput import history, ideas, processes
-from bench.throughput.history import RATE, Curve, Row, row
+from bench.throughput import history, processes
+from bench.throughput.history import RATE, Row, row
 from bench.throughput.material import Batch, Material, documents, limited, real_tokens, reviews
 from bench.throughput.models import (
     GlyphStep,
@@ -30,11 +30,12 @@ from bench.throughput.models import (
     bert_arguments,
     build_bert,
     build_glyphcrm,
+    check_backends,
     check_finite,
     glyphcrm_arguments,
     read_texts,
 )
-from bench.throughput.options import CURVES, ROWS, Options, read_options
+from bench.throughput.options import ROWS, Options, read_options
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.training.freed_memory import keep_freed_memory
 
@@ -81,7 +82,7 @@ def models(material: Material) -> Models:
     batch = next(material.real_batches(WARM_UP))
     check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
     check_finite("BERT", bert, bert_arguments, batch)
-    ideas.check_ideas(glyphcrm, batch)
+    check_backends(glyphcrm, batch)
     models = Models(glyphcrm, bert, TrainingStep(glyphcrm, glyphcrm_arguments), TrainingStep(bert, bert_arguments))
     for step in (models.glyphcrm_step, models.bert_step):
         step([batch])
@@ -195,29 +196,6 @@ def test_hanglyph(asked: Options, material: Material, models: Models, rows: list
     rows.append(row("hanglyph", what, f"reference (oneDNN, {order})", fast, plain, at_least=3))
 
 
-def test_ideas(request: pytest.FixtureRequest, asked: Options, material: Material, models: Models) -> None:
-    """What a real token of a training step costs with one idea after the other, for the chart."""
-    if not asked.batches:
-        pytest.skip("the chart of ideas is measured with --throughput-batches")
-    milliseconds: dict[str, list[float]] = {"BERT": []}
-    for sequences in asked.batches:
-        step = next(_steps(material, "real", sequences, asked.micro_batch))
-        ways = {"BERT": lambda _, step=step: models.bert_step(step)}
-        for idea in ideas.IDEAS:
-            # Its cost a token does not depend on the batch, and is very high.
-            if idea is not ideas.EVERY_TOKEN or sequences == asked.batches[0]:
-                ways[idea.name] = lambda _, idea=idea, step=step: _step_with(idea, models, step)
-        # What takes seconds needs no repetition to be told apart on a chart.
-        seconds = seconds_by_turns(ways, asked.rounds if sequences < asked.sizes.batch // 2 else 1)
-        for name, values in seconds.items():
-            milliseconds.setdefault(name, []).append(1e3 * median(values) / real_tokens(*step))
-    for name in (*(idea.name for idea in ideas.IDEAS), "BERT"):
-        costs = milliseconds[name]
-        extrapolated = name == ideas.EVERY_TOKEN.name
-        curve = Curve(name, asked.sizes.length, asked.batches[: len(costs)], costs, asked.micro_batch, extrapolated)
-        request.config.stash[CURVES].append(curve)
-
-
 def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -> Iterator[list[Batch]]:
     """Yield training steps, each a list of micro-batches of at most so many sequences."""
     size = min(sequences, micro_batch)
@@ -226,8 +204,3 @@ def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -
     batches = material.real_batches(size) if lengths == "real" else material.full_batches(size)
     while True:
         yield list(islice(batches, sequences // size))
-
-
-def _step_with(idea: ideas.Idea, models: Models, step: list[Batch]) -> None:
-    with idea.switched_on(models.glyphcrm):
-        models.glyphcrm_step([idea.arguments(batch) for batch in step], idea.once_a_step)

@@ -22,7 +22,8 @@ from glyphcrm.files import whole_directory
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.modeling.glyph_vectors.file import VECTORS_FILE
 from glyphcrm.modeling.heads import HEADS
-from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.model import GlyphCRMModel
+from glyphcrm.modeling.pretrained import GlyphCRMPreTrainedModel
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary
 

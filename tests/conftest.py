@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -17,6 +18,7 @@ if torch.cuda.is_available():
 else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
+from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs import fonts
 from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -62,6 +64,13 @@ def model(atlas: GlyphAtlas) -> GlyphCRMForPreTraining:
     """A nano model in evaluation mode, the same every time."""
     torch.manual_seed(0)
     return GlyphCRMForPreTraining.from_atlas(preset("nano", vocab_size=VOCABULARY_SIZE), atlas).eval()
+
+
+@pytest.fixture
+def directory(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> Path:
+    """Where that model is saved, "model" in `tmp_path`."""
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture

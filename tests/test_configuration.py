@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from glyphcrm.checkpoint import load_checkpoint, save_checkpoint
+from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.cli.entry import main
 from glyphcrm.configuration import FRACTIONS, PRESETS, SIZES, TOKEN_IDS, GlyphCRMConfig, preset
 from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining
-from glyphcrm.tokenization import GlyphCRMTokenizer
 
 STRANGE: tuple[Any, ...] = (-1, 10**9, 2**63, 1e308, float("nan"), float("inf"), "x", [], {}, True, [1], {"a": 1})
 # What is also right for some of the fields.
@@ -94,23 +93,17 @@ def test_presets_and_what_is_saved_of_them_are_accepted(kind: str, tmp_path: Pat
         {"vocab_size": 6},
     ],
 )
-def test_sizes_that_are_not_the_weights_cost_no_memory(
-    change: dict[str, int], model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path
-) -> None:
-    save_checkpoint(model, tokenizer, tmp_path / "model")
-    load_checkpoint(tmp_path / "model", GlyphCRMForPreTraining, heads=True)
-    path = tmp_path / "model" / "config.json"
+def test_sizes_that_are_not_the_weights_cost_no_memory(change: dict[str, int], directory: Path) -> None:
+    load_checkpoint(directory, GlyphCRMForPreTraining, heads=True)
+    path = directory / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=r"model: .*(weights|by config)"):
-        load_checkpoint(tmp_path / "model", GlyphCRMForPreTraining, heads=True)
+        load_checkpoint(directory, GlyphCRMForPreTraining, heads=True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
 
-def test_commands_say_it_in_one_line(
-    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_checkpoint(model, tokenizer, tmp_path / "whole")
+def test_commands_say_it_in_one_line(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()  # transformers' bar
     for file, content in (
         ("config.json", "[]"),
@@ -123,7 +116,7 @@ def test_commands_say_it_in_one_line(
         ("tokenizer_config.json", {"model_max_length": {}}),
         ("model.safetensors", "0" * 100),
     ):
-        damaged = Path(shutil.copytree(tmp_path / "whole", tmp_path / "damaged", dirs_exist_ok=True))
+        damaged = Path(shutil.copytree(directory, tmp_path / "damaged", dirs_exist_ok=True))
         path = damaged / file
         kept = path.read_bytes()
         path.write_text(content if isinstance(content, str) else json.dumps({**json.loads(kept), **content}))

@@ -1,11 +1,11 @@
-"""What a run measured: rows, curves, the file in which runs stand one below the other, and the table of a run."""
+"""What a run measured: rows, the file in which runs stand one below the other, and the table of a run."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -81,21 +81,6 @@ def row(
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What a real token costs in a training step: `milliseconds` by `batch_sizes`, in sequences of at most `length`.
-
-    A curve with `extrapolated` was measured at its only batch size; its cost does not depend on it.
-    """
-
-    name: str
-    length: int
-    batch_sizes: list[int]
-    milliseconds: list[float]
-    micro_batch: int
-    extrapolated: bool = False
-
-
-@dataclass(frozen=True)
 class Run:
     """A run of the suite; its fields are those of a line of the file."""
 
@@ -106,10 +91,9 @@ class Run:
     preset: str
     text: str  # what was read, by names of files
     rows: list[Row] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
 
 
-def run_of_today(preset: str, text: str, rows: Iterable[Row], curves: Iterable[Curve]) -> Run:
+def run_of_today(preset: str, text: str, rows: Iterable[Row]) -> Run:
     """Return the record of this process's measurements, rows in the order of the table."""
     return Run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,7 +103,6 @@ def run_of_today(preset: str, text: str, rows: Iterable[Row], curves: Iterable[C
         preset=preset,
         text=text,
         rows=sorted(rows, key=lambda row: KINDS.index(row.kind)),
-        curves=list(curves),
     )
 
 
@@ -137,8 +120,8 @@ def read(path: Path) -> list[Run]:
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            rows, curves = record.pop("rows"), record.pop("curves")
-            runs.append(Run(**record, rows=[Row(**r) for r in rows], curves=[Curve(**c) for c in curves]))
+            kept = {of.name: record[of.name] for of in fields(Run)}  # early runs have curves as well
+            runs.append(Run(**kept | {"rows": [Row(**r) for r in kept["rows"]]}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}:{number}: no record of a throughput run ({error})") from error
     return runs

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,9 @@ from glyphcrm.modeling.bert import bert_config
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs
 
 LEARNING_RATE = 1e-4  # the paper's
+TOLERANCE = 1e-4  # of a loss
+GRADIENT_TOLERANCE = 1e-3  # relative; rounding decides a ReLU or the maximum of a window here and there
+NOTHING = 1e-9  # a dropout that is on and drops nothing
 PROBE = 64  # characters that decide which memory order is the faster one
 PIECE = 128  # characters at once, as HanGlyph takes them on a CPU
 ORDERS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -61,6 +66,46 @@ def check_finite(name: str, model: nn.Module, arguments: Arguments, batch: Batch
     assert not bad, f"{name}: gradients that are not finite: {', '.join(bad)}"
 
 
+def check_backends(model: GlyphCRMForPreTraining, batch: Batch) -> None:
+    """Fail unless the chosen kernels have the loss and the gradients of the reference, with nothing dropped.
+
+    The loss alone says little about a new model, whose predictions hardly depend on what it reads.
+    """
+    with _nothing_dropped(model):
+        loss, gradients = _results(model, batch)
+        with patch.object(model.config, "kernel_backend", "reference"):
+            plain_loss, plain_gradients = _results(model, batch)
+    losses = f"GlyphCRM's fast path has loss {loss:.6f}, its reference {plain_loss:.6f}"
+    assert abs(loss - plain_loss) <= TOLERANCE, losses
+    error = float((gradients - plain_gradients).norm() / plain_gradients.norm())
+    assert error <= GRADIENT_TOLERANCE, f"the gradients of GlyphCRM's fast path are off by {error:.1e}"
+
+
+@contextmanager
+def _nothing_dropped(model: GlyphCRMForPreTraining) -> Iterator[None]:
+    """No dropout but attention's, whose probability is so small that nothing is dropped; then `model` trains again."""
+    attentions = [block.attention for block in model.glyphcrm.blocks]
+    before = [attention.p for attention in attentions]
+    model.eval()
+    try:
+        for attention in attentions:
+            attention.train().p = NOTHING
+        yield
+    finally:
+        for attention, p in zip(attentions, before, strict=True):
+            attention.p = p
+        model.train()
+
+
+def _results(model: GlyphCRMForPreTraining, batch: Batch) -> tuple[float, Tensor]:
+    """Return the loss, and the gradients of HanGlyph and of the first block, flat."""
+    with torch.enable_grad():  # else vectors would come from the glyph cache
+        loss = model(**batch).loss
+        wanted = [*model.glyphcrm.hanglyph.parameters(), *model.glyphcrm.blocks[0].parameters()]
+        gradients = torch.autograd.grad(loss, wanted)
+    return float(loss.detach()), torch.cat([gradient.flatten() for gradient in gradients])
+
+
 class TrainingStep:
     """A step of a model with fused AdamW; what it is called with are the micro-batches whose gradients add up."""
 
@@ -68,14 +113,11 @@ class TrainingStep:
         self.model, self.arguments = model, arguments
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
 
-    def __call__(self, micro_batches: Sequence[Batch], share_glyphs: bool = True) -> float:
-        """Take the step and return the loss.
-
-        With `share_glyphs` a GlyphCRM's HanGlyph runs once for several micro-batches, as in pre-training.
-        """
+    def __call__(self, micro_batches: Sequence[Batch]) -> float:
+        """Take the step and return the loss; HanGlyph runs once for several micro-batches, as in pre-training."""
         total = 0.0
         batches = [self.arguments(batch) for batch in micro_batches]
-        shares = share_glyphs and len(batches) > 1 and isinstance(self.model, GlyphCRMForPreTraining)
+        shares = len(batches) > 1 and isinstance(self.model, GlyphCRMForPreTraining)
         glyphs = SharedGlyphs(self.model.glyphcrm, batches) if shares else None
         for batch in batches:
             loss: Tensor = self.model(**(glyphs.arguments(batch) if glyphs else batch)).loss / len(batches)

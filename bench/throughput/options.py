@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.throughput.history import DEFAULT_FILE, Curve, Row
+from bench.throughput.history import DEFAULT_FILE, Row
 from bench.throughput.material import Sizes, sizes
 from glyphcrm.configuration import PRESETS
 
@@ -24,7 +24,6 @@ class Options:
     text: list[str]  # files; none: the demo corpus
     reviews: str | None
     micro_batch: int
-    batches: list[int]  # none: the chart of ideas is not measured
     history: Path | None
 
     @property
@@ -35,7 +34,6 @@ class Options:
 
 
 ROWS = pytest.StashKey[list[Row]]()  # what the tests of a session have measured
-CURVES = pytest.StashKey[list[Curve]]()
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -46,14 +44,12 @@ def add_options(parser: pytest.Parser) -> None:
 
     text = "training text: .txt, .jsonl, .parquet, or .tsv with a column text_a or text (default: demo corpus)"
     micro_batch = "sequences of a training step computed at once, gradients of the rest are added up (default: 32)"
-    batches = "also measure the chart of ideas, at these batch sizes (for example 1 4 16 32 64 128)"
     history = f"file that the run is added to as a line (default, with base only: bench/{DEFAULT_FILE.name})"
     add("preset", "size of both models (default: base)", choices=list(PRESETS))
     add("rounds", f"rounds of each comparison (default: {ROUNDS})", type=_positive)
     add("text", text, nargs="+", action="extend", default=[], metavar="FILE")
     add("reviews", "texts for inference: such a .tsv, or a text a line (default: the demo's reviews)", metavar="FILE")
     add("micro-batch", micro_batch, type=_positive, metavar="N")
-    add("batches", batches, type=_positive, nargs="+", metavar="N")
     add("history", history, type=Path, metavar="FILE")
 
 
@@ -72,7 +68,6 @@ def read_options(config: pytest.Config) -> Options:
         text=asked("text"),
         reviews=asked("reviews"),
         micro_batch=asked("micro-batch") or amounts.batch,
-        batches=sorted(asked("batches") or ([1, 2] if preset == "nano" else [])),
         history=asked("history") or (DEFAULT_FILE if measure and preset == "base" else None),
     )
 

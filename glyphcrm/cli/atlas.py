@@ -27,7 +27,7 @@ from glyphcrm.errors import UserError, listed
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
 from glyphcrm.glyphs.picture_file import PICTURE_SOURCE
-from glyphcrm.glyphs.sheet import contact_sheet, font_sheet, save_sheet
+from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
 from glyphcrm.normalization import normalize
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
@@ -157,8 +157,7 @@ def show(arguments: argparse.Namespace) -> int:
         lacked = [named(char) for char in own.tokens if other.fonts[other.sources[other.rows[char]]] != font]
         print(f"{font}: has {'all' if not lacked else f'no {listed(lacked)}'}")
     if arguments.out is not None:
-        sheet = font_sheet(characters, own, others) if others else contact_sheet(characters, atlas)
-        save_sheet(sheet, arguments.out)
+        save_sheet(contact_sheet(characters, own, others), arguments.out)
         print(f"{arguments.out}: written")
     return 0
 

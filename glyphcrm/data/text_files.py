@@ -99,13 +99,14 @@ def iter_documents(
     compression or JSON, a missing key or column, text that is no string or too long, and sources without
     any text, unless they `may_be_blank`.
     """
-    readers = {".txt": _plain_documents, ".jsonl": _jsonl_documents, ".parquet": _parquet_documents}
     document: list[str] | None = None
     for source in sources:
         if isinstance(source, DatasetPiece):
             documents = _documents_of(source.values(text_column))
+        elif (kind := _kind(source)) == ".txt":
+            documents = _plain_documents(source)
         else:
-            documents = readers[_kind(source)](source, text_column)
+            documents = _documents_of((_jsonl_values if kind == ".jsonl" else _parquet_values)(source, text_column))
         for document in documents:
             yield document
     if document is None and not may_be_blank:
@@ -210,7 +211,7 @@ def checked_text(value: object, where: str) -> str:
     return value
 
 
-def _plain_documents(path: Path | RemoteFile, _text_column: str) -> Iterator[list[str]]:
+def _plain_documents(path: Path | RemoteFile) -> Iterator[list[str]]:
     paragraphs: list[str] = []
     characters = 0
     for line in read_lines(path):
@@ -229,16 +230,14 @@ def _plain_documents(path: Path | RemoteFile, _text_column: str) -> Iterator[lis
         yield paragraphs
 
 
-def _jsonl_documents(path: Path | RemoteFile, text_column: str) -> Iterator[list[str]]:
+def _jsonl_values(path: Path | RemoteFile, text_column: str) -> Iterator[tuple[str, object]]:
     for where, row in read_json_objects(path, (text_column,)):
         if text_column not in row:
             raise UserError(f"{where}: no key {shown(text_column)}; the keys are {listed(row) or 'none'}")
-        text = checked_text(row[text_column], f"{where}: {shown(text_column)}")
-        if document := _paragraphs(text):
-            yield document
+        yield f"{where}: {shown(text_column)}", row[text_column]
 
 
-def _parquet_documents(path: Path | RemoteFile, text_column: str) -> Iterator[list[str]]:
+def _parquet_values(path: Path | RemoteFile, text_column: str) -> Iterator[tuple[str, object]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -253,10 +252,8 @@ def _parquet_documents(path: Path | RemoteFile, text_column: str) -> Iterator[li
                 raise UserError(f"{path}: no column {shown(text_column)}; the columns are {listed(names)}")
             for batch in file.iter_batches(PARQUET_ROWS, columns=[text_column]):
                 for value in batch.column(0):
-                    text = checked_text(value.as_py(), f"{path}: row {row} of {shown(text_column)}")
+                    yield f"{path}: row {row} of {shown(text_column)}", value.as_py()
                     row += 1
-                    if document := _paragraphs(text):
-                        yield document
     except UnicodeDecodeError:
         raise UserError(f"{path}: row {row} of {shown(text_column)} is not UTF-8") from None
     except (pa.ArrowException, OSError) as error:
@@ -265,10 +262,6 @@ def _parquet_documents(path: Path | RemoteFile, text_column: str) -> Iterator[li
 
 def _documents_of(values: Iterable[tuple[str, object]]) -> Iterator[list[str]]:
     for where, value in values:
-        if document := _paragraphs(checked_text(value, where)):
+        lines = (line.removesuffix("\r") for line in checked_text(value, where).split("\n"))
+        if document := [line for line in lines if not is_blank(line)]:
             yield document
-
-
-def _paragraphs(text: str) -> list[str]:
-    lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [line for line in lines if not is_blank(line)]

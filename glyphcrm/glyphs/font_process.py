@@ -1,15 +1,15 @@
-"""Font files read and drawn by another process, within bounds on time and memory.
+"""Font files read and drawn by other processes, within bounds on time and memory.
 
 A small file can ask for gigabytes (compressed tables) or for hours (composite glyphs and subroutines that multiply),
-inside libraries that cannot be interrupted. So every font but the default one is given to a process of its own, which
-reads and draws with the code that this one would use. It may take `MEMORY` bytes of address space, and as many seconds
-of processor time as the tasks below are given; after ten times as long by the clock it is ended. Where Python has
-no module `resource` (Windows), the clock alone bounds it.
+inside libraries that cannot be interrupted. So every font but the default one is given to a process, one for each
+thing that is asked, which reads and draws with the code that this one would use; it takes a quarter of a second to
+start. It may take `MEMORY` bytes of address space, and as many seconds of processor time as the tasks below are given;
+after ten times as long by the clock it is ended. Where Python has no module `resource` (Windows), the clock alone
+bounds it.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
 import math
 import os
@@ -37,8 +37,7 @@ READ_SECONDS = 10
 DRAW_SECONDS = 10  # for a font, and `TOKEN_SECONDS` more for each token; a character takes about 0.0003
 TOKEN_SECONDS = 0.01
 CLOCK_FACTOR = 10  # by the clock a process may take so much longer, as others may have the processor
-IDLE_SECONDS = 20  # then it ends, and the next request starts another
-CHUNK = 256  # tokens a message
+EXHAUSTED = 3  # exit code: not enough memory
 
 # Not the whole package, which imports transformers.
 _START = """
@@ -53,8 +52,8 @@ serve()
 
 def read_font_within_bounds(path: Path, face: str | None, weight: float) -> Font:
     """Return `read_font` of the same arguments; raise `UserError` as it does, or if the bounds do not suffice."""
-    request = {"read": [str(path), face, weight]}
-    return _font(_ask(f"font {path}", request, READ_SECONDS))
+    (fields,) = _ask(f"font {path}", {"read": [str(path), face, weight]}, READ_SECONDS)
+    return _font(fields)
 
 
 def draw_within_bounds(font: Font, tokens: Sequence[str]) -> Iterator[tuple[str, bytes, str | None]]:
@@ -62,144 +61,72 @@ def draw_within_bounds(font: Font, tokens: Sequence[str]) -> Iterator[tuple[str,
 
     Raises `UserError` if the bounds do not suffice.
     """
-    seconds = DRAW_SECONDS + TOKEN_SECONDS * len(tokens)
-    for start in range(0, len(tokens), CHUNK):
-        chunk = tokens[start : start + CHUNK]
-        reply = _ask(f"font {font.path}: {font.name}", {"draw": chunk}, seconds, font)
-        seconds -= reply["seconds"]
-        bitmaps = bytes.fromhex(reply["bitmaps"])
-        for i, token in enumerate(chunk):
-            yield token, bitmaps[i * PACKED_BYTES : (i + 1) * PACKED_BYTES], reply["failures"].get(token)
+    if not tokens:
+        return
+    request = {"font": _fields(font), "draw": tokens}
+    replies = _ask(f"font {font.path}: {font.name}", request, DRAW_SECONDS + TOKEN_SECONDS * len(tokens))
+    for token, (bitmap, failure) in zip(tokens, replies, strict=True):
+        yield token, bytes.fromhex(bitmap), failure
 
 
-def stop() -> None:
-    """End the process, if there is one; the next request starts another."""
-    global _process
-    with _lock:
-        if _process is not None:
-            _process.end()
-        _process = None
+def _ask(what: str, request: dict[str, Any], seconds: float) -> Iterator[Any]:
+    """Yield the replies to a request about `what`; raise `UserError` for the reason why there are no more."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    late = threading.Event()
+    with subprocess.Popen(
+        [sys.executable, "-c", _START, str(Path(__file__).parents[1])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **threads, "PYTHONPATH": paths},
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
 
+        def give_up() -> None:
+            late.set()
+            child.kill()
 
-class _Process:
-    """The other process, as this one sees it."""
-
-    def __init__(self) -> None:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        paths = os.pathsep.join(map(os.path.abspath, sys.path))
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", _START, str(Path(__file__).parents[1])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **threads, "PYTHONPATH": paths},
-        )
-        self.owner = os.getpid()  # after a fork the pipes are still the parent's
-        self.known: dict[Font, int] = {}
-        self.late = False
-
-    @property
-    def usable(self) -> bool:
-        return self.owner == os.getpid() and self.child.poll() is None
-
-    def ask(self, request: dict[str, Any], seconds: float, font: Font | None) -> dict[str, Any] | None:
-        """Return the reply, or None if the process ended before it replied."""
-        assert self.child.stdin is not None and self.child.stdout is not None
-        if font is not None:
-            if font not in self.known:
-                request["describe"] = _fields(font)
-            request["font"] = self.known.setdefault(font, len(self.known))
-        watch = threading.Timer(CLOCK_FACTOR * seconds, self._give_up)
+        watch = threading.Timer(CLOCK_FACTOR * seconds, give_up)
         watch.start()
         try:
-            self.child.stdin.write(json.dumps({**request, "seconds": seconds}).encode() + b"\n")
-            self.child.stdin.flush()
-            reply: dict[str, Any] = json.loads(self.child.stdout.readline())
-            return reply
-        except (OSError, ValueError):
-            return None
+            with suppress(OSError), child.stdin:  # if it has ended, its exit code tells why
+                child.stdin.write(json.dumps({**request, "seconds": seconds}).encode())
+            for line in child.stdout:
+                if not line.endswith(b"\n"):  # it was ended meanwhile
+                    break
+                reply = json.loads(line)
+                if isinstance(reply, dict) and "error" in reply:
+                    raise UserError(reply["error"])
+                yield reply
+            exit_code = child.wait()
         finally:
             watch.cancel()
-
-    def _give_up(self) -> None:
-        self.late = True
-        self.child.kill()
-
-    def end(self) -> int:
-        """End the process, if it has not ended, and return its exit code."""
-        if self.owner != os.getpid():
-            return 0
-        for pipe in (self.child.stdin, self.child.stdout):
-            assert pipe is not None
-            with suppress(OSError):
-                pipe.close()
-        try:
-            return self.child.wait(1)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            return self.child.wait()
-
-
-_process: _Process | None = None
-_lock = threading.RLock()
-atexit.register(stop)
-
-
-def _ask(what: str, request: dict[str, Any], seconds: float, font: Font | None = None) -> dict[str, Any]:
-    """Return the reply to a request about `what`; raise `UserError` for the reason why there is none."""
-    global _process
-    with _lock:
-        if _process is None or not _process.usable:
-            _process = _Process()
-        try:
-            reply = _process.ask(request, seconds, font)
-        except BaseException:  # an interruption: the reply would be taken for that to the next request
-            stop()
-            raise
-        if reply is None:
-            ended = _process
-            _process = None
-            exit_code = ended.end()
-            if exit_code == -getattr(signal, "SIGALRM", 0):  # it went while the request came
-                return _ask(what, request, seconds, font)
-            if exit_code == -getattr(signal, "SIGXCPU", 0) or ended.late:
-                raise UserError(f"{what}: takes more than {seconds:.0f} seconds of processor time; give another font")
-            raise UserError(f"{what}: the process that reads it has crashed; give another font")
-        if reply.get("exhausted"):
-            stop()
-            raise UserError(f"{what}: needs more than {MEMORY >> 20} MiB of memory; give another font")
-    if "error" in reply:
-        raise UserError(reply["error"])
-    return reply
+            child.kill()
+    if late.is_set() or exit_code == -getattr(signal, "SIGXCPU", 0) != 0:
+        raise UserError(f"{what}: takes more than {seconds:.0f} seconds of processor time; give another font")
+    if exit_code == EXHAUSTED:
+        raise UserError(f"{what}: needs more than {MEMORY >> 20} MiB of memory; give another font")
+    if exit_code:
+        raise UserError(f"{what}: the process that reads it has crashed; give another font")
 
 
 def serve() -> None:
-    """Read requests from standard input, and write a reply to each to standard output, until there are no more."""
+    """Read a request from standard input, and write the replies to standard output, a line each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_AS", MEMORY)
     replies, sys.stdout = sys.stdout, sys.stderr
-    rasterizers: dict[int, Rasterizer] = {}
-    while True:
-        _alarm(IDLE_SECONDS)
-        if not (line := sys.stdin.readline()):
-            return
-        _alarm(0)
-        request = json.loads(line)
-        began = time.process_time()
-        _limit("RLIMIT_CPU", math.ceil(began + request["seconds"]))
-        try:
-            reply = _read(*request["read"]) if "read" in request else _draw(request, rasterizers)
-        except UserError as error:
-            reply = {"error": str(error)}
-        except MemoryError:
-            reply = {"exhausted": True}
-        print(json.dumps({**reply, "seconds": time.process_time() - began}), file=replies, flush=True)
-
-
-def _alarm(seconds: int) -> None:
-    if hasattr(signal, "alarm"):
-        signal.alarm(seconds)
+    request = json.load(sys.stdin)
+    _limit("RLIMIT_CPU", math.ceil(time.process_time() + request["seconds"]))
+    try:
+        for reply in _read(*request["read"]) if "read" in request else _draw(**request):
+            print(json.dumps(reply), file=replies)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), file=replies)
+    except MemoryError:
+        os._exit(EXHAUSTED)
+    replies.flush()
 
 
 def _limit(name: str, value: int) -> None:
@@ -211,22 +138,17 @@ def _limit(name: str, value: int) -> None:
         resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
-def _read(path: str, face: str | None, weight: float) -> dict[str, Any]:
-    return _fields(read_font(Path(path), face, weight))
+def _read(path: str, face: str | None, weight: float) -> Iterator[dict[str, Any]]:
+    yield _fields(read_font(Path(path), face, weight))
 
 
-def _draw(request: dict[str, Any], rasterizers: dict[int, Rasterizer]) -> dict[str, Any]:
-    if fields := request.get("describe"):
-        rasterizers[request["font"]] = Rasterizer(_font(fields))
-    rasterizer = rasterizers[request["font"]]
-    bitmaps, failures = bytearray(), {}
-    for token in request["draw"]:
+def _draw(font: dict[str, Any], draw: Sequence[str], **_: float) -> Iterator[tuple[str, str | None]]:
+    rasterizer = Rasterizer(_font(font))
+    for token in draw:
         try:
-            bitmaps += rasterizer.draw_packed(token)
+            yield rasterizer.draw_packed(token).hex(), None
         except UserError as error:
-            bitmaps += bytes(PACKED_BYTES)
-            failures[token] = str(error)
-    return {"bitmaps": bitmaps.hex(), "failures": failures}
+            yield bytes(PACKED_BYTES).hex(), str(error)
 
 
 def _fields(font: Font) -> dict[str, Any]:

@@ -35,56 +35,38 @@ _MISSING_CELL = "#fbe9e7"
 _MISSING_INK = "#b3261e"
 
 
-def contact_sheet(text: Iterable[str], atlas: GlyphAtlas) -> Image.Image:
+def contact_sheet(text: Iterable[str], own: GlyphAtlas, others: Mapping[str, GlyphAtlas] | None = None) -> Image.Image:
     """Return as an RGB image the pictures of the distinct tokens of `text`, in order, with their code points below.
 
-    A token that the atlas lacks gets a red, crossed cell. Raises `UserError` for no tokens or more than 4,096.
+    `others`, by the names of their fonts, are made of `own` by `GlyphAtlas.redrawn`. With them there is a row for each
+    font, under its name, `own` first; a picture that a font lacks, so that it is that of `own`, is pale. A token that
+    `own` lacks gets a red, crossed cell. Raises `UserError` for no tokens or more than 4,096.
     """
-    tokens = _tokens(text)
-    columns = min(len(tokens), max(_COLUMNS, math.isqrt(len(tokens))))
-    pitch_x, pitch_y = _PICTURE + _GAP, _PICTURE + _CAPTION + _GAP
-    size = (columns * pitch_x + _GAP, -(-len(tokens) // columns) * pitch_y + _GAP)
-    draw = ImageDraw.Draw(sheet := Image.new("RGB", size, _PAPER))
-    for i, token in enumerate(tokens):
-        x, y = _GAP + i % columns * pitch_x, _GAP + i // columns * pitch_y
-        _draw_picture(draw, x, y, atlas, token, _INK)
-        _draw_caption(draw, x, y, token, is_missing=token not in atlas.rows)
-    return sheet
-
-
-def font_sheet(text: Iterable[str], own: GlyphAtlas, others: Mapping[str, GlyphAtlas]) -> Image.Image:
-    """Return as an RGB image a column for each distinct token of `text`, and a row for each font, under its name.
-
-    `own` comes first; `others`, by the names of their fonts, are made of it by `GlyphAtlas.redrawn`. A picture that
-    such a font lacks, so that it is that of `own`, is pale. Errors as of `contact_sheet`.
-    """
-    tokens = _tokens(text)
-    columns = min(len(tokens), _COLUMNS)
-    pitch, row_height = _PICTURE + _GAP, _PICTURE + _CAPTION + _GAP // 2
-    fonts = {", ".join(dict.fromkeys(own.fonts[i] for i in own.sources)): own, **others}
-    height = len(fonts) * row_height + _CAPTION + _GAP  # of the rows of one block of columns
-    size = (max(columns * pitch + _GAP, _LEAST_WIDTH), -(-len(tokens) // columns) * height + _GAP)
-    draw = ImageDraw.Draw(sheet := Image.new("RGB", size, _PAPER))
-    for first in range(0, len(tokens), columns):
-        block, y = tokens[first : first + columns], _GAP + first // columns * height
-        for name, atlas in fonts.items():
-            draw.text((_GAP, y), name, _CAPTION_INK, _FACE)
-            y += _CAPTION
-            for x, token in enumerate(block):
-                row = atlas.rows.get(token)
-                is_own = row is None or atlas is own or atlas.fonts[atlas.sources[row]] == name
-                _draw_picture(draw, _GAP + x * pitch, y, atlas, token, _INK if is_own else _PALE_INK)
-            y += _PICTURE + _GAP // 2
-        for x, token in enumerate(block):
-            _draw_caption(draw, _GAP + x * pitch, y - row_height + _CAPTION, token, is_missing=token not in own.rows)
-    return sheet
-
-
-def _tokens(text: Iterable[str]) -> list[str]:
     tokens = list(dict.fromkeys(text))
     if not 1 <= len(tokens) <= MOST_CHARACTERS:
         raise UserError(f"a contact sheet shows 1 to {MOST_CHARACTERS} distinct characters, not {len(tokens)}")
-    return tokens
+    fonts, heading, least = {"": own}, 0, 0
+    if others:
+        fonts = {", ".join(dict.fromkeys(own.fonts[i] for i in own.sources)): own, **others}
+        heading, least = _CAPTION, _LEAST_WIDTH
+    columns = min(len(tokens), max(_COLUMNS, math.isqrt(len(tokens))))
+    pitch, row_height = _PICTURE + _GAP, heading + _PICTURE + _GAP // 2
+    height = len(fonts) * row_height + _CAPTION + _GAP  # of the rows of one block of columns
+    size = (max(columns * pitch + _GAP, least), -(-len(tokens) // columns) * height + _GAP)
+    draw = ImageDraw.Draw(sheet := Image.new("RGB", size, _PAPER))
+    for first in range(0, len(tokens), columns):
+        y = _GAP + first // columns * height
+        places = [(_GAP + i * pitch, token) for i, token in enumerate(tokens[first : first + columns])]
+        for name, atlas in fonts.items():
+            draw.text((_GAP, y), name, _CAPTION_INK, _FACE)
+            for x, token in places:
+                row = atlas.rows.get(token)
+                is_own = row is None or atlas is own or atlas.fonts[atlas.sources[row]] == name
+                _draw_picture(draw, x, y + heading, atlas, token, _INK if is_own else _PALE_INK)
+            y += row_height
+        for x, token in places:
+            _draw_caption(draw, x, y - _GAP // 2, token, is_missing=token not in own.rows)
+    return sheet
 
 
 def _draw_picture(draw: ImageDraw.ImageDraw, x: int, y: int, atlas: GlyphAtlas, token: str, ink: str) -> None:
@@ -107,7 +89,7 @@ def _draw_picture(draw: ImageDraw.ImageDraw, x: int, y: int, atlas: GlyphAtlas, 
 def _draw_caption(draw: ImageDraw.ImageDraw, x: int, y: int, token: str, is_missing: bool) -> None:
     caption = f"U+{ord(token):04X}" if len(token) == 1 else token
     ink = _MISSING_INK if is_missing else _CAPTION_INK
-    draw.text((x + _PICTURE // 2, y + _PICTURE + 5), caption, ink, _FACE, "mt")
+    draw.text((x + _PICTURE // 2, y + 5), caption, ink, _FACE, "mt")
 
 
 def save_sheet(sheet: Image.Image, path: str | os.PathLike[str]) -> None:

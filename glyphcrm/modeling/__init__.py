@@ -13,7 +13,8 @@ from glyphcrm.modeling.heads import (
     GlyphCRMForTokenClassification,
 )
 from glyphcrm.modeling.look_alikes import nearest
-from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.model import GlyphCRMModel
+from glyphcrm.modeling.pretrained import GlyphCRMPreTrainedModel
 
 __all__ = [
     "BertPatch",

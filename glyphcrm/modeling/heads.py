@@ -27,9 +27,10 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.errors import UserError
 from glyphcrm.modeling.look_alikes import encoded
-from glyphcrm.modeling.model import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.model import GlyphCRMModel
 from glyphcrm.modeling.open_decoder import fitted_rows, is_never, lengthen, picture_features
 from glyphcrm.modeling.packing import first_states
+from glyphcrm.modeling.pretrained import GlyphCRMPreTrainedModel
 
 
 def predictable(ids: Tensor, config: PreTrainedConfig) -> Tensor:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from glyphcrm.errors import UserError
 from glyphcrm.modeling.hanglyph import GlyphVectors, in_pieces
-from glyphcrm.modeling.model import GlyphCRMPreTrainedModel
+from glyphcrm.modeling.pretrained import GlyphCRMPreTrainedModel
 from glyphcrm.normalization import normalize
 
 PIECE = 64  # characters encoded at once: the bar moves every second or so on a CPU

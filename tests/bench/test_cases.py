@@ -100,7 +100,7 @@ def test_what_auto_passes_over_is_skipped() -> None:
     assert "on no GPU" in passed_over(stem, "triton")
     assert "float32" in passed_over(stem, "cpu", dtype=torch.float16)
     assert not any(passed_over(case, "reference") for case in SMALLEST.values())
-    assert not passed_over(attention, "eager")
+    assert not passed_over(attention, "SDPA")
 
 
 def test_empty_draws_have_the_shapes_of_random_ones() -> None:

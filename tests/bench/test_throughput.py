@@ -1,4 +1,4 @@
-"""The throughput bench: what its table, history and chart say, on nano models; no time fails a test."""
+"""The throughput bench: what its table and history say, on nano models; no time fails a test."""
 
 from __future__ import annotations
 
@@ -7,26 +7,20 @@ import os
 import random
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from glyphcrm_kernels._shared import cpu_library
-from glyphcrm_kernels._shared.dispatch import Implementation
 from glyphcrm_kernels.registry import OPS
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.clock import interquartile_range, seconds_by_turns
 from bench.environment import ROOT
-from bench.throughput import chart, history, processes
+from bench.throughput import history, processes
 from bench.throughput import material as texts
 from bench.throughput.history import RATE, Row, Run, row, table
-from bench.throughput.ideas import EVERY_TOKEN, IDEAS, check_ideas, nothing_dropped
 from bench.throughput.material import Material, real_tokens, sizes
 from bench.throughput.models import (
     ORDERS,
@@ -35,11 +29,12 @@ from bench.throughput.models import (
     bert_arguments,
     build_bert,
     build_glyphcrm,
+    check_backends,
     check_finite,
     glyphcrm_arguments,
 )
 from glyphcrm.errors import UserError
-from glyphcrm.modeling import GlyphCRMForPreTraining, hanglyph
+from glyphcrm.modeling import GlyphCRMForPreTraining
 from tests.classic import TEXT
 
 NANO = sizes("nano")
@@ -143,17 +138,6 @@ def test_every_row_is_printed(first_run: tuple[str, Run]) -> None:
     assert f"torch {torch.__version__}" in printed and str(run.machine["cpu"]) in printed
 
 
-def test_the_chart_has_every_idea(first_run: tuple[str, Run], files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, run = first_run
-    assert [curve.name for curve in run.curves] == [*(idea.name for idea in IDEAS), "BERT"]
-    assert [curve.batch_sizes for curve in run.curves] == [[1], *[[1, 2]] * len(IDEAS)]
-    assert [curve.extrapolated for curve in run.curves] == [True, *[False] * len(IDEAS)]
-    assert all(value > 0 for curve in run.curves for value in curve.milliseconds)
-    png = files / "chart.png"
-    chart.main([str(files / "runs.jsonl"), "-o", str(png)])
-    assert png.read_bytes().startswith(b"\x89PNG") and ROWS[0][1] in capsys.readouterr().out
-
-
 def test_a_second_run_shows_the_first(first_run: tuple[str, Run], files: Path) -> None:
     printed = bench(files, "throughput and data")
     first, second = history.read(files / "runs.jsonl")
@@ -206,10 +190,7 @@ def test_bert_reads_the_same_batch_and_makes_logits_everywhere(material: Materia
     assert bert(**arguments).prediction_logits.shape == (*batch["labels"].shape, material.vocabulary)
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_a_step_is_that_of_all_its_micro_batches(
-    material: Material, glyphcrm: GlyphCRMForPreTraining, share: bool
-) -> None:
+def test_a_step_is_that_of_all_its_micro_batches(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
     """Two equal halves have the loss and the update of one of them."""
     batch = next(material.full_batches(4))
     before = {name: p.clone() for name, p in glyphcrm.named_parameters()}
@@ -217,66 +198,12 @@ def test_a_step_is_that_of_all_its_micro_batches(
     updates, losses = [], []
     for batches in ([batch], [batch, batch]):
         glyphcrm.load_state_dict(before, strict=False)
-        losses.append(TrainingStep(glyphcrm, glyphcrm_arguments)(batches, share))
+        losses.append(TrainingStep(glyphcrm, glyphcrm_arguments)(batches))
         updates.append(glyphcrm.glyphcrm.blocks[0].output.weight.detach().clone())
         assert all(p.grad is None for p in glyphcrm.parameters())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert torch.allclose(*updates, atol=1e-6)
     assert not updates[0].equal(before["glyphcrm.blocks.0.output.weight"])
-
-
-@contextmanager
-def watched(glyphcrm: GlyphCRMForPreTraining) -> Iterator[dict[str, Any]]:
-    """Yield what a pass does: "rows" through HanGlyph, states of the first "block", (op, implementation) that "ran"."""
-    seen: dict[str, Any] = {"rows": 0, "block": (), "ran": Counter()}
-    features = hanglyph.HanGlyph.features
-
-    def counted(self: hanglyph.HanGlyph, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
-        seen["rows"] += len(rows)  # HanGlyph works in chunks
-        return features(self, rows, bitmaps)
-
-    def recording(op: str, name: str, way: Implementation) -> Implementation:
-        def run(*arguments: Any) -> Any:
-            seen["ran"][op, name] += 1
-            return way.run(*arguments)
-
-        return way._replace(run=run)
-
-    def look(block: nn.Module, given: tuple[Any, ...]) -> None:
-        seen["block"] = given[0].shape
-
-    with ExitStack() as patches:
-        patches.enter_context(patch.object(hanglyph.HanGlyph, "features", counted))
-        for op in OPS.values():
-            ways = {name: recording(op.name, name, way) for name, way in op.implementations.items()}
-            patches.enter_context(patch.dict(op.implementations, ways))
-        patches.callback(glyphcrm.glyphcrm.blocks[0].register_forward_pre_hook(look).remove)
-        yield seen
-
-
-def test_ideas_change_the_work_and_not_the_loss(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
-    batch = next(material.real_batches(4))
-    padded, tokens = batch["labels"].shape, batch["labels"].numel()
-    losses, logits, passes = [], [], []
-    for idea in IDEAS:
-        with nothing_dropped(glyphcrm), idea.switched_on(glyphcrm), watched(glyphcrm) as seen:
-            out = glyphcrm(**idea.arguments(batch))
-        losses.append(float(out.loss.detach()))
-        logits.append(len(out.prediction_logits))
-        passes.append(seen)
-    assert losses == pytest.approx([losses[0]] * len(IDEAS), abs=1e-4)
-    assert [seen["rows"] for seen in passes] == [tokens, *[len(batch["glyph_ids"])] * 6]
-    assert logits == [tokens, tokens, *[len(batch["prediction_index"])] * 5]
-    packed = (1, real_tokens(batch))
-    assert [seen["block"][:2] for seen in passes] == [*[padded] * 3, *[packed] * 4]
-    blocks = glyphcrm.config.num_hidden_layers
-    fast = "cpu" if cpu_library.load() else "reference"
-    glyph_ops = [{name for op, name in seen["ran"] if op.startswith("glyph")} for seen in passes]
-    assert [fast in names for names in glyph_ops] == [fast == "reference"] * 4 + [True] * 3
-    assert all(names == {"reference"} for names in glyph_ops[:4])
-    in_c = [(seen["ran"]["add_norm", "cpu"], seen["ran"]["dropout_attention", "cpu"]) for seen in passes]
-    assert in_c == [*[(0, 0)] * 5, *[(2 * blocks, blocks) if fast == "cpu" else (0, 0)] * 2]
-    assert IDEAS[0] is EVERY_TOKEN
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -292,7 +219,7 @@ def test_hanglyph_of_the_references_is_that_of_the_model(
 
 def test_wrong_results_are_not_timed(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
     batch = next(material.real_batches(4))
-    check_ideas(glyphcrm, batch)
+    check_backends(glyphcrm, batch)
     check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
     assert glyphcrm.training
 
@@ -305,7 +232,7 @@ def test_wrong_results_are_not_timed(material: Material, glyphcrm: GlyphCRMForPr
         patch.dict(implementations, cpu=implementations["cpu"]._replace(run=wrong, obstacle=lambda *_: "")),
         pytest.raises(AssertionError, match="GlyphCRM's fast path"),
     ):
-        check_ideas(glyphcrm, batch)
+        check_backends(glyphcrm, batch)
     with torch.no_grad():
         glyphcrm.mlm.decoder.bias[0] = torch.nan
     with pytest.raises(AssertionError, match="GlyphCRM: the loss of a training step is nan"):

@@ -77,21 +77,16 @@ def refused(capsys: pytest.CaptureFixture[str], model: Path, file: Path) -> str:
 
 
 def test_what_is_wrong_is_said_in_one_line(
-    model: GlyphCRMForPreTraining,
-    tokenizer: GlyphCRMTokenizer,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_checkpoint(model, tokenizer, tmp_path / "model")
     if not importlib.util.find_spec("onnx"):
-        message = refused(capsys, tmp_path / "model", tmp_path / "a.onnx")
+        message = refused(capsys, directory, tmp_path / "a.onnx")
         assert "needs onnx" in message and "pip install 'glyphcrm[onnx]'" in message
     monkeypatch.setattr(onnx, "PACKAGES", ("no_such_package",))
-    assert "needs no_such_package: pip install" in refused(capsys, tmp_path / "model", tmp_path / "a.onnx")
+    assert "needs no_such_package: pip install" in refused(capsys, directory, tmp_path / "a.onnx")
     monkeypatch.setattr(onnx, "PACKAGES", ())
     assert "no config.json there" in refused(capsys, tmp_path / "nothing", tmp_path / "a.onnx")
-    assert "there is no such folder" in refused(capsys, tmp_path / "model", tmp_path / "absent" / "a.onnx")
-    assert "is a directory" in refused(capsys, tmp_path / "model", tmp_path / "model")
+    assert "there is no such folder" in refused(capsys, directory, tmp_path / "absent" / "a.onnx")
+    assert "is a directory" in refused(capsys, directory, directory)
     monkeypatch.setattr(onnx, "LARGEST", 1000)
-    assert "GiB of weights; an ONNX file holds 2" in refused(capsys, tmp_path / "model", tmp_path / "a.onnx")
+    assert "GiB of weights; an ONNX file holds 2" in refused(capsys, directory, tmp_path / "a.onnx")

@@ -13,34 +13,54 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a command left: its exit code, and what reached the file descriptors 1 and 2."""
+class Command:
+    """A command line (without "glyphcrm") with something wrong in it."""
 
+    words: Sequence[str | Path]
+    culprit: object  # what the error has to name
+    kept: Path  # nothing in here may change
+    canary: Path  # what would appear if code in the input was run
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How a command was taken: its exit code, what reached the file descriptors 1 and 2, and the files before."""
+
+    command: Command
     exit_code: int
     stdout: str
     stderr: str
+    before: dict[str, bytes | None]
+
+    def assert_refused(self) -> None:
+        """Exit code 2, one printable line on stderr: "error: ...", which names the culprit; and nothing else."""
+        assert self.exit_code == 2, self.stderr
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, self.stderr
+        assert lines[0].startswith("error: ")
+        assert lines[0].isprintable()  # no colours of other programs' messages
+        assert str(self.command.culprit) in lines[0]
+        assert self.stdout == "" and not self.command.canary.exists()
+        assert contents(self.command.kept) == self.before
 
 
-def run_commands(commands: Mapping[str, Sequence[str | Path]], directory: Path) -> dict[str, Outcome]:
-    """Run each command line (without "glyphcrm"); their streams are kept as files in `directory`."""
-    lines = [[str(argument) for argument in arguments] for arguments in commands.values()]
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Return every file and folder under `directory`, itself included."""
+    paths = [directory, *directory.rglob("*")]
+    return {str(p): p.read_bytes() if p.is_file() else None for p in paths if p.exists()}
+
+
+def run_commands(commands: Mapping[str, Command], directory: Path) -> dict[str, Taken]:
+    """Run all of them; their streams are kept as files in `directory`."""
+    lines = [[str(word) for word in command.words] for command in commands.values()]
+    before = [contents(command.kept) for command in commands.values()]
     subprocess.run([sys.executable, __file__, directory], input=json.dumps(lines), text=True, check=True)
     codes = json.loads((directory / "exit_codes.json").read_text())
-    return {
-        name: Outcome(code, *((directory / f"{i}.{stream}").read_text("utf-8") for stream in ("out", "err")))
-        for i, (name, code) in enumerate(zip(commands, codes, strict=True))
-    }
-
-
-def assert_refused(outcome: Outcome, culprit: object) -> None:
-    """Exit code 2, and one printable line on stderr: "error: ...", naming `culprit`."""
-    assert outcome.exit_code == 2, outcome.stderr
-    lines = outcome.stderr.splitlines()
-    assert len(lines) == 1, outcome.stderr
-    assert lines[0].startswith("error: ")
-    assert lines[0].isprintable()  # no colours of other programs' messages
-    assert str(culprit) in lines[0]
-    assert outcome.stdout == ""
+    taken = {}
+    for i, (name, command) in enumerate(commands.items()):
+        streams = ((directory / f"{i}.{stream}").read_text("utf-8") for stream in ("out", "err"))
+        taken[name] = Taken(command, codes[i], *streams, before[i])
+    return taken
 
 
 def _run_here(main: Callable[[list[str]], int], arguments: list[str]) -> int:

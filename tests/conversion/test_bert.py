@@ -22,7 +22,7 @@ from transformers import (
 
 from glyphcrm import GlyphCRMForPreTraining
 from glyphcrm.cli.entry import main
-from tests.conversion.glyphcrm_commands import Outcome, assert_refused, run_commands
+from tests.conversion.glyphcrm_commands import Command, Taken, run_commands
 
 ATOL = 1e-5
 HAN = (
@@ -156,13 +156,6 @@ def test_it_reads_text_with_a_new_hanglyph(converted: Converted) -> None:
         assert vector.mean().abs() < 0.4 * model.config.glyph_initializer_spread
 
 
-class Canary:
-    """Python source that makes a directory when it is imported."""
-
-    def __init__(self, path: Path) -> None:
-        self.source = f"import os\nos.mkdir({str(path)!r})\nclass Config: pass\n"
-
-
 @dataclass
 class BadInput:
     """A case in the making: a copy of the BERT to spoil."""
@@ -175,10 +168,22 @@ class BadInput:
     def weights(self) -> Path:
         return self.directory / "model.safetensors"
 
-    def configure(self, **changes: object) -> Path:
-        path = self.directory / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+    def remove(self, *names: str) -> Path:
+        for name in names:
+            (self.directory / name).unlink()
         return self.directory
+
+    def write(self, name: str, content: str) -> Path:
+        (self.directory / name).write_text(content, "utf-8")
+        return self.directory
+
+    def configure(self, **changes: object) -> Path:
+        found = json.loads((self.directory / "config.json").read_text("utf-8"))
+        return self.write("config.json", json.dumps(found | changes))
+
+    def rewrite_vocabulary(self, tokens: list[str]) -> Path:
+        self.remove("tokenizer.json", "tokenizer_config.json")
+        return self.write("vocab.txt", "".join(f"{token}\n" for token in tokens))
 
 
 def no_directory(case: BadInput) -> Path:
@@ -186,45 +191,13 @@ def no_directory(case: BadInput) -> Path:
     return case.directory
 
 
-def no_config(case: BadInput) -> Path:
-    (case.directory / "config.json").unlink()
-    return case.directory
-
-
-def config_that_is_no_json(case: BadInput) -> Path:
-    (case.directory / "config.json").write_text('{"model_type": "bert",')
-    return case.directory
-
-
-def config_that_is_a_list(case: BadInput) -> Path:
-    (case.directory / "config.json").write_text("[]")
-    return case.directory
-
-
-def config_of_an_unknown_model(case: BadInput) -> Path:
-    return case.configure(model_type="no_such_model")
-
-
 def config_with_code(case: BadInput) -> Path:
-    (case.directory / "code.py").write_text(Canary(case.canary).source)
+    case.write("code.py", f"import os\nos.mkdir({str(case.canary)!r})\nclass Config: pass\n")
     return case.configure(model_type="no_such_model", auto_map={"AutoConfig": "code.Config"})
-
-
-def config_of_odd_sizes(case: BadInput) -> Path:
-    return case.configure(num_attention_heads=5)
 
 
 def roberta(case: BadInput) -> Path:
     RobertaConfig(hidden_size=32).save_pretrained(case.directory)
-    return case.directory
-
-
-def decoder(case: BadInput) -> Path:
-    return case.configure(is_decoder=True)
-
-
-def no_weights(case: BadInput) -> Path:
-    case.weights.unlink()
     return case.directory
 
 
@@ -240,36 +213,9 @@ def weights_without_a_part(case: BadInput) -> Path:
     return case.directory
 
 
-def weights_of_other_sizes(case: BadInput) -> Path:
-    return case.configure(intermediate_size=81)
-
-
 def code_in_the_weights(case: BadInput) -> Path:
     case.weights.unlink()
-    import_os = f"cos\nmkdir\n(S{str(case.canary)!r}\ntR.".encode()  # a pickle, protocol 0
-    (case.directory / "pytorch_model.bin").write_bytes(import_os)
-    return case.directory
-
-
-def no_tokenizer(case: BadInput) -> Path:
-    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
-        (case.directory / name).unlink()
-    return case.directory
-
-
-def rewrite_vocabulary(case: BadInput, tokens: list[str]) -> Path:
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (case.directory / name).unlink()
-    (case.directory / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), "utf-8")
-    return case.directory
-
-
-def vocabulary_without_sep(case: BadInput) -> Path:
-    return rewrite_vocabulary(case, [t.replace("[SEP]", "[END]") for t in bert_vocabulary()])
-
-
-def vocabulary_that_the_weights_lack(case: BadInput) -> Path:
-    return rewrite_vocabulary(case, [*bert_vocabulary(), "丰"])
+    return case.write("pytorch_model.bin", f"cos\nmkdir\n(S{str(case.canary)!r}\ntR.")  # a pickle, protocol 0
 
 
 def out_that_is_in_use(case: BadInput) -> Path:
@@ -278,62 +224,46 @@ def out_that_is_in_use(case: BadInput) -> Path:
     return case.out
 
 
-SPOILS: list[Callable[[BadInput], Path]] = [
-    no_directory,
-    no_config,
-    config_that_is_no_json,
-    config_that_is_a_list,
-    config_of_an_unknown_model,
-    config_with_code,
-    config_of_odd_sizes,
-    roberta,
-    decoder,
-    no_weights,
-    truncated_weights,
-    weights_without_a_part,
-    weights_of_other_sizes,
-    code_in_the_weights,
-    no_tokenizer,
-    vocabulary_without_sep,
-    vocabulary_that_the_weights_lack,
-    out_that_is_in_use,
-]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """How the command took a bad input."""
-
-    outcome: Outcome
-    culprit: Path
-    out: Path
-    out_before: list[Path]
-    canary: Path
+# Each spoils an input, and returns what the error has to name.
+SPOILS: dict[str, Callable[[BadInput], Path]] = {
+    "no directory": no_directory,
+    "no config": lambda case: case.remove("config.json"),
+    "config that is no JSON": lambda case: case.write("config.json", '{"model_type": "bert",'),
+    "config that is a list": lambda case: case.write("config.json", "[]"),
+    "config of an unknown model": lambda case: case.configure(model_type="no_such_model"),
+    "config with code": config_with_code,
+    "config of odd sizes": lambda case: case.configure(num_attention_heads=5),
+    "RoBERTa": roberta,
+    "decoder": lambda case: case.configure(is_decoder=True),
+    "no weights": lambda case: case.remove("model.safetensors"),
+    "truncated weights": truncated_weights,
+    "weights without a part": weights_without_a_part,
+    "weights of other sizes": lambda case: case.configure(intermediate_size=81),
+    "code in the weights": code_in_the_weights,
+    "no tokenizer": lambda case: case.remove("vocab.txt", "tokenizer.json", "tokenizer_config.json"),
+    "vocabulary without [SEP]": lambda case: case.rewrite_vocabulary(
+        [token.replace("[SEP]", "[END]") for token in bert_vocabulary()]
+    ),
+    "vocabulary that the weights lack": lambda case: case.rewrite_vocabulary([*bert_vocabulary(), "丰"]),
+    "out that is in use": out_that_is_in_use,
+}
 
 
 @pytest.fixture(scope="module")
-def refusals(bert: Bert, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refusal]:
-    """What became of each bad input; all of them in one process."""
+def taken(bert: Bert, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Taken]:
+    """What became of each bad input."""
     root = tmp_path_factory.mktemp("refusals")
-    cases, culprits, before, commands = {}, {}, {}, {}
-    for number, spoil in enumerate(SPOILS):
-        name, folder = spoil.__name__, root / f"case{number}"
+    commands = {}
+    for number, (name, spoil) in enumerate(SPOILS.items()):
+        folder = root / f"case{number}"
         shutil.copytree(bert.directory, folder / "bert")
         (folder / "parent").mkdir()
-        case = cases[name] = BadInput(folder / "bert", folder / "parent" / "out", folder / "canary")
-        culprits[name] = spoil(case)
-        before[name] = sorted(case.out.parent.rglob("*"))
-        commands[name] = ["convert-bert", "--bert", case.directory, "--out", case.out]
-    outcomes = run_commands(commands, root)
-    return {
-        name: Refusal(outcomes[name], culprits[name], case.out, before[name], case.canary)
-        for name, case in cases.items()
-    }
+        case = BadInput(folder / "bert", folder / "parent" / "out", folder / "canary")
+        words = ["convert-bert", "--bert", case.directory, "--out", case.out]
+        commands[name] = Command(words, spoil(case), case.out.parent, case.canary)
+    return run_commands(commands, root)
 
 
-@pytest.mark.parametrize("case", [spoil.__name__ for spoil in SPOILS])
-def test_bad_input_is_refused_in_one_line(refusals: dict[str, Refusal], case: str) -> None:
-    refusal = refusals[case]
-    assert not refusal.canary.exists()
-    assert_refused(refusal.outcome, refusal.culprit)
-    assert sorted(refusal.out.parent.rglob("*")) == refusal.out_before
+@pytest.mark.parametrize("case", SPOILS)
+def test_bad_input_is_refused_in_one_line(taken: dict[str, Taken], case: str) -> None:
+    taken[case].assert_refused()

@@ -8,7 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer, BertConfig, Ber
 
 from glyphcrm import GlyphCRMForPreTraining
 from glyphcrm.cli.entry import main
-from tests.conversion.glyphcrm_commands import Outcome, assert_refused, run_commands
+from tests.conversion.glyphcrm_commands import Command, Taken, run_commands
 from tests.conversion.release_reference import Stages, run_release
 
 RELEASE = Path(__file__).parents[2].parent / "shared" / "data" / "characters"
@@ -129,7 +129,7 @@ class Release:
         directory.mkdir()
         model = {name: torch.from_numpy(values) for name, values in self.parameters.items()}
         torch.save({"model": model, "epoch": 1}, directory / "weights.pt")
-        (directory / "vocab.txt").write_bytes("".join(f"{t}\n" for t in self.tokens).encode())
+        (directory / "vocab.txt").write_bytes(vocabulary(self.tokens))
         np.savez_compressed(directory / "bitmaps.npz", bitmaps=self.bitmaps)
         return replace(self, directory=directory)
 
@@ -383,55 +383,17 @@ def replace_with(path: Path, content: bytes) -> Path:
     return path
 
 
-def truncated_weights(case: BadInput) -> Path:
-    return keep_half(case.weights)
+def remove(path: Path) -> Path:
+    path.unlink()
+    return path
 
 
-def empty_weights(case: BadInput) -> Path:
-    return replace_with(case.weights, b"")
+def hybrid(name: str) -> Callable[[BadInput], str]:
+    def spoil(case: BadInput) -> str:
+        case.save(case.tensors() | {f"{name}.weight": torch.zeros(60, 128)})
+        return name
 
-
-def missing_weights(case: BadInput) -> Path:
-    case.weights.unlink()
-    return case.weights
-
-
-def text_as_weights(case: BadInput) -> Path:
-    return replace_with(case.weights, "这不是权重\n".encode())
-
-
-def damaged_pickle_as_weights(case: BadInput) -> Path:
-    return replace_with(case.weights, b"\x80\x02h\x04.")  # fetches what it never stored
-
-
-def number_as_a_name(case: BadInput) -> Path:
-    return case.save({**case.tensors(), 7: torch.zeros(1)})
-
-
-def number_as_a_parameter(case: BadInput) -> Path:
-    return case.save(case.tensors() | {"pooler.dense.weight": torch.tensor(1.0)})
-
-
-def weights_under_another_key(case: BadInput) -> Path:
-    return case.save(case.tensors(), key="state_dict")
-
-
-def code_in_the_weights(case: BadInput) -> Path:
-    return case.save(case.tensors(), optimizer=Canary(case.canary))
-
-
-def code_in_a_plain_pickle(case: BadInput) -> Path:
-    return replace_with(case.weights, pickle.dumps({"model": Canary(case.canary)}))
-
-
-def hybrid(case: BadInput) -> str:
-    case.save(case.tensors() | {"embedding_matrix.weight": torch.zeros(60, 128)})
-    return "embedding_matrix"
-
-
-def hybrid_by_its_fusion_alone(case: BadInput) -> str:
-    case.save(case.tensors() | {"fusion_linear.weight": torch.zeros(128, 256)})
-    return "fusion_linear"
+    return spoil
 
 
 def bert_checkpoint(case: BadInput) -> Path:
@@ -439,79 +401,32 @@ def bert_checkpoint(case: BadInput) -> Path:
     return case.save(BertForPreTraining(config).state_dict())
 
 
-def bare_bert_encoder(case: BadInput) -> Path:
-    return case.save({n: t for n, t in case.tensors().items() if n.startswith("bert.")})
-
-
-def missing_parameter(name: str) -> Callable[[BadInput], Path]:
-    def spoil(case: BadInput) -> Path:
-        return case.save({n: t for n, t in case.tensors().items() if n != name})
-
-    spoil.__name__ = f"without {name}"
-    return spoil
-
-
-def projection_of_another_shape(case: BadInput) -> Path:
-    return case.save(case.tensors() | {"cnn_embedding.fc1.weight": torch.zeros(128, 107)})
-
-
-def two_output_biases(case: BadInput) -> Path:
-    return case.save(case.tensors() | {"mlm.predictions.bias": torch.zeros(60)})
-
-
-def missing_block(case: BadInput) -> Path:
-    return case.save({n: t for n, t in case.tensors().items() if ".layer.1." not in n})
+def without(*parts: str) -> Callable[[BadInput], Path]:
+    """Leave out all parameters in whose names one of `parts` stands."""
+    return lambda case: case.save({n: t for n, t in case.tensors().items() if not any(part in n for part in parts)})
 
 
 def hidden_size_that_is_no_multiple_of_the_head_size(case: BadInput) -> Path:
-    narrow = replace(case.release, parameters=random_parameters(Sizes(hidden=96)))
-    return case.save({name: torch.from_numpy(values) for name, values in narrow.parameters.items()})
+    return case.save({name: torch.from_numpy(values) for name, values in random_parameters(Sizes(hidden=96)).items()})
 
 
-def vocabulary_without_its_last_line(case: BadInput) -> Path:
-    return replace_with(case.vocabulary, "".join(f"{t}\n" for t in case.release.tokens[:-1]).encode())
-
-
-def vocabulary_without_mask(case: BadInput) -> Path:
-    return replace_with(case.vocabulary, case.vocabulary.read_bytes().replace(b"[MASK]\n", b""))
-
-
-def vocabulary_in_gbk(case: BadInput) -> Path:
-    return replace_with(case.vocabulary, case.vocabulary.read_text("utf-8").encode("gbk"))
+def vocabulary(tokens: Sequence[str]) -> bytes:
+    return "".join(f"{token}\n" for token in tokens).encode()
 
 
 def vocabulary_with_a_word(case: BadInput) -> str:
-    replace_with(case.vocabulary, "".join(f"{t}\n" for t in [*case.release.tokens[:-1], "##丁"]).encode())
+    replace_with(case.vocabulary, vocabulary([*case.release.tokens[:-1], "##丁"]))
     return "##丁"
 
 
-def bitmaps_of_another_shape(case: BadInput) -> Path:
-    np.savez(case.bitmaps, bitmaps=np.unpackbits(case.release.bitmaps, axis=1))
-    return case.bitmaps
+def bitmaps(**arrays: Callable[[BadInput], np.ndarray]) -> Callable[[BadInput], Path]:
+    """Put other arrays into the .npz."""
 
+    def spoil(case: BadInput) -> Path:
+        np.savez(case.bitmaps, **{name: make(case) for name, make in arrays.items()})
+        return case.bitmaps
 
-def bitmaps_of_another_type(case: BadInput) -> Path:
-    np.savez(case.bitmaps, bitmaps=case.release.bitmaps.astype(np.float32))
-    return case.bitmaps
-
-
-def one_bitmap_too_many(case: BadInput) -> Path:
-    np.savez(case.bitmaps, bitmaps=made_up_images(61))
-    return case.bitmaps
-
-
-def code_in_the_bitmaps(case: BadInput) -> Path:
-    np.savez(case.bitmaps, bitmaps=np.array([Canary(case.canary)], dtype=object))
-    return case.bitmaps
-
-
-def two_arrays_of_bitmaps(case: BadInput) -> Path:
-    np.savez(case.bitmaps, a=case.release.bitmaps, b=case.release.bitmaps)
-    return case.bitmaps
-
-
-def truncated_bitmaps(case: BadInput) -> Path:
-    return keep_half(case.bitmaps)
+    return spoil
 
 
 def damaged_bitmaps(case: BadInput) -> Path:
@@ -544,101 +459,81 @@ def out_under_a_file(case: BadInput) -> Path:
     return case.out
 
 
-SPOILS: list[Callable[[BadInput], object]] = [
-    truncated_weights,
-    empty_weights,
-    missing_weights,
-    text_as_weights,
-    damaged_pickle_as_weights,
-    number_as_a_name,
-    number_as_a_parameter,
-    weights_under_another_key,
-    code_in_the_weights,
-    code_in_a_plain_pickle,
-    hybrid,
-    hybrid_by_its_fusion_alone,
-    bert_checkpoint,
-    bare_bert_encoder,
-    missing_parameter("cnn_embedding.conv1_2.bias"),
-    missing_parameter("mlm.predictions.decoder.bias"),
-    missing_parameter("pooler.dense.weight"),
-    projection_of_another_shape,
-    two_output_biases,
-    missing_block,
-    hidden_size_that_is_no_multiple_of_the_head_size,
-    vocabulary_without_its_last_line,
-    vocabulary_without_mask,
-    vocabulary_in_gbk,
-    vocabulary_with_a_word,
-    bitmaps_of_another_shape,
-    bitmaps_of_another_type,
-    one_bitmap_too_many,
-    code_in_the_bitmaps,
-    two_arrays_of_bitmaps,
-    truncated_bitmaps,
-    damaged_bitmaps,
-    bare_array_as_bitmaps,
-    out_that_is_in_use,
-    out_that_is_a_file,
-    out_under_a_file,
-]
-
-
-def contents(directory: Path) -> dict[str, bytes | None]:
-    """Every file and folder under `directory`, itself included."""
-    paths = [directory, *directory.rglob("*")]
-    return {str(p): p.read_bytes() if p.is_file() else None for p in paths if p.exists()}
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """How the command took a bad input."""
-
-    outcome: Outcome
-    culprit: object
-    files: dict[str, bytes | None]
-    files_before: dict[str, bytes | None]
-    canary: Path
+# Each spoils an input, and returns what the error has to name.
+SPOILS: dict[str, Callable[[BadInput], object]] = {
+    "truncated weights": lambda case: keep_half(case.weights),
+    "empty weights": lambda case: replace_with(case.weights, b""),
+    "missing weights": lambda case: remove(case.weights),
+    "text as weights": lambda case: replace_with(case.weights, "这不是权重\n".encode()),
+    "pickle that fetches what it never stored": lambda case: replace_with(case.weights, b"\x80\x02h\x04."),
+    "number as a name": lambda case: case.save({**case.tensors(), 7: torch.zeros(1)}),
+    "number as a parameter": lambda case: case.save(case.tensors() | {"pooler.dense.weight": torch.tensor(1.0)}),
+    "weights under another key": lambda case: case.save(case.tensors(), key="state_dict"),
+    "code in the weights": lambda case: case.save(case.tensors(), optimizer=Canary(case.canary)),
+    "code in a plain pickle": lambda case: replace_with(case.weights, pickle.dumps({"model": Canary(case.canary)})),
+    "hybrid": hybrid("embedding_matrix"),
+    "hybrid by its fusion alone": hybrid("fusion_linear"),
+    "BERT": bert_checkpoint,
+    "bare BERT encoder": without("cnn_embedding.", "pooler.", "nsp.", "mlm."),
+    "without a convolution's bias": without("cnn_embedding.conv1_2.bias"),
+    "without the decoder's bias": without("mlm.predictions.decoder.bias"),
+    "without the pooler": without("pooler.dense.weight"),
+    "without a block": without(".layer.1."),
+    "projection of another shape": lambda case: case.save(
+        case.tensors() | {"cnn_embedding.fc1.weight": torch.zeros(128, 107)}
+    ),
+    "two output biases": lambda case: case.save(case.tensors() | {"mlm.predictions.bias": torch.zeros(60)}),
+    "hidden size that is no multiple of the head size": hidden_size_that_is_no_multiple_of_the_head_size,
+    "vocabulary without its last line": lambda case: replace_with(
+        case.vocabulary, vocabulary(case.release.tokens[:-1])
+    ),
+    "vocabulary without [MASK]": lambda case: replace_with(
+        case.vocabulary, vocabulary([token for token in case.release.tokens if token != "[MASK]"])
+    ),
+    "vocabulary in GBK": lambda case: replace_with(case.vocabulary, case.vocabulary.read_text("utf-8").encode("gbk")),
+    "vocabulary with a word": vocabulary_with_a_word,
+    "bitmaps of another shape": bitmaps(bitmaps=lambda case: np.unpackbits(case.release.bitmaps, axis=1)),
+    "bitmaps of another type": bitmaps(bitmaps=lambda case: case.release.bitmaps.astype(np.float32)),
+    "one bitmap too many": bitmaps(bitmaps=lambda case: made_up_images(61)),
+    "code in the bitmaps": bitmaps(bitmaps=lambda case: np.array([Canary(case.canary)], dtype=object)),
+    "two arrays of bitmaps": bitmaps(a=lambda case: case.release.bitmaps, b=lambda case: case.release.bitmaps),
+    "truncated bitmaps": lambda case: keep_half(case.bitmaps),
+    "damaged bitmaps": damaged_bitmaps,
+    "bare array as bitmaps": bare_array_as_bitmaps,
+    "out that is in use": out_that_is_in_use,
+    "out that is a file": out_that_is_a_file,
+    "out under a file": out_under_a_file,
+}
 
 
 @pytest.fixture(scope="module")
-def refusals(made_up: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refusal]:
-    """What became of each bad input; all of them in one process."""
+def taken(made_up: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Taken]:
+    """What became of each bad input."""
     root = tmp_path_factory.mktemp("refusals")
-    cases, culprits, before, commands = {}, {}, {}, {}
-    for number, spoil in enumerate(SPOILS):
+    commands = {}
+    for number, (name, spoil) in enumerate(SPOILS.items()):
         (root / str(number)).mkdir()
         release = made_up.write(root / str(number) / "files")
-        case = cases[spoil.__name__] = BadInput(release.directory, release)
-        culprits[spoil.__name__] = spoil(case)
-        before[spoil.__name__] = contents(case.out.parent)
-        commands[spoil.__name__] = ["convert-release", *release.arguments, "--out", case.out]
-    outcomes = run_commands(commands, root)
-    return {
-        name: Refusal(outcomes[name], culprits[name], contents(case.out.parent), before[name], case.canary)
-        for name, case in cases.items()
-    }
+        case = BadInput(release.directory, release)
+        words = ["convert-release", *release.arguments, "--out", case.out]
+        commands[name] = Command(words, spoil(case), case.out.parent, case.canary)
+    return run_commands(commands, root)
 
 
-@pytest.mark.parametrize("case", [spoil.__name__ for spoil in SPOILS])
-def test_bad_input_is_refused_in_one_line(refusals: dict[str, Refusal], case: str) -> None:
-    refusal = refusals[case]
-    assert not refusal.canary.exists()
-    assert_refused(refusal.outcome, refusal.culprit)
-    assert refusal.files == refusal.files_before
+@pytest.mark.parametrize("case", SPOILS)
+def test_bad_input_is_refused_in_one_line(taken: dict[str, Taken], case: str) -> None:
+    taken[case].assert_refused()
 
 
-@pytest.mark.parametrize("spoil", [code_in_the_weights, code_in_a_plain_pickle, code_in_the_bitmaps])
-def test_the_canaries_sing_when_code_is_run(
-    made_up: Release, tmp_path: Path, spoil: Callable[[BadInput], Path]
-) -> None:
+@pytest.mark.parametrize("spoil", [name for name in SPOILS if name.startswith("code in")])
+def test_the_canaries_sing_when_code_is_run(made_up: Release, tmp_path: Path, spoil: str) -> None:
     release = made_up.write(tmp_path / "files")
     case = BadInput(release.directory, release)
-    path = spoil(case)
+    path = SPOILS[spoil](case)
     if path == case.bitmaps:
         np.load(path, allow_pickle=True)["bitmaps"]
-    elif spoil is code_in_a_plain_pickle:
-        pickle.loads(path.read_bytes())
+    elif "plain pickle" in spoil:
+        pickle.loads(case.weights.read_bytes())
     else:
-        torch.load(path, weights_only=False)
+        torch.load(case.weights, weights_only=False)
     assert case.canary.exists()

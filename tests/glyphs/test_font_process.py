@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
-import threading
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,40 +85,42 @@ def test_a_font_is_read_and_drawn_as_in_this_process(noto: Font) -> None:
     np.testing.assert_array_equal(both[0].bitmaps, both[1].bitmaps)
 
 
-def test_a_process_that_dies_is_told_of_and_replaced(tmp_path: Path) -> None:
-    path = font_file(tmp_path / "a.ttf", {"一": SQUARE})
-    font = open_font(path)
-    process = font_process._process
-    assert process is not None
-    os.kill(process.child.pid, signal.SIGSTOP)
-    threading.Timer(0.5, process.child.kill).start()
-    with pytest.raises(UserError, match=r"a\.ttf.*has crashed"):
-        GlyphAtlas.build("一", [font])
-    assert GlyphAtlas.build("一", [font]).bitmaps.any()
-    replaced = font_process._process
-    assert replaced is not None
-    font_process.stop()
-    assert replaced.child.returncode == 0
-
-
-def test_a_process_that_hangs_is_ended_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "has crashed"),
+        ("import os; os.close(1); os._exit(1)", "has crashed"),
+        ("import sys; sys.stdin.read(); print('[', end='', flush=True); sys.exit(1)", "has crashed"),
+        ("import time; time.sleep(60)", "takes more than 10 seconds"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, told: str
+) -> None:
     font = open_font(font_file(tmp_path / "a.ttf", {"一": SQUARE}))
-    process = font_process._process
-    assert process is not None
-    monkeypatch.setattr(font_process, "CLOCK_FACTOR", 0.01)
-    os.kill(process.child.pid, signal.SIGSTOP)
-    with pytest.raises(UserError, match="takes more than 10 seconds"):
-        GlyphAtlas.build("一", [font])
+    with monkeypatch.context() as patch:
+        patch.setattr(font_process, "_START", program)
+        if "sleep" in program:
+            patch.setattr(font_process, "CLOCK_FACTOR", 0.05)
+        with pytest.raises(UserError, match=rf"a\.ttf.*{told}"):
+            GlyphAtlas.build("一", [font])
+    assert GlyphAtlas.build("一", [font]).bitmaps.any()
 
 
-def test_an_interruption_leaves_no_reply_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fonts = [open_font(font_file(tmp_path / f"{c}.ttf", {c: SQUARE})) for c in "一二"]
+def test_an_interruption_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    font = open_font(font_file(tmp_path / "a.ttf", {"一": SQUARE}))
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            started.append(self)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(font_process.json, "loads", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            GlyphAtlas.build("一", fonts)
-    assert GlyphAtlas.build("二", fonts).bitmaps.any()
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    monkeypatch.setattr(font_process.json, "loads", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        GlyphAtlas.build("一", [font])
+    assert len(started) == 1 and started[0].returncode is not None

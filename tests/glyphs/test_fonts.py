@@ -65,9 +65,10 @@ def test_missing_files_and_directories_are_refused(tmp_path):
 def test_a_truncated_font_is_refused_wherever_it_ends(font_path):
     content = font_path.read_bytes()
     last = max(sum(struct.unpack(">LL", content[20 + 16 * i : 28 + 16 * i])) for i in range(content[5]))
-    for end in range(0, last, 37):
+    for end in range(0, last, 7):
         font_path.write_bytes(content[:end])
-        assert "truncated" in refused(font_path)
+        with pytest.raises(UserError, match="truncated"):
+            read_font(font_path, None, 400)
 
 
 @pytest.mark.parametrize("table", ["CBDT", "COLR", "sbix", "SVG "])

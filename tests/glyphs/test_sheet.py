@@ -4,7 +4,7 @@ from PIL import Image
 
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.fonts import open_font
-from glyphcrm.glyphs.sheet import contact_sheet, font_sheet, save_sheet
+from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
 from tests.glyphs.font_files import SQUARE, font_file
 
 
@@ -25,7 +25,7 @@ def test_a_sheet_shows_the_pictures_and_marks_the_missing(small_atlas):
 def test_a_sheet_of_fonts_has_a_row_for_each_and_pale_pictures_where_one_lacks_a_character(tmp_path, small_atlas):
     font = open_font(font_file(tmp_path / "user.ttf", {"文": SQUARE}))
     own = small_atlas.of("中文")
-    sheet = np.asarray(font_sheet("中文", own, {font.name: own.redrawn(font)}))
+    sheet = np.asarray(contact_sheet("中文", own, {font.name: own.redrawn(font)}))
     pitch, left = 110, 14
     found = {}
     for name, ink in (("black", (20, 20, 20)), ("pale", (195, 189, 178))):

@@ -16,7 +16,8 @@ from glyphcrm_kernels.registry import OPS
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from bench.host_time import SMALL, no_gpu, willing
+from bench.cases import DROPOUT, HOST, Case, Draw, all_cases
+from bench.host_time import no_gpu, willing
 
 
 def kinds(started: list[tuple[Any, ...]]) -> list[list[Any]]:
@@ -25,12 +26,11 @@ def kinds(started: list[tuple[Any, ...]]) -> list[list[Any]]:
     return [[(v.dtype, v.shape) if isinstance(v, Tensor) else v for v in values] for values in given]
 
 
-def train(op: str, case: str) -> None:
+def train(case: Case) -> None:
     torch.manual_seed(0)
-    small = SMALL[op][case]()
-    outputs = OPS[op].function(**small.inputs, **small.settings, backend="triton")
-    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    torch.autograd.grad(outputs, small.leaves(), [torch.zeros_like(t) for t in outputs])
+    inputs = case.differentiable(case.draw(Draw(torch.float32)), True)
+    outputs = case.run("triton", inputs, DROPOUT)
+    torch.autograd.grad(outputs, case.leaves(inputs), [torch.zeros_like(t) for t in outputs])
 
 
 def main() -> None:
@@ -38,16 +38,15 @@ def main() -> None:
     launches = 0
     started: list[tuple[Any, ...]] = []
     with no_gpu(lambda *given: started.append(given)), willing("triton"):
-        for op, cases in SMALL.items():
-            for case in cases if "triton" in OPS[op].implementations else ():
-                started.clear()
-                train(op, case)
-                by_triton = kinds(started)
-                started.clear()
-                with mock.patch.object(JITFunction, "run", side_effect=AssertionError("Triton was asked")):
-                    train(op, case)
-                assert kinds(started) == by_triton, (op, case)
-                launches += len(started)
+        for case in (case for case in all_cases(HOST) if "triton" in OPS[case.op].implementations):
+            started.clear()
+            train(case)
+            by_triton = kinds(started)
+            started.clear()
+            with mock.patch.object(JITFunction, "run", side_effect=AssertionError("Triton was asked")):
+                train(case)
+            assert kinds(started) == by_triton, (case.op, case.size)
+            launches += len(started)
 
         # What Triton compiles for addresses that are no multiples of 16 bytes is another kernel.
         def norm(offset: int) -> Any:

@@ -36,12 +36,9 @@ C_HERE = pytest.mark.skipif(cpu_library.load() is None, reason="installed withou
     ],
 )
 def test_an_unsupported_gpu_gets_the_reference_and_one_warning(
-    monkeypatch: pytest.MonkeyPatch, target: Target, supported: bool
+    on_gpu: Callable[[Target], None], target: Target, supported: bool
 ) -> None:
-    monkeypatch.setattr(gpus, "_can_build", lambda: True)
-    monkeypatch.setattr(gpus, "INTERPRETED", False)
-    monkeypatch.setattr(gpus, "target_of", lambda device: target)
-    gpus._target_obstacle.cache_clear()
+    on_gpu(target)
     with FakeTensorMode(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         x = torch.empty(4, 8, device="cuda")
@@ -57,15 +54,11 @@ def test_an_unsupported_gpu_gets_the_reference_and_one_warning(
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == (0 if supported else 1)
     assert all(f"{target.arch}; the PyTorch reference runs" in message for message in messages)
-    gpus._target_obstacle.cache_clear()
 
 
-def test_a_joined_op_asks_both_that_it_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_joined_op_asks_both_that_it_joins(on_gpu: Callable[[Target], None]) -> None:
     """On a GPU whose Triton kernels take the stem but not the convolution, "auto" falls back."""
-    monkeypatch.setattr(gpus, "_can_build", lambda: True)
-    monkeypatch.setattr(gpus, "INTERPRETED", False)
-    monkeypatch.setattr(gpus, "target_of", lambda device: Target("cuda", 80))
-    gpus._target_obstacle.cache_clear()
+    on_gpu(Target("cuda", 80))
     with FakeTensorMode():
         arguments = {
             name: torch.empty(t.shape, dtype=t.dtype, device="cuda")
@@ -76,16 +69,11 @@ def test_a_joined_op_asks_both_that_it_joins(monkeypatch: pytest.MonkeyPatch) ->
         arguments |= {"conv_bias": arguments["conv_bias"].new_empty(10)}
         chosen = choice("glyph_stem_conv", **arguments)
         assert chosen.implementation == "reference" and "weight has 10 channels" in chosen.reason
-    gpus._target_obstacle.cache_clear()
 
 
-def test_a_number_of_images_that_nobody_knows_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_of_images_that_nobody_knows_decides_nothing(on_gpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the graph of a model that finds the distinct characters itself, here on a Hopper GPU."""
-    monkeypatch.setattr(gpus, "_can_build", lambda: True)
-    monkeypatch.setattr(gpus, "INTERPRETED", False)
-    monkeypatch.setattr(gpus, "target_of", lambda device: Target("cuda", 90))
     monkeypatch.setattr(record, "drawback", lambda tensor: "")
-    gpus._target_obstacle.cache_clear()
     with FakeTensorMode(shape_env=ShapeEnv()):
         rows = torch.unique(torch.empty(9, dtype=torch.int64, device="cuda"))
         x = torch.empty(rows.shape[0], 64, 48, 48, device="cuda", dtype=torch.bfloat16)
@@ -94,7 +82,6 @@ def test_a_number_of_images_that_nobody_knows_decides_nothing(monkeypatch: pytes
         stem = (x.new_empty(64, 3, 3, 3), bias, x.new_empty(2, 48, 48))
         bitmaps = torch.empty(20, 288, dtype=torch.uint8, device="cuda")
         assert choice("glyph_stem_conv", rows, bitmaps, *stem, weight, bias).implementation == "hopper"
-    gpus._target_obstacle.cache_clear()
 
 
 def test_without_a_c_compiler_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,11 +311,10 @@ def test_copies_and_files_are_as_before(base: GlyphCRMModel, model: GlyphCRMForP
 
 
 @pytest.fixture
-def directory(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> Path:
-    """A checkpoint directory with a vectors file."""
-    save_checkpoint(model, tokenizer, tmp_path / "model")
-    assert main(["atlas", "encode", "--model", str(tmp_path / "model")]) == 0
-    return tmp_path / "model"
+def directory(directory: Path) -> Path:
+    """With a vectors file."""
+    assert main(["atlas", "encode", "--model", str(directory)]) == 0
+    return directory
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import default_font
@@ -65,25 +64,22 @@ def test_a_drawing_lies_nearest_to_what_it_shows(model: GlyphCRMForPreTraining, 
     assert len(nearest(model, "玄", 10**6)) == len(atlas) - 1
 
 
-def test_a_loaded_model_knows_its_characters(
-    model: GlyphCRMForPreTraining, atlas: GlyphAtlas, tokenizer: GlyphCRMTokenizer, tmp_path: Path
-) -> None:
+def test_a_loaded_model_knows_its_characters(model: GlyphCRMForPreTraining, atlas: GlyphAtlas, directory: Path) -> None:
     """From the vocabulary beside the weights; not from another's, and not once the atlas is another."""
-    save_checkpoint(model, tokenizer, tmp_path / "model")
     expected = model.glyph_vectors(TEXT).vector
-    for where, more in ((tmp_path / "model", {}), (tmp_path, {"subfolder": "model"})):
+    for where, more in ((directory, {}), (directory.parent, {"subfolder": "model"})):
         loaded = GlyphCRMModel.from_pretrained(where, **more).eval()
         torch.testing.assert_close(loaded.glyph_vectors(TEXT).vector, expected)
     loaded.set_atlas(atlas.extended(GlyphAtlas.build(["麤"], [default_font()])))
     assert loaded.vocabulary["麤"] == len(atlas) and loaded.glyph_vectors("麤").vector.any()
 
-    vocabulary = tmp_path / "model" / "vocab.txt"
+    vocabulary = directory / "vocab.txt"
     lines = vocabulary.read_text(encoding="utf-8").split("\n")
     vocabulary.write_text("\n".join([*lines[:5], *reversed(lines[5:-1]), ""]), encoding="utf-8")
     with pytest.raises(UserError, match=r"vocab.txt: does not belong"):
-        GlyphCRMModel.from_pretrained(tmp_path / "model").glyph_vectors("天")
+        GlyphCRMModel.from_pretrained(directory).glyph_vectors("天")
     vocabulary.unlink()
-    nameless = GlyphCRMModel.from_pretrained(tmp_path / "model").eval()
+    nameless = GlyphCRMModel.from_pretrained(directory).eval()
     with pytest.raises(UserError, match=r"no vocab.txt in .*give ids"):
         nameless.glyph_vectors("天")
     first = torch.tensor([atlas.rows[TEXT[0]]])

@@ -21,7 +21,6 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LabelSmoother
 
-from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import preset
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -35,13 +34,6 @@ from glyphcrm.modeling import (
 from glyphcrm.modeling.heads import HEADS, GlyphCRMHead
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import TEXT, VOCABULARY_SIZE
-
-
-@pytest.fixture
-def directory(model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path) -> Path:
-    """A checkpoint directory."""
-    save_checkpoint(model, tokenizer, tmp_path / "model")
-    return tmp_path / "model"
 
 
 def ids() -> Tensor:

@@ -346,23 +346,10 @@ def test_compiles_without_a_graph_break(launched: list[str], monkeypatch: pytest
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Target], None]]:
-    """Let fake tensors be on a GPU of a kind, an H100 unless another is asked for."""
-
-    def change(target: Target) -> None:
-        monkeypatch.setattr(gpus, "target_of", lambda device: target)
-
-    def forget() -> None:
-        gpus.gluon_obstacle.cache_clear()
-        gpus._target_obstacle.cache_clear()
-
-    monkeypatch.setattr(gpus, "INTERPRETED", False)
-    monkeypatch.setattr(gpus, "_can_build", lambda: True)
-    change(Target("cuda", 90))
-    forget()
+def on_gpu(on_gpu: Callable[[Target], None]) -> Iterator[Callable[[Target], None]]:
+    """With all tensors fake."""
     with FakeTensorMode():
-        yield change
-    forget()
+        yield on_gpu
 
 
 def arguments(side: int = 48, channels: int = 64, dtype: torch.dtype = torch.bfloat16, size: int = 9) -> list[Tensor]:
