@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,16 @@ MORE = (*COURSE, "--log-every", "1", "--save-every", "5", "--eval-every", "10", 
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraphs]:
+def on_a_cpu() -> Iterator[None]:
+    """Also where there is a GPU, on which no graph is emulated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture
+def as_on_a_gpu(on_a_cpu: None, monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraphs]:
     """Pack and record on the CPU, whose values the host must not read; return the recorders of the runs."""
     recorders: list[EmulatedGraphs] = []
 
