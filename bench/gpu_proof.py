@@ -2,9 +2,9 @@
 
     python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--only WORD ...] [--minutes N] [--dry-run]
 
-Tries the convolutions for Hopper, measures training steps beside BERT's, what the host spends on a call and the
-operations in bfloat16, and runs the tests of recorded steps. Then follows, if it is given more than its eight minutes,
-what takes long: two pre-training steps with either backend, compute-sanitizer's race, memory and synchronisation checks
+Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the
+tests of recorded steps, and measures the operations in bfloat16. If it is given more than its eight minutes, there
+follows what takes long: two pre-training steps with either backend, compute-sanitizer's race, memory and synchronisation checks
 over every kernel (if compute-sanitizer is installed), all tests of what a GPU does, the static report, all benchmarks.
 Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
 Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
@@ -109,18 +109,19 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
     step_options = ["--preset", "nano", "--batch-size", "2", "--no-bf16", "--small-text"] if dry_run else []
     compiler = {"TRITON_INTERPRET": "0"}  # the report compiles, and never runs a kernel
     times = [python, "-m", "bench.step_time", "--markdown", str(output / STEP_TIMES)]
-    times += ["--json", str(output / "step-times.json"), *(["--text", *text] if text else [])]
+    texts = ["--text", *text] if text else []
+    times += ["--json", str(output / "step-times.json"), *texts]
     measured = [*pytest, "bench/test_kernels.py", "--benchmark", f"--benchmark-json={benchmarks}", "-k"]
     return [
         Step("trial of the convolutions for Hopper", [python, "-m", "glyphcrm_kernels.conv.trial"], skip=_no_hopper()),
         Step("training steps beside BERT", times, compiler if dry_run else {}),
         Step("host time of a call", [python, "-m", "bench.host_time", "--rounds", "10"], compiler if dry_run else {}),
+        Step("tests of recorded steps", [*pytest, *RECORDED_TESTS, "-k", "no_graphs" if dry_run else "gpu"]),
         Step("operations", [*measured, QUICK_BENCHMARKS if dry_run else MAIN_BENCHMARKS]),
-        Step("tests of recorded steps", [*pytest, *RECORDED_TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
         Step("every kernel, indices checked", exercise, {"GLYPHCRM_CHECK_INDICES": "1"}),
         Step(
             "pre-training steps, both backends",
-            [python, "-m", "bench.pretraining_step", "--output", str(output / "pretraining"), *step_options],
+            [python, "-m", "bench.pretraining_step", "--output", str(output / "pretraining"), *(step_options or texts)],
         ),
         *(_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")),
         Step("tests on the device", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
