@@ -4,7 +4,7 @@
 
 Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the
 tests of recorded steps, and measures the operations in bfloat16. If it is given more than its eight minutes, there
-follows what takes long: two pre-training steps with either backend, compute-sanitizer's race, memory and synchronisation
+follows what takes long: pre-training steps of both backends, compute-sanitizer's race, memory and synchronisation
 checks over every kernel (if it is installed), all tests of what a GPU does, the static report, all benchmarks.
 Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
 Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
