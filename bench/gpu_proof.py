@@ -1,11 +1,12 @@
 """Everything that only a GPU can prove, in one command: `make gpu-proof`.
 
-    python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--only WORD ...] [--dry-run]
+    python -m bench.gpu_proof [--output gpu-proof] [--text FILE ...] [--only WORD ...] [--minutes N] [--dry-run]
 
 Tries the convolutions for Hopper, measures training steps beside BERT's and what the host spends on a call, runs the
-tests of what a GPU does on the device, two pre-training steps with either backend, compute-sanitizer's race, memory and
-synchronisation checks over every kernel (if compute-sanitizer is installed), the static report and the benchmarks, in
-this order. Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
+tests of recorded steps, and measures the operations in bfloat16. If it is given more than its eight minutes, there
+follows what takes long: pre-training steps of both backends, compute-sanitizer's race, memory and synchronisation
+checks over every kernel (if it is installed), all tests of what a GPU does, the static report, all benchmarks.
+Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
 Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
 
 `--dry-run` needs no GPU: the same commands, with the kernels in Triton's interpreter and what would take long
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -38,18 +40,18 @@ from bench.results import read, table
 
 TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
-TESTS = (
-    *("tests/kernels", "tests/modeling/test_backend.py", "tests/modeling/test_packed_rows.py"),
-    *("tests/training/test_graph.py", "tests/pretraining/test_packed_runs.py"),
-)
+RECORDED_TESTS = ("tests/training/test_graph.py", "tests/pretraining/test_packed_runs.py")
+TESTS = ("tests/kernels", "tests/modeling/test_backend.py", "tests/modeling/test_packed_rows.py")
 STEP_TIMES = "step-times.md"
 SYSTEM_TOOLKIT = "/usr/local/cuda"
 TIMEOUT = 7200  # seconds; a step that hangs must not lose the report
+MINUTES = 8.0  # for all that runs
 SANITIZER_EXIT_CODE = 86  # what compute-sanitizer returns when it has found something
 PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest", "pytest-benchmark", "liger_kernel", "flash_attn")
 # In a dry run: some kernel tests (`make test` runs all of them), and a few benchmarks.
 QUICK_TESTS = "test_opcheck or test_nothing_is_random or test_bad_arguments"
 QUICK_BENCHMARKS = "add_norm-2-way and not compile"
+MAIN_BENCHMARKS = "bfloat16-training and not compile"
 
 
 @dataclass
@@ -61,16 +63,16 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)  # what is added to it
     skip: str = ""  # why it does not run
     timeout: float = TIMEOUT
-    status: str = "not run"  # then "passed", "failed" or "skipped"
+    status: str = "not run"  # then "passed", "failed", "skipped", or "stopped" as the time was up
     seconds: float = 0.0
     output: str = ""  # the end of what it printed; all of it is in a log beside the report
 
-    def run(self, log: Path, common: dict[str, str]) -> None:
-        """Run the command to its end, and its children with it if it takes too long."""
+    def run(self, log: Path, common: dict[str, str], left: float = math.inf) -> None:
+        """Run the command to its end, and end its children with it if it takes too long; `left` seconds at most."""
         if self.skip:
             self.status = "skipped"
             return
-        started = time.monotonic()
+        started, limit = time.monotonic(), min(self.timeout, left)
         with open(log, "w+", encoding="utf-8", errors="replace") as file:
             process = subprocess.Popen(
                 self.command,
@@ -82,10 +84,12 @@ class Step:
                 start_new_session=True,
             )
             try:
-                code = process.wait(self.timeout)
+                code = process.wait(limit)
                 ending = f"exit code {code}" if code else ""
+                self.status = "failed" if code else "passed"
             except subprocess.TimeoutExpired:
-                ending = f"stopped after {self.timeout:,.0f} seconds"
+                ending = f"stopped after {limit:,.0f} seconds"
+                self.status = "stopped" if left < self.timeout else "failed"
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -93,7 +97,6 @@ class Step:
             file.seek(0)
             lines = file.read().splitlines()
         self.output = "\n".join([*lines[-TAIL_LINES:], *([ending] if ending else [])])
-        self.status = "failed" if ending else "passed"
         self.seconds = time.monotonic() - started
 
 
@@ -106,18 +109,22 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
     step_options = ["--preset", "nano", "--batch-size", "2", "--no-bf16", "--small-text"] if dry_run else []
     compiler = {"TRITON_INTERPRET": "0"}  # the report compiles, and never runs a kernel
     times = [python, "-m", "bench.step_time", "--markdown", str(output / STEP_TIMES)]
-    times += ["--json", str(output / "step-times.json"), *(["--text", *text] if text else [])]
+    texts = ["--text", *text] if text else []
+    times += ["--json", str(output / "step-times.json"), *texts]
+    measured = [*pytest, "bench/test_kernels.py", "--benchmark", f"--benchmark-json={benchmarks}", "-k"]
     return [
         Step("trial of the convolutions for Hopper", [python, "-m", "glyphcrm_kernels.conv.trial"], skip=_no_hopper()),
         Step("training steps beside BERT", times, compiler if dry_run else {}),
-        Step("host time of a call", [python, "-m", "bench.host_time"], compiler if dry_run else {}),
-        Step("tests on the device", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
+        Step("host time of a call", [python, "-m", "bench.host_time", "--rounds", "10"], compiler if dry_run else {}),
+        Step("tests of recorded steps", [*pytest, *RECORDED_TESTS, "-k", "no_graphs" if dry_run else "gpu"]),
+        Step("operations", [*measured, QUICK_BENCHMARKS if dry_run else MAIN_BENCHMARKS]),
         Step("every kernel, indices checked", exercise, {"GLYPHCRM_CHECK_INDICES": "1"}),
         Step(
             "pre-training steps, both backends",
-            [python, "-m", "bench.pretraining_step", "--output", str(output / "pretraining"), *step_options],
+            [python, "-m", "bench.pretraining_step", "--output", str(output / "pretraining"), *(step_options or texts)],
         ),
         *(_sanitizer_step(tool, exercise, dry_run) for tool in ("racecheck", "memcheck", "synccheck")),
+        Step("tests on the device", [*pytest, "-m", "not slow", *TESTS, *(["-k", QUICK_TESTS] if dry_run else [])]),
         Step(
             "static report",
             [
@@ -127,13 +134,7 @@ def steps(output: Path, dry_run: bool, text: Sequence[str] = ()) -> list[Step]:
             compiler,
         ),
         Step("benchmarks, each once", [*pytest, "bench/test_kernels.py"]),
-        Step(
-            "benchmarks",
-            [
-                *(*pytest, "bench/test_kernels.py", "--benchmark", f"--benchmark-json={benchmarks}"),
-                *(["-k", QUICK_BENCHMARKS] if dry_run else []),
-            ],
-        ),
+        Step("benchmarks", [*measured, QUICK_BENCHMARKS if dry_run else ""]),
     ]
 
 
@@ -231,19 +232,22 @@ def missing_gpu() -> str:
     return obstacle and f"the kernels {obstacle}"
 
 
-def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:
-    """Run all steps, write the report after each, and return the exit code."""
+def prove(proof: Sequence[Step], output: Path, dry_run: bool, minutes: float = math.inf) -> int:
+    """Run the steps until the time is up, write the report after each, and return the exit code."""
     output.mkdir(parents=True, exist_ok=True)
     for name in (BENCHMARKS, STEP_TIMES):
         (output / name).unlink(missing_ok=True)  # those of an earlier proof
     # One GPU: several would ask for torchrun.
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     common = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "TRITON_INTERPRET": "1" if dry_run else "0"}
-    facts = environment()
+    facts, end = environment(), time.monotonic() + 60 * minutes
     for i, step in enumerate(proof, 1):
+        left = end - time.monotonic()
+        if left <= 0 and not step.skip:
+            step.skip = f"the {minutes:g} minutes were over; --minutes allows more"
         print(f"[{i}/{len(proof)}] {step.name} ... ", end="", flush=True)
         try:
-            step.run(output / f"{i}-{step.name.replace(',', '').replace(' ', '-')}.log", common)
+            step.run(output / f"{i}-{step.name.replace(',', '').replace(' ', '-')}.log", common, left)
         finally:
             write_report(proof, facts, output, dry_run)
         print(f"skipped: {step.skip}" if step.skip else f"{step.status}, {step.seconds:,.0f} s", flush=True)
@@ -253,12 +257,15 @@ def prove(proof: Sequence[Step], output: Path, dry_run: bool) -> int:
 
 def verdict(proof: Sequence[Step], dry_run: bool) -> str:
     """Return the first line of the report."""
-    failed, missing, skipped = ([s.name for s in proof if s.status == x] for x in ("failed", "not run", "skipped"))
+    failed, stopped, missing, skipped = (
+        [s.name for s in proof if s.status == x] for x in ("failed", "stopped", "not run", "skipped")
+    )
+    missing = [*stopped, *missing]
     ran = len(proof) - len(missing) - len(skipped)
     if failed:
         text = f"FAILED: {'; '.join(failed)} ({len(failed)} of {ran} steps that ran)"
     elif missing:
-        text = f"UNFINISHED: {ran} steps passed, not run: {'; '.join(missing)}"
+        text = f"UNFINISHED: {ran} steps passed, not run to the end: {'; '.join(missing)}"
     else:
         text = f"PASSED: all {ran} steps that ran"
     if skipped:
@@ -306,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", nargs="+", default=[], help="files for the training steps; default: the demo corpus")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: everything else that can run")
     parser.add_argument("--only", nargs="+", default=[], help="words, of which a step's name has one; default: all")
+    parser.add_argument("--minutes", type=float, help=f"time for all; default: {MINUTES:g}, in a dry run no limit")
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported; the steps of a dry run get it back
     if not options.dry_run and (missing := missing_gpu()):
@@ -318,7 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             f"no step has one of these words: {' '.join(options.only)}; there are {', '.join(s.name for s in proof)}"
         )
-    return prove(chosen, output, options.dry_run)
+    minutes = options.minutes or (math.inf if options.dry_run else MINUTES)
+    return prove(chosen, output, options.dry_run, minutes)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="base")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--no-bf16", action="store_true", help="float32 only (Triton's interpreter needs that)")
+    parser.add_argument("--text", nargs="+", default=[], help="files to read instead of the demo corpus")
     parser.add_argument("--small-text", action="store_true", help="a few sentences instead of the demo corpus")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common = ["--preset", options.preset, "--dropout", "0", "--batch-size", batch, "--micro-batch-size", batch]
     common += ["--steps", str(STEPS), "--warmup-steps", "0", "--log-every", "1", "--save-every", str(STEPS)]
     common += ["--eval-every", str(STEPS), "--eval-samples", "2", "--workers", "0", "--no-input-only"]
-    if options.small_text:
+    if options.text:
+        common += ["--data", *options.text]
+    elif options.small_text:
         text = options.output / "text.txt"
         documents = ["".join(SENTENCES[(i + j) % len(SENTENCES)] for j in range(10)) for i in range(40)]
         text.write_text("\n\n".join(documents), encoding="utf-8")

@@ -22,13 +22,15 @@ default is `nano`, to try the way.
 from __future__ import annotations
 
 import argparse
+import copy
+import gc
 import json
 import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,10 +43,11 @@ from transformers import PreTrainedModel
 from bench import ceilings, markdown
 from bench.clock import ratios, seconds_by_turns
 from bench.environment import first_line, versions
-from bench.throughput.material import Material, Sizes, documents, limited, sizes
+from bench.throughput.material import Material, documents, limited, sizes
 from bench.throughput.models import GlyphStep, bert_arguments, build_bert, build_glyphcrm
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import Sample
+from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.training.graph import CudaRecorder, Graphs, in_place_of, no_graph_because
@@ -54,7 +57,9 @@ from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer, set_r
 from glyphcrm.training.step_loader import Batch
 
 SHAPES = {"base": ("32x512", "256x128", "128x512", "256x512"), "nano": ("8x64",)}
-MICRO_TOKENS = 1 << 16  # of a micro-batch, padding included: of the shapes only 256x512 is cut in two
+# Of a micro-batch, padding included: of the shapes only 256x512 is cut in two. All ways lie in the memory together,
+# two with recordings, so that a GPU of 80 GB takes half.
+MICRO_TOKENS, LARGE_MEMORY = 1 << 16, 120e9
 GLYPHS = {"base": (1700, 3000), "nano": (12,)}
 STEPS = 3  # of different text, one after the other without a wait
 WARM_UP = 3  # times all of them: kernels compile, each size of a graph runs, is recorded, is replayed
@@ -131,66 +136,68 @@ class Way:
         return (own + kept + self.peak) / 1e9 if self.peak else 0.0
 
 
-def measure(preset: str, shape: str, text: Sequence[str], rounds: int, machine: Machine) -> Iterator[Row]:
-    """Yield a row for each way at one shape, BERT first."""
+def measure(
+    shape: str, material: Material, new: GlyphCRMForPreTraining, rounds: int, machine: Machine
+) -> Iterator[Row]:
+    """Yield a row for each way at one shape, BERT first; `new` is the GlyphCRM that they start from, on the CPU."""
     count, length = map(int, shape.split("x"))
-    with tempfile.TemporaryDirectory() as directory:
-        amounts = Sizes(preset, length=length, batch=count) if preset != "nano" else sizes(preset)
-        material = Material(amounts, list(limited(documents(text), 4_000_000)), [], Path(directory))
-        stream = material.stream(material.write_store("steps"))
-        steps = [[stream[(s * count + i) % len(stream)] for i in range(count)] for s in range(STEPS)]
-        config = amounts.configuration(len(material.atlas))
-        tokens = sum(len(sample["input_ids"]) for step in steps for sample in step) / STEPS
-        micro = max(1, min(count, MICRO_TOKENS // length))
+    material.sizes = replace(material.sizes, length=length, batch=count)
+    stream = material.stream(material.write_store(shape))
+    steps = [[stream[(s * count + i) % len(stream)] for i in range(count)] for s in range(STEPS)]
+    tokens = sum(len(sample["input_ids"]) for step in steps for sample in step) / STEPS
+    micro = max(1, min(count, micro_tokens(machine.device) // length))
 
-        def objective(kind: type[PretrainingObjective], packed: PackedCollator | None = None) -> PretrainingObjective:
-            return kind(stream, stream, material.special.pad, micro, machine, 1, packed)
+    def objective(kind: type[PretrainingObjective], packed: PackedCollator | None = None) -> PretrainingObjective:
+        return kind(stream, stream, material.special.pad, micro, machine, 1, packed)
 
-        def glyphcrm(packed: bool, recorded: bool = False, still: bool = False) -> Way:
-            collator = PackedCollator(material.special.pad, micro * length, length) if packed else None
-            model = build_glyphcrm(config, material.atlas)
-            return Way(model, objective(PretrainingObjective, collator), machine, recorded, still)
+    def glyphcrm(packed: bool, recorded: bool = False, still: bool = False) -> Way:
+        collator = PackedCollator(material.special.pad, micro * length, length) if packed else None
+        return Way(copy.deepcopy(new), objective(PretrainingObjective, collator), machine, recorded, still)
 
-        ways = {
-            PEER: Way(build_bert(config), objective(PlainBert), machine),
-            MASKED: Way(
-                BertBaseline.for_config(config, attn_implementation="sdpa"), objective(PretrainingObjective), machine
-            ),
-            "GlyphCRM, padded": glyphcrm(packed=False),
-            "GlyphCRM, packed": glyphcrm(packed=True),
-        }
-        can_record = not no_graph_because(machine.device, recomputes=False)
-        if can_record:
-            ways[RECORDED] = glyphcrm(packed=True, recorded=True)
-        ways[STILL] = glyphcrm(packed=True, recorded=can_record, still=True)
-        for way in ways.values():
-            way.read(steps)
-            for number in range(WARM_UP):
-                way(number)
-        seconds = seconds_by_turns(ways, rounds)
-        for name, way in ways.items():
-            beside = [median(ratios(seconds[peer], seconds[name])) for peer in (PEER, MASKED)]
-            own = median(seconds[name]) / STEPS
-            yield Row(shape, name, 1e3 * own, tokens / own, *beside, way.gigabytes, way.loss)
+    ways = {
+        PEER: Way(build_bert(new.config), objective(PlainBert), machine),
+        MASKED: Way(
+            BertBaseline.for_config(new.config, attn_implementation="sdpa"), objective(PretrainingObjective), machine
+        ),
+        "GlyphCRM, padded": glyphcrm(packed=False),
+        "GlyphCRM, packed": glyphcrm(packed=True),
+    }
+    can_record = not no_graph_because(machine.device, recomputes=False)
+    if can_record:
+        ways[RECORDED] = glyphcrm(packed=True, recorded=True)
+    ways[STILL] = glyphcrm(packed=True, recorded=can_record, still=True)
+    for way in ways.values():
+        way.read(steps)
+        for number in range(WARM_UP):
+            way(number)
+    seconds = seconds_by_turns(ways, rounds)
+    for name, way in ways.items():
+        beside = [median(ratios(seconds[peer], seconds[name])) for peer in (PEER, MASKED)]
+        own = median(seconds[name]) / STEPS
+        yield Row(shape, name, 1e3 * own, tokens / own, *beside, way.gigabytes, way.loss)
 
 
-def measure_hanglyph(preset: str, rounds: int, machine: Machine) -> Iterator[tuple[str, float, float]]:
+def micro_tokens(device: torch.device) -> int:
+    """Return how many tokens a micro-batch has at most."""
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+    return MICRO_TOKENS if memory >= LARGE_MEMORY else MICRO_TOKENS // 2
+
+
+def measure_hanglyph(
+    preset: str, material: Material, model: GlyphCRMForPreTraining, rounds: int, machine: Machine
+) -> Iterator[tuple[str, float, float]]:
     """Yield (what, milliseconds, times as fast as PyTorch's convolutions) for HanGlyph alone, forward and backward."""
-    with tempfile.TemporaryDirectory() as directory:
-        text = [["".join(map(chr, range(0x4E00, 0x4E00 + 4000)))]]
-        material = Material(sizes(preset), text, [], Path(directory))
-        model = build_glyphcrm(material.sizes.configuration(len(material.atlas)), material.atlas)
-        step = GlyphStep(model.to(machine.device).glyphcrm, material.special.first_ordinary_id)  # type: ignore[arg-type]
-        for count in GLYPHS.get(preset, GLYPHS["base"]):
-            order, reference = step.faster_reference(count)
-            ways: dict[str, Callable[[int], object]] = {
-                "own": _to_the_end(machine, partial(step.fast, count)),
-                "peer": _to_the_end(machine, partial(reference, count)),
-            }
-            seconds_by_turns(ways, 2)
-            own, peer = seconds_by_turns(ways, rounds).values()
-            ratio = median(ratios(peer, own))
-            yield f"HanGlyph, {count:,} characters, beside PyTorch's convolutions ({order})", 1e3 * median(own), ratio
+    step = GlyphStep(model.to(machine.device).glyphcrm, material.special.first_ordinary_id)  # type: ignore[arg-type]
+    for count in GLYPHS.get(preset, GLYPHS["base"]):
+        order, reference = step.faster_reference(count)
+        ways: dict[str, Callable[[int], object]] = {
+            "own": _to_the_end(machine, partial(step.fast, count)),
+            "peer": _to_the_end(machine, partial(reference, count)),
+        }
+        seconds_by_turns(ways, 2)
+        own, peer = seconds_by_turns(ways, rounds).values()
+        ratio = median(ratios(peer, own))
+        yield f"HanGlyph, {count:,} characters, beside PyTorch's convolutions ({order})", 1e3 * median(own), ratio
 
 
 def _to_the_end(machine: Machine, call: Callable[[], object]) -> Callable[[int], object]:
@@ -257,20 +264,26 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.markdown:
             options.markdown.write_text("\n".join(table(rows, glyphs)) + "\n", encoding="utf-8")
 
-    for shape in options.shapes or SHAPES.get(options.preset, SHAPES["base"]):
-        try:
-            for row in measure(options.preset, shape, options.text, options.rounds, machine):
-                rows.append(row)
-                print(f"{shape:>8}  {row.way:<20} {row.milliseconds:9.1f} ms  x {row.beside_bert:.2f}", flush=True)
-        except RuntimeError as error:  # memory, say; the other shapes may fit
-            failed = True
-            _tell(f"error: {shape}: {error}")
-        keep()  # what has been measured stays, whatever comes
-        if has_gpu:
-            torch.cuda.empty_cache()
-    for found in measure_hanglyph(options.preset, options.rounds, machine):
-        glyphs.append(found)
-        keep()
+    with tempfile.TemporaryDirectory() as directory:
+        amounts = sizes(options.preset)
+        # Pictures and first weights, which take a while, are the same at all shapes.
+        material = Material(amounts, list(limited(documents(options.text), 4_000_000)), [], Path(directory))
+        new = build_glyphcrm(amounts.configuration(len(material.atlas)), material.atlas)
+        for shape in options.shapes or SHAPES.get(options.preset, SHAPES["base"]):
+            try:
+                for row in measure(shape, material, new, options.rounds, machine):
+                    rows.append(row)
+                    print(f"{shape:>8}  {row.way:<20} {row.milliseconds:9.1f} ms  x {row.beside_bert:.2f}", flush=True)
+            except RuntimeError as error:  # memory, say; the other shapes may fit
+                failed = True
+                _tell(f"error: {shape}: {error}")
+            keep()  # what has been measured stays, whatever comes
+            gc.collect()  # models and recordings, which know each other
+            if has_gpu:
+                torch.cuda.empty_cache()
+        for found in measure_hanglyph(options.preset, material, new, options.rounds, machine):
+            glyphs.append(found)
+            keep()
     print("\n".join(table(rows, glyphs)))
     bad = [row for row in rows if not math.isfinite(row.loss)]
     if bad:

@@ -75,6 +75,9 @@ class BertBaseline(BertForPreTraining):
     ) -> GlyphCRMForPreTrainingOutput:
         """Return losses and logits of a batch of `PretrainingCollator`; what is GlyphCRM's alone is not used."""
         ids = predictable(input_ids, self.config)
+        if attention_mask.device.type != "cpu" and self.config._attn_implementation == "sdpa":
+            # As SDPA takes it: of any other mask transformers asks the device whether it masks anything.
+            attention_mask = attention_mask[:, None, None] != 0
         sequence, pooled = self.bert(ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[:2]
         logits, nsp_logits = self.cls(sequence.flatten(0, 1)[prediction_index], pooled)
         targets = predictable(labels.flatten()[prediction_index], self.config)

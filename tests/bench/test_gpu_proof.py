@@ -51,6 +51,16 @@ def test_a_step_that_hangs_is_stopped_with_its_children(tmp_path: Path) -> None:
     assert step.seconds < 10 and "stopped after" in step.output
 
 
+def test_what_has_no_time_left_is_named(tmp_path: Path) -> None:
+    """A step that runs when the time is up is stopped, those behind it do not begin, and none of them has failed."""
+    proof = [python("first", ""), python("long", "import time; time.sleep(60)"), python("last", "")]
+    assert prove(proof, tmp_path, dry_run=False, minutes=3 / 60) == 1
+    record, _ = report(tmp_path)
+    assert [step["status"] for step in record["steps"]] == ["passed", "stopped", "skipped"]
+    assert record["verdict"] == "UNFINISHED: 1 steps passed, not run to the end: long; skipped: last"
+    assert "minutes were over" in record["steps"][2]["skip"] and sum(step.seconds for step in proof) < 30
+
+
 def test_a_report_is_there_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proof = [python("first", ""), python("second", "")]
     run = Step.run
@@ -63,7 +73,7 @@ def test_a_report_is_there_after_an_interruption(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Step, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prove(proof, tmp_path, dry_run=False)
-    assert report(tmp_path)[0]["verdict"] == "UNFINISHED: 1 steps passed, not run: second"
+    assert report(tmp_path)[0]["verdict"] == "UNFINISHED: 1 steps passed, not run to the end: second"
 
 
 def test_without_compute_sanitizer_its_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

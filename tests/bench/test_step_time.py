@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bench import step_time
+from tests.training import emulated_graphs
 
 
 def test_every_way_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +32,32 @@ def test_every_way_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len({round(row["tokens_per_second"] * row["milliseconds"]) for row in found["rows"]}) == 1
     assert len(found["hanglyph"]) == 1
     assert capsys.readouterr().out.rstrip().endswith(report.read_text("utf-8").rstrip())
+
+
+def test_recordings_of_a_shape_are_gone_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they hold most of the memory that the next ones need."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join("天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。" * 3 for _ in range(60)), encoding="utf-8")
+    recorders: weakref.WeakSet[Any] = weakref.WeakSet()
+    left: list[int] = []
+    measure = step_time.measure
+
+    def recorder(device: torch.device) -> emulated_graphs.EmulatedGraphs:
+        made = emulated_graphs.EmulatedGraphs()
+        recorders.add(made)
+        return made
+
+    def counting(*arguments: Any) -> Iterator[step_time.Row]:
+        left.append(len(recorders))
+        yield from measure(*arguments)
+        assert all(each.replayed for each in recorders)
+        left.append(len(recorders))
+
+    emulated_graphs.as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(step_time, "no_graph_because", lambda *_, **__: "")
+    monkeypatch.setattr(step_time, "CudaRecorder", recorder)
+    monkeypatch.setattr(step_time, "measure", counting)
+    words = ["--preset", "nano", "--shapes", "2x24", "2x32", "--rounds", "1", "--text", str(text)]
+    assert step_time.main(words) == 0
+    assert left == [0, 2, 0, 2]

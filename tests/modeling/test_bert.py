@@ -62,3 +62,13 @@ def test_it_has_the_encoder_of_glyphcrm_and_an_embedding_table_for_what_can_be_p
     # bert-base-chinese without its 21,128-row table (arXiv:1810.04805), and with a row for each of 18,612 characters.
     assert bert.bert.num_parameters() == 102_267_648 - (21_128 - 18_612) * 768
     assert bert.get_output_embeddings().weight is bert.get_input_embeddings().weight
+
+
+def test_a_step_reads_no_number_from_the_device() -> None:
+    """On "meta" there are none to be read."""
+    config = preset("nano", vocab_size=40, num_glyphs=40)
+    model = BertBaseline.for_config(config, attn_implementation="sdpa").train().to("meta")
+    ids, ones = (torch.ones(2, 6, dtype=torch.int64, device="meta") for _ in range(2))
+    index, pairs = (torch.zeros(2, dtype=torch.int64, device="meta") for _ in range(2))
+    outputs = model(ids, ones, ones, labels=ids, prediction_index=index, next_sentence_label=pairs)
+    assert outputs.loss.is_meta

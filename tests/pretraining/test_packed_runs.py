@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +13,15 @@ from safetensors.torch import load_file
 
 from glyphcrm.configuration import preset
 from glyphcrm.data.packed_collator import PackedCollator
-from glyphcrm.modeling import GlyphCRMForPreTraining, backend, packed_attention, packing
-from glyphcrm.modeling import model as model_module
+from glyphcrm.modeling import GlyphCRMForPreTraining, packed_attention
 from glyphcrm.pretraining import run as run_module
 from glyphcrm.pretraining.objective import PretrainingObjective
-from glyphcrm.training import graphed_gradients
 from glyphcrm.training.loop import Training
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.progress import read_metrics
 from glyphcrm.training.run_directory import is_complete
 from tests.pretraining.runs import command, main
+from tests.training import emulated_graphs
 from tests.training.emulated_graphs import EmulatedGraphs
 
 PADDED, PACKED, RECORDED = "padded", "packed", "recorded"
@@ -32,7 +31,16 @@ MORE = (*COURSE, "--log-every", "1", "--save-every", "5", "--eval-every", "10", 
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraphs]:
+def on_a_cpu() -> Iterator[None]:
+    """Also where there is a GPU, on which no graph is emulated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture
+def as_on_a_gpu(on_a_cpu: None, monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraphs]:
     """Pack and record on the CPU, whose values the host must not read; return the recorders of the runs."""
     recorders: list[EmulatedGraphs] = []
 
@@ -43,14 +51,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraphs]:
     def packed(options, machine, corpus, model):  # type: ignore[no-untyped-def]
         return PackedCollator(corpus.tokenizer.pad_token_id, options.token_budget or 64, options.recipe.max_length)
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("glyphcrm_kernels.") and hasattr(module, "check_index"):
-            monkeypatch.setattr(module, "check_index", lambda *_: None)
-    monkeypatch.setattr(backend, "OVERRIDE", "reference")
-    monkeypatch.setattr(graphed_gradients, "CHARACTERS", 8)
-    monkeypatch.setattr(packed_attention, "packed_way", lambda *_: "masked")
-    monkeypatch.setattr(packing, "is_at_hand", lambda _: False)
-    monkeypatch.setattr(model_module, "is_traced", lambda: True)
+    emulated_graphs.as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(run_module, "packed_collator", packed)
     monkeypatch.setattr(run_module, "no_graph_because", lambda *_: "")
     monkeypatch.setattr(Training, "recorder", staticmethod(recorder))

@@ -8,15 +8,20 @@ other recordings of its pool, here to NaN.
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from glyphcrm.modeling import backend, model, packed_attention, packing
+from glyphcrm.training import graphed_gradients
 
 # Readings of values by the host, which a capture forbids.
 READINGS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten._unique2.default)
@@ -105,6 +110,21 @@ class Tape(TorchDispatchMode):
             whole.copy_(content)
         for tensor in self.made.values():
             poison(tensor)
+
+
+def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
+    """Let models take packed rows, and let the host read no values of theirs; few characters make a size of their own.
+
+    Kernels are PyTorch's, as the emulator does not see what C functions write.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("glyphcrm_kernels.") and hasattr(module, "check_index"):
+            patch.setattr(module, "check_index", lambda *_: None)
+    patch.setattr(backend, "OVERRIDE", "reference")
+    patch.setattr(graphed_gradients, "CHARACTERS", 8)
+    patch.setattr(packed_attention, "packed_way", lambda *_: "masked")
+    patch.setattr(packing, "is_at_hand", lambda _: False)
+    patch.setattr(model, "is_traced", lambda: True)
 
 
 class EmulatedGraphs:
