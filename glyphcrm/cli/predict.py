@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from glyphcrm.cli.arguments import add_top
+from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,15 +33,14 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     parser.add_argument("text", nargs="*", metavar="TEXT", help=f"at most {LONGEST:,} characters each")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a saved model with a head")
     parser.add_argument("--file", type=Path, metavar="FILE", help="UTF-8, a text a line")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="characters for each mask (default: 5)")
+    add_top(parser, 5, "characters for each mask")
     any_help = "fill masks with any character that the model reads, not only with those that it has learned to predict"
     parser.add_argument("--any-character", action="store_true", help=any_help)
     parser.add_argument("--json", action="store_true", help="print an object a line")
     arguments = parser.parse_args(words)
-    if arguments.top < 1:
-        parser.error("--top must be at least 1")
     if arguments.text and arguments.file:
         parser.error("give TEXT or --file, not both")
+    read_config(arguments.model)
     return partial(_run, arguments)
 
 

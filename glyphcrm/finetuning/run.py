@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from glyphcrm.checkpoint import digests_of_model, load_atlas, read_config
+from glyphcrm.checkpoint import digests_of_model, load_atlas
+from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, load_data
