@@ -68,6 +68,8 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
             yield _checked(f"text {number}", text.encode("utf-8", "replace").decode())
         return
     name = str(arguments.file or "standard input")
+    if not arguments.file and sys.stdin.isatty():
+        print("type texts, one a line; Ctrl-D ends", file=sys.stderr)
     try:
         with open(arguments.file, "rb") if arguments.file else sys.stdin.buffer as file:
             lines = io.TextIOWrapper(file, encoding="utf-8-sig")

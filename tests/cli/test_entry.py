@@ -178,6 +178,23 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_no_run(closed: str, tmp_path: Path) -> None:
+    """Nor does a file that the run opens take their place, and get what is printed."""
+    program = (
+        "import sys\nfrom glyphcrm.cli import entry, training\n"
+        "def run():\n"
+        "    with open(sys.argv[1], 'w') as file:\n"
+        "        print('out'), print('err', file=sys.stderr), sys.stdin.read(), file.write(str(file.fileno() > 2))\n"
+        "    return 0\n"
+        "training.parse_pretrain = lambda words, prog: run\nsys.exit(entry.main(['pretrain']))"
+    )
+    words = ["sh", "-c", f'exec "$0" -c "$1" "$2" {closed}', sys.executable, program, str(tmp_path / "file")]
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "True"
+
+
 def test_help_tells_defaults_and_one_name_of_each_option() -> None:
     for name in ("pretrain", "finetune", "reproduce", "tokenize"):
         _, output = exit_code_and_output(name, "--help")
