@@ -91,13 +91,14 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
 def announcement(options: FinetuneOptions, data: RunData) -> str:
     """Return what is about to be trained on what, in two lines."""
     task, recipe, sizes = options.definition, options.recipe, data.sizes
+    lost = "" if options.keep_model == "best" else "; the model is not kept: --keep-model best keeps it"
     unit = {Kind.SENTENCE: "texts", Kind.PAIR: "pairs", Kind.TAGGING: "sentences"}[task.kind]
     return (
         f"{task.title}: {sizes['train']:,} training, {sizes['dev']:,} dev and {sizes['test']:,} test {unit}, "
         f"{len(data.splits.labels)} labels\n"
         f"{options.model}: {recipe.epochs} epochs in batches of {recipe.batch_size}, "
         f"at most {recipe.max_length} tokens, peak learning rate {recipe.learning_rate:g}, {options.seeds} seeds; "
-        f"results go to {options.run_dir}"
+        f"results go to {options.run_dir}{lost}"
     )
 
 
