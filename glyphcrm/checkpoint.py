@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,16 +39,19 @@ UNREAD = (VECTORS_FILE, "generation_config.json", "training_args.bin", "progress
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write model and tokenizer to a new directory, whole or not at all; raise `UserError` if it cannot be written."""
     with whole_directory(directory) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.model_max_length = model.config.max_position_embeddings
-        tokenizer.save_pretrained(temporary)
+        _save(model, copy.copy(tokenizer), temporary)
 
 
 def save_with_tokens(model: PreTrainedModel, tokens: Iterable[str], directory: Path) -> None:
     """Do `save_checkpoint` with a tokenizer of these tokens, row by row."""
-    with tempfile.TemporaryDirectory() as vocabulary:
-        save_checkpoint(model, GlyphCRMTokenizer.from_tokens(tokens, vocabulary), directory)
+    with whole_directory(directory) as temporary:
+        _save(model, GlyphCRMTokenizer.from_tokens(tokens, temporary), temporary)
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    model.save_pretrained(directory)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(directory)
 
 
 def digests_of_model(directory: Path) -> dict[str, str]:

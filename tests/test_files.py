@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from glyphcrm import files
+from glyphcrm.checkpoint import save_checkpoint, save_with_tokens
 from glyphcrm.errors import UserError
 from glyphcrm.files import SETTLED_NS, file_digest, whole_directory
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.tokenization import GlyphCRMTokenizer
 
 
 def sha256(content: bytes) -> str:
@@ -101,3 +105,13 @@ def test_a_saved_model_is_for_those_whom_the_umask_lets_read(tmp_path: Path, mas
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model", *(tmp_path / "model").iterdir())}
     directory, file = 0o777 & ~mask, 0o666 & ~mask
     assert modes == {"model": directory, "inner": directory, "model.safetensors": file, "config.json": file}
+
+
+def test_a_model_is_saved_where_no_other_place_has_room(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(model, tokenizer, tmp_path / "one")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    save_with_tokens(model, tokenizer.tokens, tmp_path / "other")
+    one, other = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "other"))
+    assert one == other

@@ -76,9 +76,11 @@ def test_a_run_that_keeps_no_model_says_so_before_it_begins(sentiment: Path, tmp
     told = options(sentiment, tmp_path / "model", tmp_path / "run")
     sizes, splits = dict.fromkeys(("train", "dev", "test"), 8), SimpleNamespace(labels=("bad", "good"))
     data: Any = SimpleNamespace(sizes=sizes, splits=splits)
-    assert announcement(told, data).endswith(f"{tmp_path / 'run'}; the model is not kept: --keep-model best keeps it")
+    said, run = announcement(told, data, 64), tmp_path / "run"
+    assert "at most 64 tokens" in said
+    assert said.endswith(f"{run}; the model is not kept: --keep-model best keeps it")
     told.keep_model = "best"
-    assert announcement(told, data).endswith(f"results go to {tmp_path / 'run'}")
+    assert announcement(told, data, 64).endswith(f"results go to {run}")
 
 
 def test_a_fine_tuned_model_without_its_head_is_refused(
