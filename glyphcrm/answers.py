@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glyphcrm.checkpoint import architecture_of, load_checkpoint, read_config
+from glyphcrm.checkpoint import load_checkpoint
+from glyphcrm.config_file import architecture_of, read_config
 from glyphcrm.errors import UserError, listed
 from glyphcrm.finetuning.encoding import encode
 from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, load_bert_for_masked_lm, load_finetuned

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from glyphcrm.configuration import GlyphCRMConfig, check_values
+from glyphcrm.config_file import architecture_of, read_config
+from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
@@ -41,38 +40,19 @@ UNREAD = (VECTORS_FILE, "generation_config.json", "training_args.bin", "progress
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write model and tokenizer to a new directory, whole or not at all; raise `UserError` if it cannot be written."""
     with whole_directory(directory) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.model_max_length = model.config.max_position_embeddings
-        tokenizer.save_pretrained(temporary)
+        _save(model, copy.copy(tokenizer), temporary)
 
 
 def save_with_tokens(model: PreTrainedModel, tokens: Iterable[str], directory: Path) -> None:
     """Do `save_checkpoint` with a tokenizer of these tokens, row by row."""
-    with tempfile.TemporaryDirectory() as vocabulary:
-        save_checkpoint(model, GlyphCRMTokenizer.from_tokens(tokens, vocabulary), directory)
+    with whole_directory(directory) as temporary:
+        _save(model, GlyphCRMTokenizer.from_tokens(tokens, temporary), temporary)
 
 
-def read_config(directory: Path, models: tuple[str, ...] = ("GlyphCRM", "BERT")) -> dict[str, Any]:
-    """Return the config.json of one of some kinds of model; raise `UserError` if there is none that can be one."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        found = f"a {config['model_type']} model"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        config, found = {}, "no config.json there that names a model"
-    if config.get("model_type") not in [name.lower() for name in models]:
-        raise UserError(f"{directory}: {found}; give a directory with a saved {' or '.join(models)}")
-    try:
-        check_values(config)
-    except UserError as error:
-        raise UserError(f"{directory / 'config.json'}: {error}") from None
-    return config
-
-
-def architecture_of(config: dict[str, Any]) -> str | None:
-    """Return the name of the class that a config.json's model was saved with, if it has one."""
-    names = config.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    model.save_pretrained(directory)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(directory)
 
 
 def digests_of_model(directory: Path) -> dict[str, str]:

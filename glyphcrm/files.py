@@ -36,7 +36,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written: {reason}; make room or name another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -53,8 +54,11 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        temporary.chmod(0o755)
         yield temporary
+        mask = os.umask(0o077)
+        os.umask(mask)
+        for path in (temporary, *temporary.rglob("*")):  # safetensors and mkdtemp shut out all other users
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         if directory.exists():
             directory.rmdir()  # only an empty one gives way
         temporary.rename(directory)

@@ -15,7 +15,8 @@ from transformers import AutoConfig
 
 from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.cli.entry import main
-from glyphcrm.configuration import FRACTIONS, PRESETS, SIZES, TOKEN_IDS, GlyphCRMConfig, preset
+from glyphcrm.config_values import FRACTIONS, PRESETS, SIZES, TOKEN_IDS
+from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining
 

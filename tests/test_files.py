@@ -1,18 +1,24 @@
-"""A file's digest is read once, and never trusted when the file may be another."""
+"""Whom a saved model is for; a file's digest is read once, and never trusted when the file may be another."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from glyphcrm import files
+from glyphcrm.checkpoint import save_checkpoint, save_with_tokens
 from glyphcrm.errors import UserError
-from glyphcrm.files import SETTLED_NS, file_digest
+from glyphcrm.files import SETTLED_NS, file_digest, whole_directory
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.tokenization import GlyphCRMTokenizer
 
 
 def sha256(content: bytes) -> str:
@@ -83,3 +89,29 @@ def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path: Path, settled: 
     assert file_digest(path, cache) == sha256(b"a")
     with pytest.raises(UserError, match="absent: cannot be read: No such file"):
         file_digest(tmp_path / "absent", cache)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_saved_model_is_for_those_whom_the_umask_lets_read(tmp_path: Path, mask: int) -> None:
+    """Whatever wrote its files: safetensors shuts out all other users."""
+    before = os.umask(mask)
+    try:
+        with whole_directory(tmp_path / "model") as temporary:
+            save_file({"weight": torch.ones(2)}, temporary / "model.safetensors")
+            (temporary / "config.json").write_text("{}")
+            (temporary / "inner").mkdir()
+    finally:
+        assert os.umask(before) == mask
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model", *(tmp_path / "model").iterdir())}
+    directory, file = 0o777 & ~mask, 0o666 & ~mask
+    assert modes == {"model": directory, "inner": directory, "model.safetensors": file, "config.json": file}
+
+
+def test_a_model_is_saved_where_no_other_place_has_room(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(model, tokenizer, tmp_path / "one")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    save_with_tokens(model, tokenizer.tokens, tmp_path / "other")
+    one, other = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "other"))
+    assert one == other

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor know nothing of each other.
 FLOORS = (
     ("errors", "version"),
-    ("charsmap", "files", "normalization", "configuration", "tokens"),
-    ("glyphs", "tokenization", "vocabulary"),
+    ("charsmap", "files", "normalization", "config_values", "tokens"),
+    ("config_file", "configuration", "glyphs", "tokenization", "vocabulary"),
     ("data",),
     ("atlas_sources",),
     ("tasks",),

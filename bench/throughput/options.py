@@ -10,7 +10,7 @@ import pytest
 
 from bench.throughput.history import DEFAULT_FILE, Row
 from bench.throughput.material import Sizes, sizes
-from glyphcrm.configuration import PRESETS
+from glyphcrm.config_values import PRESETS
 
 ROUNDS = 3
 

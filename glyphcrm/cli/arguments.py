@@ -32,6 +32,17 @@ def add_counts_from(parser: argparse.ArgumentParser, needed: str) -> None:
     )
 
 
+def add_top(parser: argparse.ArgumentParser, default: int, what: str) -> None:
+    """Let a command be told how many answers to print."""
+
+    def number(word: str) -> int:
+        if not word.isdecimal() or int(word) < 1:
+            raise argparse.ArgumentTypeError(f"{word}; give a whole number, 1 or more")
+        return int(word)
+
+    parser.add_argument("--top", type=number, default=default, metavar="N", help=f"{what} (default: %(default)s)")
+
+
 def refuse_used(out: Path) -> None:
     """Raise `UserError` if the directory `out` has something in it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

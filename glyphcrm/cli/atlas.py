@@ -22,7 +22,8 @@ from glyphcrm.atlas_sources import (
     read_pictures,
     with_input_only,
 )
-from glyphcrm.cli.arguments import add_counts_from, add_font, refuse_used
+from glyphcrm.cli.arguments import add_counts_from, add_font, add_top, refuse_used
+from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError, listed
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
@@ -39,6 +40,8 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     for add_command in (_add_build, _add_show, _add_add, _add_encode, _add_nearest):
         add_command(commands)
     arguments = parser.parse_args(words)
+    if "model" in arguments:
+        read_config(arguments.model, ("GlyphCRM",))
     return partial(arguments.run, arguments)
 
 
@@ -101,8 +104,7 @@ def _add_nearest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser("nearest", help="find the characters that a model sees as most alike")
     parser.add_argument("text", metavar="TEXT", help="a table is printed for each of its characters")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
-    count_help = "how many characters (default: %(default)s)"
-    parser.add_argument("--count", type=int, default=10, metavar="N", help=count_help)
+    add_top(parser, 10, "characters for each")
     parser.set_defaults(run=show_nearest)
 
 
@@ -141,6 +143,7 @@ def show(arguments: argparse.Namespace) -> int:
         fonts = font_chain()
         atlas = GlyphAtlas.build(characters, fonts, leave_out=True)
     elif arguments.atlas.is_dir():
+        read_config(arguments.atlas, ("GlyphCRM",))
         from glyphcrm.checkpoint import load_atlas
 
         atlas = load_atlas(arguments.atlas)
@@ -215,7 +218,7 @@ def show_nearest(arguments: argparse.Namespace) -> int:
     if unknown := [char for char in characters if char not in atlas.rows]:
         raise UserError(f"{arguments.model}: has no picture of {named(unknown[0])}; `glyphcrm atlas add` gives it one")
     for char in characters:
-        found = nearest(model.eval(), char, arguments.count)
+        found = nearest(model.eval(), char, arguments.top)
         print(named(char))
         for token, cosine in found:
             print(f"  {cosine:.3f} {named(token) if len(token) == 1 else token}")

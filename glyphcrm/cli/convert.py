@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glyphcrm.cli.arguments import add_font, refuse_used
+from glyphcrm.config_file import read_config
 
 if TYPE_CHECKING:
     from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -21,7 +22,7 @@ def parse_release(words: Sequence[str] | None, prog: str | None) -> Callable[[],
     parser.add_argument("--weights", type=Path, required=True, help="the torch-saved checkpoint")
     parser.add_argument("--vocab", type=Path, required=True, help="its vocabulary, a token a line")
     parser.add_argument("--bitmaps", type=Path, required=True, help="its images, .npz of (V, 288) uint8")
-    return _parsed(parser, words, _convert_release)
+    return partial(_convert_release, _with_out(parser, words))
 
 
 def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
@@ -30,32 +31,34 @@ def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], in
     parser.add_argument("--bert", type=Path, required=True, help="directory that save_pretrained wrote")
     add_font(parser)
     parser.add_argument("--seed", type=int, default=0, help="of HanGlyph's initial weights")
-    return _parsed(parser, words, _convert_bert)
+    arguments = _with_out(parser, words)
+    read_config(arguments.bert, ("BERT",))
+    return partial(_convert_bert, arguments)
 
 
 def parse_half(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-half`; return the work that it asks for."""
     parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--model", type=Path, required=True, help="directory that save_pretrained wrote")
-    return _parsed(parser, words, _convert_half)
+    arguments = _with_out(parser, words)
+    read_config(arguments.model)
+    return partial(_convert_half, arguments)
 
 
-def _parsed(
-    parser: argparse.ArgumentParser, words: Sequence[str] | None, convert: Callable[[argparse.Namespace], int]
-) -> Callable[[], int]:
+def _with_out(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    return partial(convert, parser.parse_args(words))
+    arguments = parser.parse_args(words)
+    refuse_used(arguments.out)
+    return arguments
 
 
 def _convert_release(arguments: argparse.Namespace) -> int:
-    refuse_used(arguments.out)
     from glyphcrm.conversion.release import convert_release
 
     return _write(*convert_release(arguments.weights, arguments.vocab, arguments.bitmaps), arguments.out)
 
 
 def _convert_bert(arguments: argparse.Namespace) -> int:
-    refuse_used(arguments.out)
     from glyphcrm.conversion.bert import convert_bert
     from glyphcrm.glyphs.fonts import font_chain, open_font
 
@@ -64,7 +67,6 @@ def _convert_bert(arguments: argparse.Namespace) -> int:
 
 
 def _convert_half(arguments: argparse.Namespace) -> int:
-    refuse_used(arguments.out)
     from glyphcrm.conversion.half import convert_half
 
     convert_half(arguments.model, arguments.out)

@@ -33,7 +33,7 @@ COMMANDS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command that `words` (default: this process's) begin with; return the exit code."""
-    write_all_characters()
+    prepare_streams()
     words = sys.argv[1:] if words is None else list(words)
     if words and words[0] in COMMANDS:
         return run_command(words[0], words[1:], f"glyphcrm {words[0]}")
@@ -58,7 +58,7 @@ def run_command(name: str, words: Sequence[str] | None = None, prog: str | None 
         words: its command line; default: this process's.
         prog: what its usage calls it; default: this program.
     """
-    write_all_characters()
+    prepare_streams()
     module, _, parse = COMMANDS[name][0].partition(":")
     try:
         run = getattr(importlib.import_module(f"glyphcrm.cli.{module}"), parse)(words, prog)
@@ -88,8 +88,14 @@ def run_command(name: str, words: Sequence[str] | None = None, prog: str | None 
         return INTERRUPTED_EXIT_CODE
 
 
-def write_all_characters() -> None:
-    r"""Let a terminal that lacks a character, such as one of GBK or ASCII, show its code (\u9f98), not end a run."""
+def prepare_streams() -> None:
+    r"""Let a terminal that lacks a character, such as one of GBK or ASCII, show its code (\u9f98), not end a run.
+
+    What was closed (`>&-`, a daemon) is opened as /dev/null, else the next file would have its number, and its output.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it takes the lowest number that is free)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from glyphcrm.config_file import read_config
+
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `export`; return the work that it asks for."""
@@ -19,7 +21,9 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
         "--model", type=Path, required=True, metavar="DIR", help="a saved model, with a head or without"
     )
     parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
-    return partial(_run, parser.parse_args(words))
+    arguments = parser.parse_args(words)
+    read_config(arguments.model, ("GlyphCRM",))
+    return partial(_run, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from glyphcrm.cli.arguments import add_counts_from
+from glyphcrm.cli.arguments import add_counts_from, add_top
+from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,18 +33,17 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     parser.add_argument("text", nargs="*", metavar="TEXT", help=f"at most {LONGEST:,} characters each")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a saved model with a head")
     parser.add_argument("--file", type=Path, metavar="FILE", help="UTF-8, a text a line")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="characters for each mask (default: 5)")
+    add_top(parser, 5, "characters for each mask")
     any_help = "fill masks with any character that the model reads, not only with those that it has learned to predict"
     parser.add_argument("--any-character", action="store_true", help=any_help)
     add_counts_from(parser, "--any-character")
     parser.add_argument("--json", action="store_true", help="print an object a line")
     arguments = parser.parse_args(words)
-    if arguments.top < 1:
-        parser.error("--top must be at least 1")
     if arguments.text and arguments.file:
         parser.error("give TEXT or --file, not both")
     if arguments.counts_from and not arguments.any_character:
         parser.error("--counts-from is for --any-character; give both, or leave it out")
+    read_config(arguments.model)
     return partial(_run, arguments)
 
 
@@ -73,6 +73,8 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
             yield _checked(f"text {number}", text.encode("utf-8", "replace").decode())
         return
     name = str(arguments.file or "standard input")
+    if not arguments.file and sys.stdin.isatty():
+        print("type texts, one a line; Ctrl-D ends", file=sys.stderr)
     try:
         with open(arguments.file, "rb") if arguments.file else sys.stdin.buffer as file:
             lines = io.TextIOWrapper(file, encoding="utf-8-sig")

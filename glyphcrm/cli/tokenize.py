@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from glyphcrm.config_file import read_config
 
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
@@ -10,6 +13,8 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     from glyphcrm.pretraining.shards import TokenizeOptions, tokenize_text
 
     options = TokenizeOptions.parse(words, prog)
+    if options.init is not None:
+        read_config(Path(options.init), ("GlyphCRM",))
 
     def run() -> int:
         print(tokenize_text(options))

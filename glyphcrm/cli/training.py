@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from glyphcrm.config_file import read_config
 
 
 def parse_pretrain(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
@@ -11,6 +14,8 @@ def parse_pretrain(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     from glyphcrm.pretraining.options import PretrainOptions
 
     options = PretrainOptions.parse(words, prog)
+    if options.init is not None:
+        read_config(Path(options.init), ("GlyphCRM",))
 
     def run() -> int:
         from glyphcrm.pretraining.run import pretrain
@@ -26,6 +31,7 @@ def parse_finetune(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     from glyphcrm.finetuning.options import FinetuneOptions
 
     options = FinetuneOptions.parse(words, prog)
+    read_config(Path(options.model))
 
     def run() -> int:
         from glyphcrm.finetuning.results import describe

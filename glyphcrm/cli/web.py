@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 
 PORT = 7860
@@ -33,12 +34,16 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     arguments = parser.parse_args(words)
     if not 0 <= arguments.port < 1 << 16:
         parser.error("--port must be 0 to 65535")
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError('the page needs Gradio: pip install "glyphcrm[web]"')
+    for directory in (arguments.model, *arguments.task_model):
+        read_config(directory, ("GlyphCRM",))
+    for directory in arguments.bert:
+        read_config(directory, ("BERT",))
     return partial(_run, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError('the page needs Gradio: pip install "glyphcrm[web]"')
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # before they are imported
     from glyphcrm.web.address import bind
 

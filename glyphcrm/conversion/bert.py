@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForPreTraining, set_seed
 
 from glyphcrm.atlas_sources import with_input_only
-from glyphcrm.checkpoint import read_config
+from glyphcrm.config_file import read_config
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.conversion.release import EMBEDDINGS, renamed
 from glyphcrm.errors import UserError
@@ -63,8 +63,6 @@ def convert_bert(directory: Path, fonts: Sequence[Font], seed: int = 0) -> tuple
 
 def _read_bert(directory: Path) -> BertForPreTraining:
     """Load the BERT; its heads may be missing (they start afresh), nothing else."""
-    if not (directory / "config.json").exists():
-        raise UserError(f"{directory}: no config.json; give a directory with a transformers BERT")
     read_config(directory, ("BERT",))
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)

@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from glyphcrm.checkpoint import architecture_of, load_checkpoint, read_config
+from glyphcrm.checkpoint import load_checkpoint
+from glyphcrm.config_file import architecture_of, read_config
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.bert_heads import BertForClsClassification

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from glyphcrm.checkpoint import digests_of_model, load_atlas, read_config
+from glyphcrm.checkpoint import digests_of_model, load_atlas
+from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, load_data
@@ -53,7 +54,7 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
     check_reports(options.report_to)
     model = Path(options.model)
     config = read_config(model)
-    length_of(options, int(config.get("max_position_embeddings") or 512))
+    longest = length_of(options, int(config.get("max_position_embeddings") or 512))
     options.micro_batch(machine.world)  # or it is refused
     train_fonts, test_fonts = (list(map(open_font, specs)) for specs in (options.train_font, options.test_font))
     if (train_fonts or test_fonts) and config["model_type"] != GLYPHCRM:
@@ -65,7 +66,7 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
         contents |= {"train_font_files": font_digests(train_fonts), "test_font_files": font_digests(test_fonts)}
         claim(options.run_dir, {"task": options.definition.name, **options.identity(), **contents})
         write_recipe(options.run_dir / RECIPE_FILE, {**asdict(options), **asdict(options.recipe)})
-        print(announcement(options, data), flush=True)
+        print(announcement(options, data, longest), flush=True)
     machine.wait()
     results: list[SeedResult] = []
     try:
@@ -87,16 +88,17 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
     return summary
 
 
-def announcement(options: FinetuneOptions, data: RunData) -> str:
+def announcement(options: FinetuneOptions, data: RunData, longest: int) -> str:
     """Return what is about to be trained on what, in two lines."""
     task, recipe, sizes = options.definition, options.recipe, data.sizes
+    lost = "" if options.keep_model == "best" else "; the model is not kept: --keep-model best keeps it"
     unit = {Kind.SENTENCE: "texts", Kind.PAIR: "pairs", Kind.TAGGING: "sentences"}[task.kind]
     return (
         f"{task.title}: {sizes['train']:,} training, {sizes['dev']:,} dev and {sizes['test']:,} test {unit}, "
         f"{len(data.splits.labels)} labels\n"
         f"{options.model}: {recipe.epochs} epochs in batches of {recipe.batch_size}, "
-        f"at most {recipe.max_length} tokens, peak learning rate {recipe.learning_rate:g}, {options.seeds} seeds; "
-        f"results go to {options.run_dir}"
+        f"at most {longest} tokens, peak learning rate {recipe.learning_rate:g}, {options.seeds} seeds; "
+        f"results go to {options.run_dir}{lost}"
     )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glyphcrm.configuration import POSITION_INITIALIZERS, PRESETS
+from glyphcrm.config_values import POSITION_INITIALIZERS, PRESETS
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
 from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, CommandLineOptions, check_ranges, option

@@ -27,7 +27,10 @@ def keep(output_dir: Path, runs: Sequence[Path], limit: int = KEPT_BYTES) -> Non
     # The report, and models that a process was killed over.
     for old in (directory / REPORT, *(directory / "models").glob(".*")):
         shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(output_dir / REPORT, directory / REPORT)
+    for path in filter(Path.is_file, (output_dir / REPORT).rglob("*")):
+        copy = directory / path.relative_to(output_dir)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)  # not copytree: its errors have no errno, by which a full disk is told
     room = limit - NOTE_BYTES - _size(directory / REPORT)
     left_out = []
     for run in runs:

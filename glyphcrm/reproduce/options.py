@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from glyphcrm.configuration import PRESETS
+from glyphcrm.config_values import PRESETS
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.training.options import CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE

@@ -13,6 +13,7 @@ from typing import Any
 
 from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.data.text_files import expand
 from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
 from glyphcrm.glyphs.fonts import open_font
@@ -111,8 +112,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _reproduce(options: ReproduceOptions) -> Path:
-    tasks = available_tasks(options)
     _check_files(options)
+    tasks = available_tasks(options)
     text = Text(PretrainOptions(data=list(options.text)))
     contents = text.contents(options.output_dir / TEXT / DIGESTS_FILE)
     claim(options.output_dir, {**options.identity(), "text": text.fingerprint(contents)})
@@ -142,7 +143,9 @@ def _write(reproduction: Reproduction) -> tuple[Path, str]:
 
 
 def _check_files(options: ReproduceOptions) -> None:
-    """Read what is needed late, so that a wrong file, or a missing package, is found before the first training."""
+    """Read what is needed late, so that a wrong file, or a missing package, is found before anything is written."""
+    if options.text:
+        expand(options.text)
     if options.bert_vocabulary:
         unknown_to_bert(options.bert_vocabulary)
     if options.look_alikes:

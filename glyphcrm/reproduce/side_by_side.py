@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError, one_line
+from glyphcrm.training.run_directory import LOGS_DIRECTORY
 
-LOGS = "logs"
 # Seven runs on one H200 had 45 % of their single speed each; more were not tried.
 MOST = 7
 GIGABYTES = {"base": 20, "small": 9, "tiny": 6, "nano": 4}  # of a GPU, for a run
@@ -114,7 +114,7 @@ def show(output_dir: Path, name: str) -> str:
 
 
 def _log(output_dir: Path, name: str) -> Path:
-    return output_dir / LOGS / f"{name.replace('/', '.')}.log"
+    return output_dir / LOGS_DIRECTORY / f"{name.replace('/', '.')}.log"
 
 
 def fitting(preset: str) -> int:

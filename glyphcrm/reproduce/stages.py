@@ -54,9 +54,11 @@ def available_tasks(options: ReproduceOptions) -> dict[Task, Splits]:
         return {task: load_splits(task, options.data) for task in map(find_task, options.tasks)}
     if options.data is None:
         return {task: load_splits(task, None) for task in map(find_task, DEMO_TASKS)}
-    there = [task for name, task in TASKS.items() if name not in DEMO_TASKS and (options.data / task.folder).is_dir()]
+    with_files = [task for name, task in TASKS.items() if name not in DEMO_TASKS]
+    there = [task for task in with_files if (options.data / task.folder).is_dir()]
     if not there:
-        raise UserError(f"{options.data}: no folder of a task there ({', '.join(t.folder for t in TASKS.values())})")
+        folders = ", ".join(task.folder for task in with_files)
+        raise UserError(f"{options.data}: no folder of a task there; give --data a folder with any of {folders}")
     return {task: load_splits(task, options.data) for task in there}
 
 
@@ -71,6 +73,7 @@ def probe(options: ReproduceOptions, workers: Workers) -> dict[str, Speed]:
     # What all need is made before a clock runs: the tokenised text, and a GPU's trial of kernels.
     alone = pretraining(options, directory / "alone", ARCHITECTURES[0], steps, (*settings, "--stop-after", "1"))
     if not workers.run([alone]) or not workers.run(jobs):
+        shutil.rmtree(directory, ignore_errors=True)  # nothing but the log is left: other settings may take its place
         raise UserError(workers.failures[-1])
     metrics = {name: read_metrics(directory / name / METRICS_FILE) for name in runs}
     speed = {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from glyphcrm.files import write_atomically
 
 PAUSE = 5.0  # times as slow as half of a run's steps: the machine slept, or the process was stopped
 BLUE, PALE, RED = "#1f4e8c", "#9db8d9", "#c8452d"
@@ -23,14 +26,16 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG with a palette, which is a third as large as one without."""
+    """Write a PNG with a palette, which is a third as large as one without; raise `UserError` if it cannot be."""
     import numpy as np
     from PIL import Image
 
     figure.set_dpi(130)
     figure.canvas.draw()
     image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    content = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    write_atomically(path, content.getvalue())
 
 
 def unframe(axes: Any, grid: str = "both") -> None:

@@ -8,6 +8,7 @@ from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -90,8 +91,11 @@ class CommandLineOptions:
             if recipe is None or name not in recipe.values or any(word.startswith(flag) for word in words):
                 raise
             raise UserError(f"{recipe.place_of(name)}: {error}") from None
-        if rest.recipe is not None or unknown:
-            words = [*([] if rest.recipe is None else [rest.recipe]), *unknown]
+        if strange := [word.partition("=")[0] for word in unknown if word.startswith("-")]:
+            names = [name for name in parser._option_string_actions if "_" not in name]
+            near = get_close_matches(strange[0].replace("_", "-"), names, 1, cutoff=0.75)
+            parser.error(f"no option is named {strange[0]}; {f'is {near[0]} meant?' if near else '--help lists all'}")
+        if words := [*([] if rest.recipe is None else [rest.recipe]), *unknown]:
             parser.error(f"unknown: {' '.join(words)}; a recipe comes first, and ends in {' or '.join(SUFFIXES)}")
         return options
 

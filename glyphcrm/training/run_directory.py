@@ -30,6 +30,7 @@ from glyphcrm.training.run_lock import locked
 
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.yaml"
+LOGS_DIRECTORY = "logs"
 MODEL_DIRECTORY = "model"
 DATA_DIRECTORY = "data"
 PARAMETERS_FILE = "parameters.json"
@@ -44,14 +45,15 @@ _LEFT_OVER = re.compile(r"\.(model|checkpoint-\d+)\.[a-z0-9_]{8}|\.[0-9a-f]{16}\
 def claim(run_dir: Path, identity: dict[str, Any]) -> None:
     """Make `run_dir` the home of the run with this identity, or check that it is.
 
-    A run that has left nothing but its run.json and recipe gives way.
+    A run of which nothing has come gives way: it was stopped before its first step, or could not begin. The text that
+    it may have made is checked by itself.
 
     Raises:
         UserError: it holds a run with other settings or of another version, or files of something else.
     """
     identity = json.loads(json.dumps(identity))
     run_file = run_dir / RUN_FILE
-    ours = (RUN_FILE, RECIPE_FILE) if run_file.exists() else ()
+    ours = (RUN_FILE, RECIPE_FILE, DATA_DIRECTORY, LOGS_DIRECTORY) if run_file.exists() else ()
     try:
         others = [p.name for p in run_dir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         if run_file.exists() and others:

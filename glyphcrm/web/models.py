@@ -12,7 +12,8 @@ from typing import cast
 import torch
 
 from glyphcrm.answers import Answerer, Classifier, Filler, Tagger, load_answerer
-from glyphcrm.checkpoint import load_atlas, read_config
+from glyphcrm.checkpoint import load_atlas
+from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.han import is_han
@@ -63,21 +64,21 @@ def load_models(model: Path, task_models: Sequence[Path] = (), berts: Sequence[P
         UserError: no model there, a damaged one, one with another head than is needed, or a BERT with nothing beside
             it.
     """
-    filler = _load(model, "glyphcrm")
+    filler = _load(model, "GlyphCRM")
     if not isinstance(filler, Filler):
         raise UserError(
             f"--model {model}: does not fill masks; give a pre-trained GlyphCRM, a fine-tuned one goes to --task-model"
         )
     tasks: dict[str, Classifier | Tagger] = {}
     for directory in task_models:
-        task = _load(directory, "glyphcrm")
+        task = _load(directory, "GlyphCRM")
         if not isinstance(task, Classifier | Tagger):
             raise UserError(f"--task-model {directory}: labels nothing; give one that `glyphcrm finetune` has kept")
         tasks[_name(directory, tasks)] = task
     models = Models(filler, load_atlas(model), tasks)
     beside: dict[str, Answerer] = {}
     for directory in berts:
-        bert = _load(directory, "bert")
+        bert = _load(directory, "BERT")
         name = next((name for name, other in models.all.items() if _answer_the_same(bert, other)), None)
         if name is None:
             raise UserError(
@@ -100,8 +101,7 @@ def bounded(text: str, longest: int = LONGEST) -> str:
 
 
 def _load(directory: Path, kind: str) -> Answerer:
-    if (found := read_config(directory)["model_type"]) != kind:
-        raise UserError(f"{directory}: a {found} model; give a {kind} here")
+    read_config(directory, (kind,))
     return load_answerer(directory, SHOWN)
 
 

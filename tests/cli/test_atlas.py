@@ -95,7 +95,7 @@ def test_the_nearest_characters_are_those_of_the_models_own_vectors(model, token
         model.glyphcrm.hanglyph.vector.weight.normal_(0, 1)
     save_checkpoint(model, tokenizer, tmp_path / "model")
     words = ("--model", tmp_path / "model")
-    assert run("nearest", "天地天", *words, "--count", 3) == 0
+    assert run("nearest", "天地天", *words, "--top", 3) == 0
     printed = capsys.readouterr().out.splitlines()
     base = model.eval().glyphcrm
     vectors = base.hanglyph(torch.arange(len(tokenizer.tokens)), base.glyph_table.bitmaps).vector.detach().double()
@@ -111,7 +111,6 @@ def test_the_nearest_characters_are_those_of_the_models_own_vectors(model, token
     for text, more, complaint in (
         ("\u3000", (), "no characters"),
         ("🀀", (), "U\\+1F000"),
-        ("天", ("--count", 0), "1 or more"),
     ):
         with pytest.raises(UserError, match=complaint):
             run("nearest", text, *words, *more)

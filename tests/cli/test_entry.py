@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import os
 import re
 import runpy
@@ -58,7 +59,13 @@ def test_a_checkout_that_is_not_installed_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [([], "required: COMMAND"), (["frobnicate"], "'frobnicate'"), (["--preset", "nano", "pretrain"], "nano")],
+    [
+        ([], "required: COMMAND"),
+        (["frobnicate"], "'frobnicate'"),
+        (["--preset", "nano", "pretrain"], "nano"),
+        (["predict", "--model", "m", "--top", "0", "北▢"], "--top: 0; give"),
+        (["atlas", "nearest", "--model", "m", "--top", "many", "请"], "--top: many; give"),
+    ],
 )
 def test_what_is_no_command_is_refused(words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -171,6 +178,23 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_no_run(closed: str, tmp_path: Path) -> None:
+    """Nor does a file that the run opens take their place, and get what is printed."""
+    program = (
+        "import sys\nfrom glyphcrm.cli import entry, training\n"
+        "def run():\n"
+        "    with open(sys.argv[1], 'w') as file:\n"
+        "        print('out'), print('err', file=sys.stderr), sys.stdin.read(), file.write(str(file.fileno() > 2))\n"
+        "    return 0\n"
+        "training.parse_pretrain = lambda words, prog: run\nsys.exit(entry.main(['pretrain']))"
+    )
+    words = ["sh", "-c", f'exec "$0" -c "$1" "$2" {closed}', sys.executable, program, str(tmp_path / "file")]
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "True"
+
+
 def test_help_tells_defaults_and_one_name_of_each_option() -> None:
     for name in ("pretrain", "finetune", "reproduce", "tokenize"):
         _, output = exit_code_and_output(name, "--help")
@@ -189,3 +213,30 @@ def test_help_imports_no_command() -> None:
     imported = set(result.stdout.splitlines()[-1].split())
     inner = ("registration", "cli", "cli.entry", "errors", "version")
     assert imported == {"glyphcrm", *(f"glyphcrm.{name}" for name in inner)}
+
+
+def test_a_wrong_directory_of_a_model_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    nowhere, new = str(tmp_path / "nowhere"), str(tmp_path / "new")
+    commands = [
+        ["predict", "text", "--model", nowhere],
+        ["web", "--model", nowhere],
+        ["export", "--model", nowhere, "--onnx", new],
+        ["convert-bert", "--bert", nowhere, "--out", new],
+        ["convert-half", "--model", nowhere, "--out", new],
+        *(["atlas", name, "--model", nowhere, *more] for name, *more in (["encode"], ["nearest", "请"])),
+        ["atlas", "add", "请", "--model", nowhere, "--out", new],
+        # These need transformers to read their options, but not torch.
+        ["finetune", "--task", "demo_ner", "--model", nowhere],
+        ["pretrain", "--init", nowhere],
+    ]
+    program = (
+        "import json, sys\nfrom glyphcrm.cli.entry import main\nfor words in json.loads(sys.argv[1]):\n"
+        "    print(main(words), 'transformers' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.stdout.splitlines() == ["2 False False"] * 8 + ["2 True False"] * 2, done.stderr
+    complaints = done.stderr.splitlines()
+    assert len(complaints) == len(commands)
+    assert all(line.startswith(f"error: {nowhere}: no config.json there") for line in complaints)

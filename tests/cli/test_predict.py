@@ -145,6 +145,10 @@ def test_texts_of_a_file_and_of_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     assert answers(capsys, "--model", directories["classifier"]) == of_file
     assert [answer["text"] for answer in of_file] == ["天地玄黄", "宇宙洪荒"]
+    terminal = type("Terminal", (io.TextIOWrapper,), {"isatty": lambda self: True})
+    monkeypatch.setattr(sys, "stdin", terminal(io.BytesIO(lines.encode())))
+    assert main(["predict", "--model", directories["classifier"]]) == 0
+    assert capsys.readouterr().err == "type texts, one a line; Ctrl-D ends\n"
 
 
 def test_what_a_terminal_would_obey_is_not_printed(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from glyphcrm.errors import UserError
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 
 
@@ -30,3 +33,16 @@ def test_chinese_names_are_drawn_and_nothing_is_cut_off(tmp_path: Path) -> None:
         scores = {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 12.0}
         draw_entity_scores({"地点": scores, "ORG": scores}, "名字\ntest", tmp_path / "entities.png")
         assert margin(tmp_path / "entities.png") > 0
+
+
+def test_a_full_disk_leaves_the_chart_that_was_there(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    chart.write_bytes(b"of another run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"chart\.png: cannot be written"):
+            draw_confusion_matrix(["a", "b"], ["a", "b"], ["a", "b"], "title", chart)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert chart.read_bytes() == b"of another run" and list(tmp_path.iterdir()) == [chart]

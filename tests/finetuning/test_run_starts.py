@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from glyphcrm.checkpoint import digests_of_model
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.models import load_finetuned
 from glyphcrm.finetuning.options import FinetuneOptions
-from glyphcrm.finetuning.run import finetune
+from glyphcrm.finetuning.run import announcement, finetune
 from tests.robustness.processes import Run
 
 
@@ -68,6 +70,17 @@ def test_a_start_that_fails_on_damaged_weights_leaves_nothing_and_the_repaired_o
     assert not (tmp_path / "runs").exists()
     (model / "model.safetensors").write_bytes(weights)
     assert finetune(options(sentiment, model, tmp_path / "runs" / "new")).best_seed == 0
+
+
+def test_a_run_that_keeps_no_model_says_so_before_it_begins(sentiment: Path, tmp_path: Path) -> None:
+    told = options(sentiment, tmp_path / "model", tmp_path / "run")
+    sizes, splits = dict.fromkeys(("train", "dev", "test"), 8), SimpleNamespace(labels=("bad", "good"))
+    data: Any = SimpleNamespace(sizes=sizes, splits=splits)
+    said, run = announcement(told, data, 64), tmp_path / "run"
+    assert "at most 64 tokens" in said
+    assert said.endswith(f"{run}; the model is not kept: --keep-model best keeps it")
+    told.keep_model = "best"
+    assert announcement(told, data, 64).endswith(f"results go to {run}")
 
 
 def test_a_fine_tuned_model_without_its_head_is_refused(

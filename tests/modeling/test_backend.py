@@ -17,7 +17,8 @@ from glyphcrm_kernels.registry import OPS
 from torch import Tensor
 from transformers import AutoModelForPreTraining
 
-from glyphcrm.configuration import KERNEL_BACKENDS, preset
+from glyphcrm.config_values import KERNEL_BACKENDS
+from glyphcrm.configuration import preset
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining

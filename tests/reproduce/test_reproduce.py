@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from glyphcrm.cli.entry import main
-from glyphcrm.configuration import PRESETS
+from glyphcrm.config_values import PRESETS
 from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
 from glyphcrm.glyphs.fonts import default_font
@@ -35,6 +37,7 @@ from glyphcrm.reproduce.options import FEWEST_STEPS, ReproduceOptions
 from glyphcrm.reproduce.plan import FEWEST_SAMPLES, Plan, Speed, make_plan, makespan
 from glyphcrm.reproduce.side_by_side import Job, Workers
 from glyphcrm.tasks import Splits, Task, TextExample, find_task
+from glyphcrm.training.run_directory import claim, resumable
 from tests.classic import TEXT
 from tests.glyphs.font_files import part_of_default_font
 from tests.robustness.processes import warm_up
@@ -226,6 +229,54 @@ def test_what_is_too_large_is_not_kept_and_named(tmp_path: Path) -> None:
         assert sum(path.stat().st_size for path in (tmp_path / "keep").rglob("*") if path.is_file()) <= limit
         left_out = (tmp_path / "keep" / "LEFT_OUT.txt").read_text().splitlines()
         assert len(left_out) == 2 - len(kept) and all(f"{tmp_path}/" in line and "0.1 MB" in line for line in left_out)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--text", "nowhere*.txt"], r"no file matches 'nowhere\*.txt'"),
+        (["--data", "nowhere"], r"nowhere: no folder of a task there; give --data a folder with any of (\w+, )+\w+"),
+    ],
+)
+def test_a_wrong_path_is_told_before_anything_is_written(
+    words: list[str],
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "claim", None)
+    assert main(["reproduce", *words, "--output-dir", str(tmp_path / "new")]) == 2
+    assert re.fullmatch(f"error: {complaint}\n", capsys.readouterr().err) and not (tmp_path / "new").exists()
+
+
+def test_a_reproduction_that_has_measured_nothing_gives_way_to_other_settings(tmp_path: Path) -> None:
+    claim(tmp_path, {"text": "damaged.txt"})
+
+    def fail(jobs: list[Job]) -> bool:
+        for job in jobs:
+            job.made.parent.mkdir(parents=True)
+        (tmp_path / "logs").mkdir()
+        return False
+
+    workers = SimpleNamespace(run=fail, at_once=1, failures=["alone: not UTF-8"])
+    with pytest.raises(UserError, match="alone: not UTF-8"):
+        stages.probe(ReproduceOptions(output_dir=tmp_path), workers)  # type: ignore[arg-type]
+    claim(tmp_path, {"text": "mended.txt"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"text": "mended.txt"}
+
+
+def test_a_disk_that_is_full_for_what_is_kept_is_told_as_one(tmp_path: Path) -> None:
+    """An error with a number, which is told in one line; that of copytree has none."""
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "RESULTS.md").write_bytes(bytes(5000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="make room"), resumable(tmp_path):
+            keep(tmp_path, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize(("stage", "compare"), [("held_out", "compare_held_out"), ("other_fonts", "compare_fonts")])

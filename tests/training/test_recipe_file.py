@@ -102,3 +102,19 @@ def test_a_recipe_that_does_not_come_first_is_told_of(
     with pytest.raises(SystemExit) as end:
         PretrainOptions.parse(words)
     assert end.value.code == 2 and "a recipe comes first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--presett", "nano"], "--presett; is --preset meant?"),
+        (["--steps", "3", "--batchsize=4"], "--batchsize; is --batch-size meant?"),
+        (["--frobnicate"], "--frobnicate; --help lists all"),
+    ],
+)
+def test_an_option_that_there_is_not_is_told_of(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        PretrainOptions.parse(words)
+    assert end.value.code == 2 and capsys.readouterr().err.endswith(f"error: no option is named {meant}\n")

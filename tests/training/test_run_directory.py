@@ -181,6 +181,8 @@ def test_what_a_killed_process_was_writing_is_swept(tmp_path: Path) -> None:
 def test_a_run_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     claim(run, IDENTITY)
+    for name in ("data", "logs"):  # of one that was stopped while it read its text, or of a failed piece of it
+        (run / name).mkdir()
     claim(run, {**IDENTITY, "seed": 1})  # nothing had come of the first
     (run / "metrics.jsonl").touch()
     claim(run, {**IDENTITY, "seed": 1})

@@ -214,9 +214,9 @@ def test_what_is_wrong_is_one_line(models: Models, ask: object, complaint: str) 
     [
         ("judge", (), (), "does not fill masks; give a pre-trained GlyphCRM"),
         ("nowhere", (), (), "no config.json there"),
-        ("bert", (), (), "a bert model; give a glyphcrm here"),
+        ("bert", (), (), "a bert model; give a directory with a saved GlyphCRM"),
         ("pretrained", ("pretrained",), (), "labels nothing"),
-        ("pretrained", (), ("pretrained",), "a glyphcrm model; give a bert here"),
+        ("pretrained", (), ("pretrained",), "a glyphcrm model; give a directory with a saved BERT"),
         ("pretrained", (), ("bert", "bert"), "stands beside the model 'pre-trained' already"),
     ],
 )
