@@ -85,7 +85,8 @@ def _encode_texts(
 ) -> list[Feature]:
     nothing = np.zeros(0, np.int64)
     pairs = [example.pair or "" for example in examples] if examples[0].pair is not None else None
-    encoding = tokenizer([example.text for example in examples], pairs, return_attention_mask=False)
+    asked = {"return_attention_mask": False, "return_token_type_ids": True}  # whatever its file says
+    encoding = tokenizer([example.text for example in examples], pairs, **asked)
     features = []
     rows = zip(examples, encoding["input_ids"], encoding["token_type_ids"], strict=True)
     for index, (example, input_ids, types) in enumerate(rows, start=first):
@@ -93,7 +94,7 @@ def _encode_texts(
         if too_long and truncation == "head+tail":
             input_ids, types = _head_and_tail(input_ids, max_length), types[:max_length]
         elif too_long:
-            cut = tokenizer(example.text, example.pair, truncation=True, max_length=max_length)
+            cut = tokenizer(example.text, example.pair, truncation=True, max_length=max_length, **asked)
             input_ids, types = cut["input_ids"], cut["token_type_ids"]
         ids_array, types_array = np.array((input_ids, types), np.int64)
         label = np.array(ids.get(example.label, IGNORED_LABEL), np.int64)
