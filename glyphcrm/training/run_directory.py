@@ -226,7 +226,7 @@ def resumable(run_dir: Path) -> Iterator[None]:
                 _sweep(run_dir)
             yield
     except KeyboardInterrupt as stop:
-        told = str(stop) or "interrupted; the same command continues from the last checkpoint"
+        told = str(stop) or "interrupted; the same command continues from what has been saved"
         raise KeyboardInterrupt(told) from None
     except OSError as error:
         if error.errno in NO_ROOM:

@@ -162,7 +162,7 @@ OPTIONS = {
     "pretrain": (
         *("--steps", "--batch-size", "--micro-batch-size", "--learning-rate", "--warmup-steps", "--seed", "--dropout"),
         *("--eval-every", "--save-every", "--held-out", "--mask-probability", "--weight-decay", "--max-length"),
-        *("--hold-steps", "--hold-share"),
+        *("--hold-steps", "--hold-share", "--still-steps"),
         *("--vocabulary-size", "--stop-after", "--workers", "--keep-checkpoints", "--preset", "--bf16", "--font"),
     ),
     "finetune": (
@@ -178,7 +178,7 @@ OPTIONS = {
     "convert-bert": ("--bert", "--seed", "--out"),
     "export": ("--model", "--onnx"),
     "convert-release": ("--weights", "--vocab", "--bitmaps", "--out"),
-    "reproduce": ("--size", "--steps", "--seeds", "--output-dir", "--tasks"),
+    "reproduce": ("--preset", "--pretraining-steps", "--hours", "--seeds", "--stop-after", "--output-dir", "--tasks"),
 }
 
 
@@ -195,7 +195,7 @@ def command_line(rng: random.Random, directory: Path) -> Case:
         "convert-half": ["--model", str(models() / "glyphcrm"), "--out", str(out)],
         "convert-bert": ["--bert", str(models() / "missing"), "--out", str(out)],
         "export": ["--model", str(models() / "missing"), "--onnx", str(out)],
-        "reproduce": ["--output-dir", str(out), "--no-such-option"],
+        "reproduce": ["--output-dir", str(out), "--text", str(models() / "missing.txt")],
     }.get(command, [])
     changes = []
     for _ in range(rng.choice((1, 1, 2))):

@@ -63,7 +63,7 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("raised", "told"),
-    [("", "interrupted; the same command continues from the last checkpoint"), ("stopped, saved", "stopped, saved")],
+    [("", "interrupted; the same command continues from what has been saved"), ("stopped, saved", "stopped, saved")],
 )
 def test_an_interruption_names_what_continues(raised: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as caught, resumable(tmp_path / "run"):
