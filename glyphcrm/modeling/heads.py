@@ -231,14 +231,14 @@ class _MaskedLM(GlyphCRMHead):
         if not len(wanted) or not len(learned):
             reason = "no character to add to those that are predicted" if not len(wanted) else "no learned decoder rows"
             raise UserError(f"the decoder cannot be extended: {reason}")
-        features = picture_features(encoded(self, torch.cat([learned, wanted])))
-        known_features, new_features = features.split([len(learned), len(wanted)])
         of_rows = None
         if counts is not None:
             number = torch.tensor([counts.get(token, 0) for token in tokens])
             of_rows = number[learned], number[wanted]
             if number.min() < 0 or not of_rows[0].any():
                 raise UserError("counts must be 0 or more, and above 0 for a character that is predicted")
+        features = picture_features(encoded(self, torch.cat([learned, wanted])))  # takes seconds: after all checks
+        known_features, new_features = features.split([len(learned), len(wanted)])
         rows = decoder.weight[learned], decoder.bias[learned]
         weight, bias = fitted_rows(*rows, known_features, new_features, of_rows)
         self.config.vocab_size = max(self.config.vocab_size, int(wanted.max()) + 1)
