@@ -208,7 +208,13 @@ class Training:
                         self._say("HanGlyph's convolutions move from here on")
                         step.hold_convolutions(False)
                     set_rates(self.optimizer, plan.optimizer, self.progress.step, plan.steps)
-                    loss, norm = step(next(steps))
+                    try:
+                        micro_batches = next(steps)
+                    except RuntimeError:
+                        if stop.asked:  # a signal to the whole group has ended the processes that load data
+                            break
+                        raise
+                    loss, norm = step(micro_batches)
                     self._after_step(loss, norm)
                 if self.saved is None or step_of(self.saved) != self.progress.step:
                     self._save()
@@ -218,10 +224,6 @@ class Training:
                 f"the GPU's memory was full at step {self.progress.step}; {self._newest}; give a smaller "
                 f"--micro-batch-size{features}, with another --output-dir"
             ) from error
-        except RuntimeError as error:
-            # The signal that stops this process may reach its data loading process first.
-            if not (stop.asked and "DataLoader worker" in str(error)):
-                raise
         finally:
             self.display.close()
             step.hold_convolutions(False)

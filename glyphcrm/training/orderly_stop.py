@@ -42,6 +42,13 @@ class OrderlyStop:
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
+            if hasattr(signal, "SIGCHLD"):
+                # A signal to the whole group ends data loading processes; PyTorch would raise that in mid-step.
+                signal.signal(signal.SIGCHLD, _nothing)
         # torchrun passes the terminal's Ctrl-C on, so that one press arrives twice.
         elif number == signal.SIGINT and now - self._asked_at > SAME_PRESS_SECONDS:
             raise KeyboardInterrupt
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass

@@ -186,12 +186,17 @@ def test_a_run_saves_by_the_clock_too(finished: Path, text_file: Path, tmp_path:
     assert same_weights(run, finished) and losses(run) == losses(finished)
 
 
-def test_ctrl_c_saves_and_the_same_command_continues(finished: Path, text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_and_the_same_command_continues(
+    finished: Path, text_file: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The signal reaches the whole group, as from a terminal or a cluster: processes that load data, too."""
     run = tmp_path / "stopped"
-    arguments = command(text_file, run, "--save-every", "100")
+    arguments = command(text_file, run, "--save-every", "100", "--workers", "2")
     process = start(arguments)
     wait_for("metrics.jsonl", run, process)
-    process.signal(signal.SIGINT)
+    assert process.wait(lambda: b'"mlm_loss"' in (run / "metrics.jsonl").read_bytes())  # of the first step
+    process.signal(number)
     assert process.wait() and process.exit_codes == [130] and "the same command continues" in process.said()
     (checkpoint,) = run.glob("checkpoint-*")
     assert is_complete(checkpoint)
