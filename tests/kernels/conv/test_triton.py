@@ -107,6 +107,8 @@ def test_forward_and_gradients_are_true(
 ) -> None:
     """Any size, and on a CPU the tiles of every architecture."""
     shape["padding"] = min(shape["padding"], shape["size"] - 1)
+    if shape["size"] == 9:  # takes the interpreter a second a picture
+        shape["images"] = min(shape["images"], 1)
     if pool:  # the kernels pool even outputs, and only a residual keeps a window's values apart
         with_residual = True
         for side in ("height", "width"):
