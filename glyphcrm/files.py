@@ -55,10 +55,7 @@ def whole_directory(directory: Path) -> Iterator[Path]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         yield temporary
-        mask = os.umask(0o077)
-        os.umask(mask)
-        for path in (temporary, *temporary.rglob("*")):  # safetensors and mkdtemp shut out all other users
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        follow_umask(temporary)
         if directory.exists():
             directory.rmdir()  # only an empty one gives way
         temporary.rename(directory)
@@ -67,6 +64,14 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def follow_umask(directory: Path) -> None:
+    """Give a directory and all in it the usual modes: safetensors and mkdtemp shut out all other users."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in (directory, *directory.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def file_digest(path: Path, cache: Path | None = None) -> str:

@@ -32,7 +32,6 @@ from glyphcrm.reproduce.side_by_side import Job, Workers, fitting
 from glyphcrm.reproduce.stages import (
     ARCHITECTURES,
     SEEDS,
-    TEXT,
     Choice,
     available_tasks,
     fine_tuning,
@@ -47,7 +46,7 @@ from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
 from glyphcrm.tasks import Splits, Task
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, claim, read_json, resumable, write_json
+from glyphcrm.training.run_directory import DATA_DIRECTORY, MODEL_DIRECTORY, claim, read_json, resumable, write_json
 
 CHOICES_FILE = "choices.json"
 HELD_OUT_FILE = "held_out.json"
@@ -115,7 +114,7 @@ def _reproduce(options: ReproduceOptions) -> Path:
     _check_files(options)
     tasks = available_tasks(options)
     text = Text(PretrainOptions(data=list(options.text)))
-    contents = text.contents(options.output_dir / TEXT / DIGESTS_FILE)
+    contents = text.contents(options.output_dir / DATA_DIRECTORY / DIGESTS_FILE)
     claim(options.output_dir, {**options.identity(), "text": text.fingerprint(contents)})
     workers = Workers(options.output_dir, options.side_by_side or fitting(options.preset))
     plan = _plan(options, tasks, workers)

@@ -33,10 +33,10 @@ from glyphcrm.reproduce.side_by_side import Job, Workers
 from glyphcrm.reproduce.trials import Variant, variants
 from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
 from glyphcrm.training.progress import METRICS_FILE, read_metrics
-from glyphcrm.training.run_directory import COMPLETE_FILE, MODEL_DIRECTORY, read_json
+from glyphcrm.training.run_directory import COMPLETE_FILE, DATA_DIRECTORY, MODEL_DIRECTORY, read_json
 
 ARCHITECTURES = ("glyphcrm", "bert")
-PROBE, STUDY, SEEDS, TEXT = "probe", "study", "pretraining", "text"  # directories
+PROBE, STUDY, SEEDS = "probe", "study", "pretraining"  # directories
 SAVE_MINUTES = 1  # a log may come a minute later
 VALIDATION_SAMPLES = 512
 # The paper's rates are those of a base model; smaller ones, trained for less long, need larger steps.
@@ -146,7 +146,7 @@ def pretraining(
     arch: str,
     steps: int,
     settings: Sequence[str],
-    text: str = TEXT,
+    text: str = DATA_DIRECTORY,
     seconds: float = 0.0,
 ) -> Job:
     """Return a run of pretrain.py in `directory`; those with the same `text` share what is made of the text."""

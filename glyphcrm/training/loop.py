@@ -175,6 +175,20 @@ class Training:
             UserError: the loss diverged, or something could not be written.
             KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved.
         """
+        stop, still_steps = OrderlyStop(hears=self.machine.world == 1), self.plan.optimizer.still_steps
+        try:
+            self._train(checkpoint, stop)
+        except torch.OutOfMemoryError as error:
+            features = ", or leave out --still-steps" if self.progress.step < still_steps else ""
+            raise UserError(
+                f"the GPU's memory was full at step {self.progress.step}; {self._newest}; make room there, "
+                f"or give a smaller --micro-batch-size{features}, with another --output-dir"
+            ) from error
+        if stop.asked:
+            raise KeyboardInterrupt(f"stopped; {self._newest}; the same command continues")
+        return self.progress
+
+    def _train(self, checkpoint: Path | None, stop: OrderlyStop) -> None:
         plan, machine, model = self.plan, self.machine, self.model
         set_seed(plan.seed + machine.rank)
         if checkpoint is not None:
@@ -182,7 +196,7 @@ class Training:
             run_checkpoint.read_weights(checkpoint, model)
         model.to(machine.device)  # type: ignore[arg-type]
         if self.is_over:
-            return self.progress
+            return
         machine.share(model)
         if plan.gradient_checkpointing:
             # transformers 5 renames it on its way.
@@ -192,7 +206,7 @@ class Training:
         recorded = plan.cuda_graph
         self.graphs = Graphs(self.recorder(machine.device), in_place_of(model), self._say) if recorded else None
         step = Step(model, self.objective, self.optimizer, machine, self.graphs)
-        stop, still_steps = OrderlyStop(hears=machine.world == 1), plan.optimizer.still_steps
+        still_steps = plan.optimizer.still_steps
         try:
             self._begin()
             if self.progress.step < still_steps:  # may take minutes, in which nothing is lost: Ctrl-C ends it at once
@@ -218,18 +232,9 @@ class Training:
                     self._after_step(loss, norm)
                 if self.saved is None or step_of(self.saved) != self.progress.step:
                     self._save()
-        except torch.OutOfMemoryError as error:
-            features = ", or leave out --still-steps" if self.progress.step < still_steps else ""
-            raise UserError(
-                f"the GPU's memory was full at step {self.progress.step}; {self._newest}; give a smaller "
-                f"--micro-batch-size{features}, with another --output-dir"
-            ) from error
         finally:
             self.display.close()
             step.hold_convolutions(False)
-        if stop.asked:
-            raise KeyboardInterrupt(f"stopped; {self._newest}; the same command continues")
-        return self.progress
 
     @property
     def is_over(self) -> bool:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.errors import UserError
+from glyphcrm.files import follow_umask
 from glyphcrm.training.progress import Entry
 from glyphcrm.training.run_directory import checkpoints, mark_complete, read_json, write_json
 
@@ -90,6 +91,7 @@ def save(run_dir: Path, model: PreTrainedModel, state: TrainingState, progress: 
         model.save_pretrained(directory)
         torch.save(vars(state), directory / STATE_FILE)
         write_json(directory / PROGRESS_FILE, vars(progress))
+        follow_umask(directory)
         mark_complete(directory)
     except (OSError, SafetensorError, RuntimeError, UserError) as error:
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in TORCH_WRITE_FAILURES):

@@ -199,7 +199,7 @@ def test_a_stopped_run_saves_and_the_same_command_continues(
     process.signal(number)
     assert process.wait() and process.exit_codes == [130] and "the same command continues" in process.said()
     (checkpoint,) = run.glob("checkpoint-*")
-    assert is_complete(checkpoint)
+    assert is_complete(checkpoint) and len({path.stat().st_mode for path in checkpoint.iterdir()}) == 1
     assert pretrain(arguments)[0] == 0
     assert same_weights(run, finished)
 

@@ -256,6 +256,7 @@ def test_a_reproduction_that_has_measured_nothing_gives_way_to_other_settings(tm
     def fail(jobs: list[Job]) -> bool:
         for job in jobs:
             job.made.parent.mkdir(parents=True)
+            Path(job.arguments[job.arguments.index("--data-dir") + 1]).mkdir(exist_ok=True)
         (tmp_path / "logs").mkdir()
         return False
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -215,7 +216,15 @@ def test_a_full_gpu_ends_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return accumulate(self, *arguments)
 
     monkeypatch.setattr(Step, "accumulate", full)
-    with pytest.raises(UserError, match=r"memory was full at step 4; .*checkpoint-4 is kept; give a smaller --micro"):
+    with pytest.raises(UserError, match=r"full at step 4; .*checkpoint-4 is kept; make room there, or give a smaller"):
+        run(tmp_path / "run", plan())
+
+
+def test_a_gpu_without_room_for_the_model_is_told_in_a_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "to", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(UserError, match="full at step 0; there is no checkpoint yet; make room there"):
         run(tmp_path / "run", plan())
 
 
