@@ -152,7 +152,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
             None if options.ablation == PLAIN else recipe.projection_learning_rate,
             options.hold_steps,
             options.hold_share,
-            options.still_steps,
+            recipe.still_steps,
         ),
         logs=range(0, steps + 1, recipe.log_every),
         validations={*range(0, steps + 1, recipe.eval_every), steps},
@@ -258,9 +258,9 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
         f"{recipe.steps:,} steps of {recipe.batch_size} sequences of at most {recipe.max_length} characters, "
         f"peak learning rate {recipe.learning_rate:g}; results go to {options.run_dir}"
     )
-    if options.still_steps:
-        to_the_end = f"in all steps: --still-steps {options.still_steps} of {recipe.steps}"
-        end = f"up to step {options.still_steps}" if options.still_steps < recipe.steps else to_the_end
+    if recipe.still_steps:
+        to_the_end = f"in all steps: --still-steps {recipe.still_steps} of {recipe.steps}"
+        end = f"up to step {recipe.still_steps}" if recipe.still_steps < recipe.steps else to_the_end
         print(f"HanGlyph's convolutions stand still {end}")
     if options.hold_steps >= recipe.steps:
         rate = f"at {options.hold_share:g} of its rates" if options.hold_share else "not at all"

@@ -155,7 +155,8 @@ def pretraining(
     recipe = RECIPES[options.preset]
     fits = recipe.micro_batch_size * recipe.max_length // options.max_length  # as many characters at once
     micro = math.gcd(options.batch_size, 1 << max(fits, 1).bit_length() - 1)
-    defaults = {"--warmup-steps": every, "--eval-samples": VALIDATION_SAMPLES, "--log-every": 1}
+    # All steps of a run take as long as those by which the plan is made.
+    defaults = {"--warmup-steps": every, "--eval-samples": VALIDATION_SAMPLES, "--log-every": 1, "--still-steps": 0}
     words = [
         *("--arch", arch, "--preset", options.preset, *files),
         *("--output-dir", directory, "--data-dir", options.output_dir / text),

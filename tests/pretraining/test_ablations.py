@@ -70,6 +70,15 @@ def test_an_ablation_of_a_finished_model_is_refused() -> None:
         PretrainOptions.parse(["--ablation", "free-glyphs", "--init", "somewhere"])
 
 
+@pytest.mark.parametrize("table", [["--arch", "bert"], ["--ablation", "free-glyphs"]])
+def test_only_convolutions_can_stand_still(table: list[str]) -> None:
+    """Where a recipe lets them, a model without any is trained as ever; asked for, it is refused."""
+    assert PretrainOptions.parse(["--preset", "tiny"]).recipe.still_steps > 0
+    assert PretrainOptions.parse(["--preset", "tiny", *table]).recipe.still_steps == 0
+    with pytest.raises(UserError, match="--still-steps is for models with convolutions"):
+        PretrainOptions.parse(["--preset", "tiny", "--still-steps", "5", *table])
+
+
 def test_a_run_leaves_curves_and_no_model(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(command(text_file, run, "--ablation", "free-glyphs")) == 0
