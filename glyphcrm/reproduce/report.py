@@ -300,7 +300,8 @@ class _Report:
         self._number("held-out characters", path, result["accuracy"])
         rows = []
         for arch, parts in result["accuracy"].items():
-            cells = (f"{_spread(parts[name])} ({parts[name]['texts']:,} texts)" for name in ("with", "without"))
+            found = (parts.get(name) for name in ("with", "without"))  # short texts may all be without, long ones with
+            cells = (f"{_spread(part)} ({part['texts']:,} texts)" if part else "–" for part in found)
             rows.append(" | ".join((NAMES[arch], *cells)))
         return [
             title,

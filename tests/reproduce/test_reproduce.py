@@ -280,6 +280,17 @@ def test_a_disk_that_is_full_for_what_is_kept_is_told_as_one(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_test_texts_may_all_hold_a_held_out_character(tmp_path: Path) -> None:
+    """Long texts do, and of few short ones none may; the report is written all the same."""
+    scores = {"mean": 0.5, "deviation": None, "values": [0.5], "texts": 7}
+    accuracy = {"glyphcrm": {"with": scores}, "bert": {"without": scores}}
+    result = {"task": "hotel", "characters": GOOD, "accuracy": accuracy}
+    (tmp_path / "held_out.json").write_text(json.dumps(result), encoding="utf-8")
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path)
+    section = report._Report(options, Plan(4, 1, 4, 4, 32, 1, {}), {}, {}, ()).held_out()
+    assert "| GlyphCRM | 50.00 (7 texts) | – |" in section[2] and "| BERT | – | 50.00 (7 texts) |" in section[2]
+
+
 @pytest.mark.parametrize(("stage", "compare"), [("held_out", "compare_held_out"), ("other_fonts", "compare_fonts")])
 def test_a_stage_takes_no_runs_of_other_settings_for_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, compare: str
@@ -436,6 +447,7 @@ def test_a_plan_fits_into_its_time(
         (["--hours", "0"], "--hours"),
         (["--data", "nowhere"], "nowhere"),
         (["--tasks", "no_such_task"], "no_such_task"),
+        (["--train-font", "a.ttf"], "--other-font"),
     ],
 )
 def test_bad_settings_are_one_line_and_leave_nothing(
