@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 from transformers import BertTokenizer
 
+from glyphcrm.data.text_files import read_lines
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.normalization import normalize
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
-LARGEST_VOCABULARY = 1 << 24  # bytes
+MOST_TOKENS = 1 << 20  # a text is told from a vocabulary long before
 LISTED_CHARACTERS = 20
 
 IsUnknown = Callable[[str], bool]
@@ -77,17 +79,9 @@ def unknown_to_bert(vocabulary: Path) -> IsUnknown:
     code points, controls). A character is asked about alone; in a text, a whole word becomes [UNK] with it.
 
     Raises:
-        UserError: the file is missing, too large, not UTF-8, or no BERT vocabulary.
+        UserError: the file is missing, not UTF-8, or no BERT vocabulary.
     """
-    try:
-        if vocabulary.stat().st_size > LARGEST_VOCABULARY:
-            raise UserError(f"{vocabulary}: larger than 16 MiB; give the vocab.txt of a BERT")
-        tokens = vocabulary.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{vocabulary}: {error.strerror}; give the vocab.txt of a BERT") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{vocabulary}: not UTF-8 at byte {error.start}; give the vocab.txt of a BERT") from None
-    ids = {token.removesuffix("\r"): row for row, token in enumerate(tokens)}
+    ids = {token: row for row, token in enumerate(itertools.islice(read_lines(vocabulary), MOST_TOKENS))}
     if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in ids]:
         raise UserError(f"{vocabulary}: has no line {missing[0]}; give the vocab.txt of a BERT")
     # A table, not the path: a path under its old name, vocab_file, is passed over in silence.

@@ -103,7 +103,7 @@ def test_our_counts_are_those_of_ids(tokenizer: GlyphCRMTokenizer, text: str) ->
         (lambda path: path.mkdir(), "Is a directory"),
         (lambda path: path.write_bytes("天\n".encode("utf-16")), "not UTF-8 at byte 0"),
         (lambda path: path.write_text("[PAD]\n天\n", encoding="utf-8"), r"no line \[UNK\]"),
-        (lambda path: path.write_bytes(bytes(1 << 25)), "larger than 16 MiB"),
+        (lambda path: path.write_bytes(bytes(1 << 27)), "longer than 64 MiB"),
     ],
 )
 def test_files_that_are_no_vocabulary_are_refused(
