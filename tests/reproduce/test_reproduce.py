@@ -280,6 +280,16 @@ def test_a_disk_that_is_full_for_what_is_kept_is_told_as_one(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_a_task_of_ones_own_that_goes_by_macro_f1_is_told_with_both_scores(tmp_path: Path) -> None:
+    scores = {name: {"mean": mean, "deviation": None} for name, mean in (("accuracy", 0.9), ("macro_f1", 0.4))}
+    sizes = {"train": 8, "dev": 8, "test": 8}
+    summary = {"metric": "macro_f1", "sizes": sizes, "test": scores, "test_unseen": None, "notes": []}
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path)
+    of_report = report._Report(options, Plan(4, 1, 4, 4, 32, 1, {}), {}, {}, ())
+    rows = of_report._scores({"mine": {"glyphcrm": summary}})[0].splitlines()[2:]
+    assert rows == ["| mine | accuracy | 8 | 90.00 | – |", "| mine | macro-f1 | 8 | 40.00 | – |"]
+
+
 def test_test_texts_may_all_hold_a_held_out_character(tmp_path: Path) -> None:
     """Long texts do, and of few short ones none may; the report is written all the same."""
     scores = {"mean": 0.5, "deviation": None, "values": [0.5], "texts": 7}

@@ -52,6 +52,7 @@ def test_a_drawing_becomes_a_printed_characters_picture() -> None:
         ("[[[0.1]]]", "cannot be read"),
         ('[[["a", 1]]]', "cannot be read"),
         ("[[[NaN, 1]]]", "cannot be read"),
+        (f"[[[1{'0' * 400}, 1]]]", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
         (json.dumps([[[0, 1]] * 30_000]), "more than 20,000 points"),
         ("[[" + "[0.1234567,0.1234567]," * 100_000 + "[0,0]]]", "too many points"),
