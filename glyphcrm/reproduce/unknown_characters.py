@@ -13,12 +13,10 @@ from transformers import BertTokenizer
 
 from glyphcrm.data.text_files import read_lines
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.han import is_han
 from glyphcrm.normalization import normalize
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 MOST_TOKENS = 1 << 20  # a text is told from a vocabulary long before
-LISTED_CHARACTERS = 20
 
 IsUnknown = Callable[[str], bool]
 """Whether a vocabulary has no token for one character."""
@@ -28,14 +26,12 @@ def count_unknown(data_set: str, texts: Iterable[str], vocabularies: Mapping[str
     """Count, in one pass over `texts`, what each of `vocabularies` (name -> test) does not know of them.
 
     Texts are normalised first, so white space does not count. A token is a character where it stands in a text;
-    "characters" are the distinct ones. The Han ones are counted apart too, since some vocabularies lack punctuation.
-    "most_frequent" lists at most 20 unknown characters with their numbers of tokens, the most frequent first. Shares
-    are 0 where there is nothing. Each vocabulary is asked once for each distinct character.
+    "characters" are the distinct ones. Shares are 0 where there is nothing. Each vocabulary is asked once for each
+    distinct character.
     """
     decisions = {name: functools.cache(is_unknown) for name, is_unknown in vocabularies.items()}
     counts: Counter[str] = Counter()
     affected: Counter[str] = Counter()
-    affected_han: Counter[str] = Counter()
     total = 0
     for text in texts:
         total += 1
@@ -43,13 +39,10 @@ def count_unknown(data_set: str, texts: Iterable[str], vocabularies: Mapping[str
         counts.update(text)
         distinct = set(text)
         for name, is_unknown in decisions.items():
-            unknown = [char for char in distinct if is_unknown(char)]
-            affected[name] += bool(unknown)
-            affected_han[name] += any(is_han(ord(char)) for char in unknown)
+            affected[name] += any(map(is_unknown, distinct))
     found = []
     for name, is_unknown in decisions.items():
-        unknown = sorted(filter(is_unknown, counts), key=lambda char: (-counts[char], char))
-        han = [char for char in unknown if is_han(ord(char))]
+        unknown = list(filter(is_unknown, counts))
         unknown_tokens = sum(counts[char] for char in unknown)
         found.append(
             {
@@ -60,11 +53,7 @@ def count_unknown(data_set: str, texts: Iterable[str], vocabularies: Mapping[str
                 "characters": len(counts),
                 "unknown_tokens": unknown_tokens,
                 "unknown_characters": len(unknown),
-                "unknown_han_tokens": sum(counts[char] for char in han),
-                "unknown_han_characters": len(han),
                 "texts_with_unknown": affected[name],
-                "texts_with_unknown_han": affected_han[name],
-                "most_frequent": [[char, counts[char]] for char in unknown[:LISTED_CHARACTERS]],
                 "unknown_token_share": unknown_tokens / max(counts.total(), 1),
                 "unknown_text_share": affected[name] / max(total, 1),
             }
