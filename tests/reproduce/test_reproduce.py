@@ -280,6 +280,21 @@ def test_a_disk_that_is_full_for_what_is_kept_is_told_as_one(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_kept_models_are_found_from_wherever_a_call_is_made(tmp_path: Path) -> None:
+    """summary.json has paths as they were given to the call that wrote it."""
+    task, jobs = find_task("hotel"), list[Job]()
+    for arch in stages.ARCHITECTURES:
+        directory = tmp_path / "finetuning" / "hotel" / arch
+        directory.mkdir(parents=True)
+        summary = {"best_seed": 1, "kept_model": f"runs/out/finetuning/hotel/{arch}/seed-1/model"}
+        (directory / "summary.json").write_text(json.dumps(summary))
+    plan = Plan(4, 1, 4, 4, 32, 1, {arch: Speed(1.0, 1.0, 1.0) for arch in stages.ARCHITECTURES})
+    options, workers = ReproduceOptions(preset="nano", output_dir=tmp_path), SimpleNamespace(run=jobs.extend)
+    run._robustness(run.Reproduction(options, {task: splits_of("好")}, plan, {}, workers))  # type: ignore[arg-type]
+    expected = {arch: tmp_path / "finetuning" / "hotel" / arch / "seed-1" / "model" for arch in stages.ARCHITECTURES}
+    assert [job.arguments[2] for job in jobs] == [expected]
+
+
 def test_a_task_of_ones_own_that_goes_by_macro_f1_is_told_with_both_scores(tmp_path: Path) -> None:
     scores = {name: {"mean": mean, "deviation": None} for name, mean in (("accuracy", 0.9), ("macro_f1", 0.4))}
     sizes = {"train": 8, "dev": 8, "test": 8}
