@@ -75,9 +75,10 @@ def compare(
 ) -> list[Row]:
     """Let each way predict `examples` once untimed, then `rounds` times in turns."""
     models = {name: change(copy.deepcopy(model)) for name, change in WAYS.items()}
+    length = min(task.max_length, model.config.max_position_embeddings)
 
     def read(name: str) -> list[Prediction]:
-        return predict(models[name], tokenizer, examples, task.kind, labels, task.max_length)  # type: ignore[arg-type]
+        return predict(models[name], tokenizer, examples, task.kind, labels, length)  # type: ignore[arg-type]
 
     found = {name: read(name) for name in WAYS}
     seconds = seconds_by_turns({name: lambda _, name=name: read(name) for name in WAYS}, rounds)

@@ -29,10 +29,9 @@ from unittest import mock
 import torch
 import triton
 from glyphcrm_kernels._shared.gpus import HOPPER, gluon_obstacle
-from glyphcrm_kernels._shared.launch import Launch
+from glyphcrm_kernels._shared.launch import Launch, intercepted
 from glyphcrm_kernels._shared.optional_triton import INTERPRETED
-from glyphcrm_kernels._shared.recording import record
-from glyphcrm_kernels._shared.targets import Target
+from glyphcrm_kernels._shared.targets import Target, pretend
 from glyphcrm_kernels.registry import OPS
 from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
@@ -278,7 +277,8 @@ def _launches(case: Case, target: Target, dtype: torch.dtype, inference: bool) -
         compiled.append("hopper")
     anywhere = {name: ways[name]._replace(obstacle=lambda *_: "") for name in compiled}
     for name in compiled:
-        with mock.patch.dict(ways, anywhere), record(target) as launched:
+        launched: list[Launch] = []
+        with mock.patch.dict(ways, anywhere), pretend(target), intercepted(launched.append):
             trained = case.differentiable(inputs, True)
             outputs = case.run(name, trained, DROPOUT)
             yield from (("forward", launch) for launch in launched)

@@ -45,8 +45,10 @@ from bench.clock import ratios, seconds_by_turns
 from bench.environment import first_line, versions
 from bench.throughput.material import Material, documents, limited, sizes
 from bench.throughput.models import GlyphStep, bert_arguments, build_bert, build_glyphcrm
+from glyphcrm.config_values import PRESETS
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import Sample
+from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.objective import PretrainingObjective
@@ -233,7 +235,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prog="python -m bench.step_time", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     has_gpu = torch.cuda.is_available()
-    parser.add_argument("--preset", default="base" if has_gpu else "nano")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="base" if has_gpu else "nano")
     parser.add_argument("--shapes", nargs="+", help="sequences x tokens; default by preset")
     parser.add_argument("--text", nargs="+", default=[], help="training text; default: the demo corpus")
     parser.add_argument("--rounds", type=int, default=5 if has_gpu else 2)
@@ -274,7 +276,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 for row in measure(shape, material, new, options.rounds, machine):
                     rows.append(row)
                     print(f"{shape:>8}  {row.way:<20} {row.milliseconds:9.1f} ms  x {row.beside_bert:.2f}", flush=True)
-            except RuntimeError as error:  # memory, say; the other shapes may fit
+            except (RuntimeError, UserError) as error:  # memory, say; the other shapes may fit
                 failed = True
                 _tell(f"error: {shape}: {error}")
             keep()  # what has been measured stays, whatever comes

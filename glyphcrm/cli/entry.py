@@ -15,7 +15,7 @@ from glyphcrm.version import __version__
 # Name -> where its command line is read, and what it does.
 COMMANDS = {
     "pretrain": ("training:parse_pretrain", "pre-train GlyphCRM, or a BERT to compare it with, on text"),
-    "tokenize": ("tokenize:parse", "make text into the tokens that pretrain reads, as a whole or in parts"),
+    "tokenize": ("training:parse_tokenize", "make text into the tokens that pretrain reads, as a whole or in parts"),
     "finetune": ("training:parse_finetune", "fine-tune a GlyphCRM or a BERT on a task"),
     "predict": ("predict:parse", "label texts, mark the names in them, or fill masks"),
     "web": ("web:parse", "a page on this machine that shows what the models do"),

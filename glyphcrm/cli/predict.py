@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from glyphcrm.cli.arguments import add_counts_from, add_top
 from glyphcrm.config_file import read_config
@@ -95,9 +95,9 @@ def _checked(where: str, text: str) -> tuple[str, str]:
     return where, text
 
 
-def _shown(answer: Answer, stream: TextIO | None = None) -> str:
+def _shown(answer: Answer) -> str:
     """Return an answer for the eyes; in colour on a terminal."""
-    in_colour = (stream or sys.stdout).isatty()
+    in_colour = sys.stdout.isatty()
     parts, end = [], 0
     for name in answer.names:
         colour = COLOURS[answer.labels.index(name.label) % len(COLOURS)]

@@ -1,4 +1,4 @@
-"""`glyphcrm pretrain`, `glyphcrm finetune` and `glyphcrm reproduce`: options are read before torch is imported."""
+"""`glyphcrm pretrain`, `tokenize`, `finetune` and `reproduce`: options are read before torch is imported."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def parse_pretrain(words: Sequence[str] | None, prog: str | None) -> Callable[[]
         from glyphcrm.pretraining.run import pretrain
 
         pretrain(options)
+        return 0
+
+    return run
+
+
+def parse_tokenize(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
+    """Read the command line of `tokenize`; return the work that it asks for."""
+    from glyphcrm.pretraining.shards import TokenizeOptions, tokenize_text
+
+    options = TokenizeOptions.parse(words, prog)
+    if options.init is not None:
+        read_config(Path(options.init), ("GlyphCRM",))
+
+    def run() -> int:
+        print(tokenize_text(options))
         return 0
 
     return run

@@ -11,11 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from glyphcrm.checkpoint import WEIGHTS_FILE, load_atlas
-from glyphcrm.configuration import GlyphCRMConfig
+from glyphcrm.configuration import LOADER_FILE, GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
 
-COPIED_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+COPIED_FILES = (
+    *("config.json", LOADER_FILE, "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+)
 
 
 def convert_half(directory: Path, out: Path) -> None:

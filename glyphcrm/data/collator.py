@@ -61,11 +61,10 @@ def padded_inputs(input_ids: Sequence[Ids], token_type_ids: Sequence[Ids], lengt
 
 
 class PretrainingCollator:
-    """Pads samples of `PretrainingStream` to the longest of them, rounded up to a multiple of `pad_to_multiple_of`."""
+    """Pads samples of `PretrainingStream` to the longest of them, rounded up to a multiple of `MULTIPLE`."""
 
-    def __init__(self, pad_id: int, pad_to_multiple_of: int = MULTIPLE) -> None:
+    def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
-        self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return int64 tensors: those of `padded_inputs`, and the labels.
@@ -82,7 +81,7 @@ class PretrainingCollator:
         )
         if all((ids == self.pad_id).all() for ids in input_ids):
             raise ValueError(f"all {len(samples)} samples of the batch are padding")
-        length = -(-max(map(len, input_ids)) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        length = -(-max(map(len, input_ids)) // MULTIPLE) * MULTIPLE
         padded_labels = pad(labels, length, IGNORED_LABEL)
         batch = {
             **padded_inputs(input_ids, token_type_ids, length, self.pad_id),

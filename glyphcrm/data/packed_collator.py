@@ -39,8 +39,6 @@ class PackedCollator:
         pad_id: of padding.
         tokens: the budget of a micro-batch.
         max_length: of the longest sample; at most the positions of the model.
-        sequences: most sequences of a row; default: so many that they bind only where samples are on average shorter
-            than a quarter of `max_length`.
         mask_probability: the share of tokens to predict, for which there is room in every row.
 
     Raises `ValueError` if `tokens` are fewer than `max_length`, or a number is below 1.
@@ -51,7 +49,6 @@ class PackedCollator:
         pad_id: int,
         tokens: int,
         max_length: int,
-        sequences: int | None = None,
         mask_probability: float = MASK_PROBABILITY,
     ) -> None:
         if max_length < 1 or tokens < max_length:
@@ -59,15 +56,11 @@ class PackedCollator:
                 f"a micro-batch of {tokens} tokens cannot hold a sequence of {max_length}; raise the token budget to "
                 f"{max_length} or more, or shorten the sequences"
             )
-        longest = -(-tokens // max_length)  # so many of the longest sequences fill a row
-        if sequences is None:
-            sequences = SHORTEST * longest
-        if sequences <= longest:
-            raise ValueError(f"sequences={sequences} must be more than {tokens} tokens / max_length={max_length}")
         self.pad_id = pad_id
         self.tokens = tokens
         self.max_length = max_length
-        self.sequences = sequences
+        # Of a row at most: they bind only where samples are on average shorter than a quarter of `max_length`.
+        self.sequences = SHORTEST * -(-tokens // max_length)
         self.mask_probability = mask_probability
 
     def __call__(self, samples: Sequence[Sample]) -> list[PackedBatch]:

@@ -45,8 +45,6 @@ class SentencePairs:
     Attributes:
         limit: the most tokens of a and b together, `max_length` - 3.
         spans: (n, 2) int64, first sentence and end of each span, in the order of the corpus.
-        one_sentence_documents: how many documents serve as wrong continuations only.
-        left_out_sentences: how many sentences of the others fit together with no neighbour, and so are in no span.
     """
 
     def __init__(self, store: TokenStore, documents: npt.NDArray[np.integer], *, max_length: int, seed: int) -> None:
@@ -71,10 +69,7 @@ class SentencePairs:
         # First sentence and end of each document.
         self._first = first = np.where(self._documents > 0, store.document_ends[self._documents - 1], 0)
         self._end = end = store.document_ends[self._documents]
-        self.spans, self._span_owner, left_out = _pack(store.sentence_ends, first, end, self.limit)
-        alone = end - first == 1
-        self.one_sentence_documents = int(alone.sum())
-        self.left_out_sentences = int(left_out[~alone].sum())
+        self.spans, self._span_owner = _pack(store.sentence_ends, first, end, self.limit)
         if len(self.spans) == 0:
             raise UserError(
                 f"no two neighbouring sentences of {len(self._documents)} documents fit {self.limit} tokens; "
@@ -124,8 +119,8 @@ def _pack(
     first: npt.NDArray[np.int64],
     end: npt.NDArray[np.int64],
     limit: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return spans (n, 2) of the documents [first, end), the document of each (n,), and how many sentences each lost.
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return spans (n, 2) of the documents [first, end), and the document of each (n,).
 
     Takes a step in all documents at once: the number of NumPy calls is that of the spans of the longest document.
     """
@@ -135,7 +130,6 @@ def _pack(
 
     spans: list[npt.NDArray[np.int64]] = []
     owners: list[npt.NDArray[np.int64]] = []
-    left_out = np.zeros(len(first), np.int64)
     owner = np.arange(len(first), dtype=np.int64)
     at = first.astype(np.int64)
     while len(owner):
@@ -146,9 +140,8 @@ def _pack(
         fits = (stop - start >= 2) & (sentence_ends[stop - 1] - token_start(start) <= limit)
         spans.append(np.stack([start[fits], stop[fits]], axis=1))
         owners.append(owner[fits])
-        left_out[owner[~fits]] += 1
         going_on = stop < end[owner]
         owner, at = owner[going_on], stop[going_on]
     all_spans, all_owners = np.concatenate(spans), np.concatenate(owners)
     order = np.argsort(all_spans[:, 0], kind="stable")
-    return all_spans[order], all_owners[order], left_out
+    return all_spans[order], all_owners[order]

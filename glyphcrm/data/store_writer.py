@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -32,58 +31,34 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def replacing(directory: Path) -> Iterator[Path]:
     """Give the block an empty directory that takes the place of the token store `directory` at its end.
 
-    Raises `UserError` if the disk is full, `directory` holds other files or cannot be made, or is being written.
+    The caller keeps other processes out. What one that was killed has left is removed.
+
+    Raises `UserError` if the disk is full, or `directory` holds other files or cannot be made.
     """
     directory = directory.resolve()
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; name a directory for the token store")
     if directory.is_dir() and (others := sorted(set(os.listdir(directory)) - set(FILES))):
         raise UserError(f"{directory} holds {others[0]}, which is no part of a token store; name another")
-    with _building(directory) as building:
-        try:
-            yield building
-            if directory.exists():
-                # First the file that makes it whole, so that a kill leaves no half that looks whole.
-                (directory / STORE).unlink(missing_ok=True)
-                shutil.rmtree(directory)
-            building.rename(directory)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise UserError(f"no room to write {directory} ({error.strerror}); free some or name another") from None
-
-
-@contextmanager
-def _building(directory: Path) -> Iterator[Path]:
-    """A locked, empty directory beside `directory`, removed if the block fails.
-
-    What a killed process left there is removed by the next one.
-    """
     building = directory.with_name(f".{directory.name}.building")
-    busy = UserError(f"another process is writing {directory}; wait for it or name another")
     try:
-        building.mkdir(parents=True, exist_ok=True)
-        lock = os.open(building, os.O_RDONLY)
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot write in {building.parent} ({error.strerror})") from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        except OSError:
-            pass  # a file system without locks
-        if not building.exists() or os.fstat(lock).st_ino != building.stat().st_ino:
-            raise busy  # it finished, and took this directory along, between our open and our lock
-        try:
-            for stale in building.iterdir():
-                stale.unlink()
-            yield building
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
+        yield building
+        if directory.exists():
+            # First the file that makes it whole, so that a kill leaves no half that looks whole.
+            (directory / STORE).unlink(missing_ok=True)
+            shutil.rmtree(directory)
+        building.rename(directory)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
             raise
+        raise UserError(f"no room to write {directory} ({error.strerror}); free some or name another") from None
     finally:
-        os.close(lock)
+        shutil.rmtree(building, ignore_errors=True)
 
 
 class _Block(NamedTuple):

@@ -26,15 +26,14 @@ def predict(
     labels: Sequence[str],
     max_length: int,
     batch_size: int = 32,
-    truncation: str = "head",
 ) -> list[Prediction]:
     """Return the label of each text, or a tuple with the tag of every line (mostly a character) of each sentence.
 
-    Long texts are truncated ("head" or "head+tail") to `max_length` tokens, and long sentences cut up and put together
+    Long texts are truncated to `max_length` tokens, and long sentences cut up and put together
     again, as in `encode`. Labels and tags of the examples themselves are not looked at. `model` is a fine-tuned one, as
     `load_finetuned` returns it, and is put into evaluation mode; `labels` are those of its logits, in their order.
     """
-    features = encode(tokenizer, examples, kind, labels, max_length, truncation)
+    features = encode(tokenizer, examples, kind, labels, max_length)
     choices = choose(model, features, collator_for(model), batch_size)
     return assemble(features, choices, examples, kind, labels)
 

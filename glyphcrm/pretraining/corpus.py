@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from glyphcrm.files import file_digest
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, check_fonts_draw, tokens_digest
 from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.fonts import font_chain, open_font, split_spec
-from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.pretraining.options import PretrainOptions, TextOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS, VOCABULARY_FILE, write_vocabulary
 from glyphcrm.training.run_directory import DATA_DIRECTORY, read_json, write_json
@@ -48,21 +48,6 @@ VOCABULARY_RECORD = "vocabulary.json"
 STORE_DIRECTORY = "tokens"
 DIGESTS_FILE = "digests.json"
 DIGEST = "sha256:"
-
-
-class TextOptions(Protocol):
-    """What decides about the text of a run, its vocabulary and its atlas."""
-
-    data: list[str]
-    text_column: str
-    exclude_characters: str | None
-    data_dir: str | None
-    font: list[str]
-    vocabulary_size: int
-    input_only: bool
-
-    @property
-    def run_dir(self) -> Path: ...
 
 
 def data_directory(options: TextOptions) -> Path:

@@ -10,17 +10,18 @@ from transformers import pipeline
 from glyphcrm.data.sentence_pairs import SentencePairs
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
+COUNT = 6  # sentences
 SHORTEST, LONGEST = 8, 36  # characters
 
 
-def held_out_sentences(pairs: SentencePairs, tokenizer: GlyphCRMTokenizer, count: int) -> Iterator[tuple[str, str]]:
-    """Yield at most `count` held-out sentences with one character masked, and that character.
+def held_out_sentences(pairs: SentencePairs, tokenizer: GlyphCRMTokenizer) -> Iterator[tuple[str, str]]:
+    """Yield at most six held-out sentences with one character masked, and that character.
 
     The sentences stand at even distances over the held-out text; the masked character is the Han
     character nearest to the middle.
     """
-    stride = max(1, len(pairs) // count)
-    for first, _ in pairs.spans[::stride][:count].tolist():
+    stride = max(1, len(pairs) // COUNT)
+    for first, _ in pairs.spans[::stride][:COUNT].tolist():
         ids = pairs.store.sentence(first)
         tokens = [tokenizer.tokens[i] for i in ids][:LONGEST]
         han = [i for i, token in enumerate(tokens) if "\u4e00" <= token <= "\u9fff"]
@@ -30,16 +31,15 @@ def held_out_sentences(pairs: SentencePairs, tokenizer: GlyphCRMTokenizer, count
         yield "".join([*tokens[:at], "[MASK]", *tokens[at + 1 :]]), tokens[at]
 
 
-def print_fill_mask(model_dir: Path, pairs: SentencePairs, tokenizer: GlyphCRMTokenizer, count: int = 6) -> None:
+def print_fill_mask(model_dir: Path, pairs: SentencePairs, tokenizer: GlyphCRMTokenizer) -> None:
     """Print top-5 answers of the model in `model_dir` for a few held-out sentences.
 
     Args:
         model_dir: of a GlyphCRM or a BERT, whose own tokenizer may know fewer characters.
         pairs: the held-out text.
         tokenizer: that of the text's ids.
-        count: sentences at most.
     """
     fill = pipeline("fill-mask", model=str(model_dir), device="cpu")
-    for sentence, answer in held_out_sentences(pairs, tokenizer, count):
+    for sentence, answer in held_out_sentences(pairs, tokenizer):
         guesses = "  ".join(f"{guess['token_str']} {guess['score']:.1%}" for guess in fill(sentence, top_k=5))
         print(f"  {sentence.replace('[MASK]', '▢')}  ({answer})\n      {guesses}")

@@ -61,7 +61,35 @@ RECIPES = {
 
 
 @dataclass
-class PretrainOptions(CommandLineOptions):
+class TextOptions(CommandLineOptions):
+    """What decides about the text of a run, its vocabulary and its atlas."""
+
+    preset: str = option("tiny", "size of the model and recipe", tuple(PRESETS))
+    data: list[str] = option(
+        [],
+        "files, globs or URLs (s3://, hf://, https://, ...) of text: .txt (a paragraph a line, a blank line between "
+        "documents), .jsonl, .parquet; .gz, .xz or .zst; or datasets:NAME[:CONFIG[:SPLIT]]. Default: what --data-dir "
+        "was made of, or else the demo corpus, People's Daily of January 1998",
+    )
+    text_column: str = option("text", "column or key with the text in .parquet, .jsonl and data sets")
+    exclude_characters: str | None = option(
+        None, "a file of characters; sentences with any of them are left out, so that a model never saw them"
+    )
+    max_length: int | None = option(None, "tokens a sequence, at most")
+    vocabulary_size: int = option(DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted")
+    font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#NAME)")
+    input_only: bool = option(
+        True, "add atlas rows for what else the fonts draw and the text lacks: read, though not predicted"
+    )
+    data_dir: str | None = option(
+        None,
+        "where vocabulary, atlas and tokenised text are kept; runs over the same text may share it. "
+        "Default: data/ in --output-dir",
+    )
+
+
+@dataclass
+class PretrainOptions(TextOptions):
     """Pre-train GlyphCRM, or a BERT to compare it with, on text: masked characters and next sentences."""
 
     arch: str = option(
@@ -77,23 +105,7 @@ class PretrainOptions(CommandLineOptions):
         f"of vectors that start where its do; {PLAIN}: HanGlyph's projections are trained as its other weights are",
         tuple(ABLATIONS),
     )
-    preset: str = option("tiny", "size of the model and recipe", tuple(PRESETS))
-    data: list[str] = option(
-        [],
-        "files, globs or URLs (s3://, hf://, https://, ...) of text: .txt (a paragraph a line, a blank line between "
-        "documents), .jsonl, .parquet; .gz, .xz or .zst; or datasets:NAME[:CONFIG[:SPLIT]]. Default: what --data-dir "
-        "was made of, or else the demo corpus, People's Daily of January 1998",
-    )
-    text_column: str = option("text", "column or key with the text in .parquet, .jsonl and data sets")
-    exclude_characters: str | None = option(
-        None, "a file of characters; sentences with any of them are left out, so that a model never saw them"
-    )
     output_dir: str | None = option(None, "where the run lives; default runs/PRESET")
-    data_dir: str | None = option(
-        None,
-        "where vocabulary, atlas and tokenised text are kept; runs over the same text may share it. "
-        "Default: data/ in --output-dir",
-    )
     init: str | None = option(
         None, "start from this GlyphCRM checkpoint (its size, vocabulary and atlas) instead of from scratch"
     )
@@ -102,15 +114,10 @@ class PretrainOptions(CommandLineOptions):
         "what the position embeddings of a new model, of either architecture, start from",
         tuple(POSITION_INITIALIZERS),
     )
-    font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#NAME)")
     train_font: list[str] = option(
         [],
         "further fonts: at each step one of them, or the atlas', is drawn at random for each character that they have. "
         "Validation, and the finished model, read the atlas",
-    )
-    vocabulary_size: int = option(DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted")
-    input_only: bool = option(
-        True, "add atlas rows for what else the fonts draw and the text lacks: read, though not predicted"
     )
     steps: int | None = option(None, "optimiser steps")
     stop_after: int | None = option(
@@ -123,7 +130,6 @@ class PretrainOptions(CommandLineOptions):
         "tokens that a GPU computes at once, of as many sequences as they hold, without padding. Default: those of "
         "--micro-batch-size sequences of --max-length",
     )
-    max_length: int | None = option(None, "tokens a sequence, at most")
     learning_rate: float | None = option(None, "peak, reached after the warm-up")
     glyph_learning_rate: float | None = option(None, "the same for HanGlyph's parameters")
     projection_learning_rate: float | None = option(

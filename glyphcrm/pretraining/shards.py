@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,16 @@ from glyphcrm.pretraining.corpus import (
     tokenized,
     vocabulary_settings,
 )
-from glyphcrm.pretraining.options import RECIPES, PretrainOptions
+from glyphcrm.pretraining.options import RECIPES, TextOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.training.options import CommandLineOptions, check_ranges, option
+from glyphcrm.training.options import check_ranges, option
 from glyphcrm.training.run_directory import locked, read_json, write_json
 
 RECORD = "counted.json"
-_PRETRAIN = {f.name: f for f in fields(PretrainOptions)}
-
-
-def _as_of_pretrain(name: str) -> Any:
-    its = _PRETRAIN[name]
-    default = its.default_factory() if callable(its.default_factory) else its.default
-    return option(default, its.metadata["help"], its.metadata.get("choices", ()))
 
 
 @dataclass
-class TokenizeOptions(CommandLineOptions):
+class TokenizeOptions(TextOptions):
     """Make text into what `glyphcrm pretrain --data-dir DIR` reads, on one machine or, in parts, on many."""
 
     output_dir: str = option("runs/text", "where vocabulary, atlas and tokens go: the --data-dir of pretrain")
@@ -61,14 +54,6 @@ class TokenizeOptions(CommandLineOptions):
         "first time counts characters, the second tokenises. With --init once is enough",
     )
     workers: int | None = option(None, "processes that count and tokenise; default: one for each core")
-    data: list[str] = _as_of_pretrain("data")  # noqa: RUF009
-    text_column: str = _as_of_pretrain("text_column")
-    exclude_characters: str | None = _as_of_pretrain("exclude_characters")
-    preset: str = _as_of_pretrain("preset")
-    max_length: int | None = _as_of_pretrain("max_length")
-    vocabulary_size: int = _as_of_pretrain("vocabulary_size")
-    font: list[str] = _as_of_pretrain("font")  # noqa: RUF009
-    input_only: bool = _as_of_pretrain("input_only")
     init: str | None = option(None, "tokenise for this GlyphCRM checkpoint, which pretrain is given as its --init")
     data_dir: str | None = field(init=False, default=None)
 
@@ -123,7 +108,8 @@ def _tokenize_part(text: Text, tokenizer: GlyphCRMTokenizer | None, options: Tok
     directory = options.run_dir
     places = [directory / PARTS / part_name(i, of) for i in range(1, of + 1)]
     place = places[number - 1]
-    if others := sorted(set(os.listdir(directory / PARTS) if (directory / PARTS).exists() else ()) - _names(places)):
+    there = os.listdir(directory / PARTS) if (directory / PARTS).exists() else ()
+    if others := sorted(set(there) - {place.name for place in places}):
         raise UserError(
             f"{directory / PARTS / others[0]} is no part of {of}; repeat the command of all parts with one number of "
             "them, delete it, or give another --output-dir"
@@ -228,10 +214,6 @@ def _is_whole(store: Path, fingerprint: str) -> bool:
         return read_info(store).fingerprint == fingerprint
     except UserError:
         return False
-
-
-def _names(places: list[Path]) -> set[str]:
-    return {place.name for place in places}
 
 
 def _numbered(numbers: list[int]) -> str:

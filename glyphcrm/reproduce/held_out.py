@@ -49,7 +49,7 @@ def compare_held_out(
     """Pre-train both models without a hundred characters, fine-tune them on texts with these, and compare.
 
     Return the characters (or why there are none), and for each architecture the spread of its accuracy over the seeds,
-    on the test texts with and without such a character. Return None if a run fails.
+    on the test texts with and without such a character, as far as there are both. Return None if a run fails.
     """
     directory = options.output_dir / DIRECTORY
     characters = directory / CHARACTERS_FILE

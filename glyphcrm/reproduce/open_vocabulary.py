@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,19 @@ def held_out_sentences(data: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     `data` are files or patterns, as for pretrain.py; none for the demo corpus.
     """
     options = PretrainOptions(data=list(data))
-    documents = list(Text(options).documents())
-    trained, held_out = (
-        (paragraph for i in part.tolist() for paragraph in documents[i])
-        for part in split_documents(len(documents), options.held_out)
-    )
-    sentences = [sentence for paragraph in held_out for sentence in split_sentences(paragraph, LONGEST)]
-    return sentences, count_characters(trained)
+    text = Text(options)
+    _, found = split_documents(sum(1 for _ in text.documents()), options.held_out)
+    held_out, sentences = set(found.tolist()), list[str]()
+
+    def trained() -> Iterator[str]:
+        for number, document in enumerate(text.documents()):
+            if number in held_out:
+                sentences.extend(sentence for paragraph in document for sentence in split_sentences(paragraph, LONGEST))
+            else:
+                yield from document
+
+    counts = count_characters(trained())  # which also finds the sentences: no more of the text is in memory
+    return sentences, counts
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from glyphcrm.config_values import PRESETS
+from glyphcrm.errors import UserError
 from glyphcrm.pretraining.options import RECIPES
 from glyphcrm.training.options import CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
@@ -74,6 +75,8 @@ class ReproduceOptions(CommandLineOptions):
                 (8, math.inf): ("train_samples",),
             },
         )
+        if self.train_font and self.other_font is None:
+            raise UserError("--train-font: what it brings is measured in --other-font, which is missing; give both")
 
     def identity(self) -> dict[str, object]:
         """Return what decides the plan, and so the results."""

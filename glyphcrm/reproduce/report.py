@@ -277,7 +277,7 @@ class _Report:
         for name, of_arch in found.items():
             some = next(iter(of_arch.values()))
             sizes, title = some["sizes"], self._title(name)
-            shown = ("precision", "recall", "f1") if some["metric"] == "f1" else (some["metric"], "macro_f1")
+            shown = ("precision", "recall", "f1") if some["metric"] == "f1" else ("accuracy", "macro_f1")
             for key, suffix in (("test", ""), ("test_unseen", ", without texts that stand in train")):
                 for score in shown if some[key] is not None else ():
                     cells = [_spread(of_arch[arch][key][score]) if arch in of_arch else "–" for arch in ARCHITECTURES]
@@ -300,7 +300,8 @@ class _Report:
         self._number("held-out characters", path, result["accuracy"])
         rows = []
         for arch, parts in result["accuracy"].items():
-            cells = (f"{_spread(parts[name])} ({parts[name]['texts']:,} texts)" for name in ("with", "without"))
+            found = (parts.get(name) for name in ("with", "without"))  # short texts may all be without, long ones with
+            cells = (f"{_spread(part)} ({part['texts']:,} texts)" if part else "–" for part in found)
             rows.append(" | ".join((NAMES[arch], *cells)))
         return [
             title,

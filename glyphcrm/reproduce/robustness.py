@@ -37,19 +37,17 @@ LOST_CHARACTERS = 200  # taken out of the atlas, then put back
 SEED = 0
 
 
-def score_rewritten(options: ReproduceOptions, task: Task, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def score_rewritten(options: ReproduceOptions, task: Task, tuned: Mapping[str, Path]) -> dict[str, Any]:
     """Score the kept models of a task on its test texts, rewritten in every way that there is data for.
 
-    `tuned` has each architecture's summary.json. Return experiment -> architecture -> condition -> score.
+    `tuned` has the directory of each architecture's model. Return experiment -> architecture -> condition -> score.
     """
     source = "SIGHAN's look-alikes" if options.look_alikes else "the five nearest pictures"
     result: dict[str, Any] = {"metric": task.metric, "look_alikes_from": source}
     result |= {"look_alikes": {}, "script": {}, "pictures": {}}
-    of_glyphcrm = Path(tuned["glyphcrm"]["kept_model"])
-    atlas = load_atlas(of_glyphcrm)
-    look_alikes = _known_look_alikes(options, atlas, GlyphCRMConfig.from_pretrained(of_glyphcrm).vocab_size)
-    for arch in sorted(tuned, reverse=True):
-        directory = Path(tuned[arch]["kept_model"])
+    atlas = load_atlas(tuned["glyphcrm"])
+    look_alikes = _known_look_alikes(options, atlas, GlyphCRMConfig.from_pretrained(tuned["glyphcrm"]).vocab_size)
+    for arch, directory in sorted(tuned.items(), reverse=True):
         model, tokenizer = load_finetuned(directory)
         examples = scored_examples(directory.parent, task.kind)
         scored = partial(_score, task, model, tokenizer)

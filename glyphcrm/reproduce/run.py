@@ -256,9 +256,10 @@ def _open_prediction(reproduction: Reproduction) -> None:
 
 def _robustness(reproduction: Reproduction) -> None:
     options, plan = reproduction.options, reproduction.plan
-    tuned: dict[str, dict[str, Any]] = {}
-    for name, arch, summary, _ in summaries(options.output_dir):
-        tuned.setdefault(name, {})[arch] = summary
+    tuned: dict[str, dict[str, Path]] = {}
+    for name, arch, summary, path in summaries(options.output_dir):
+        # Not the path that it names, which may be relative to where an earlier call was made.
+        tuned.setdefault(name, {})[arch] = path.parent / f"seed-{summary['best_seed']}" / MODEL_DIRECTORY
     inputs = {
         "look_alikes": options.look_alikes and file_digest(options.look_alikes),
         "opencc": version("opencc"),
@@ -275,7 +276,7 @@ def _robustness(reproduction: Reproduction) -> None:
     reproduction.workers.run(jobs)
 
 
-def _rewrite(options: ReproduceOptions, task: Task, tuned: dict[str, Any], inputs: dict[str, Any], path: Path) -> None:
+def _rewrite(options: ReproduceOptions, task: Task, tuned: dict[str, Path], inputs: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     write_json(path, {"inputs": inputs, **score_rewritten(options, task, tuned)})
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from glyphcrm.errors import UserError
+from glyphcrm.data.text_files import read_lines
+from glyphcrm.errors import UserError, shown
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.tasks.examples import Example, TaggedExample
 
-LARGEST_FILE = 1 << 24  # bytes
 DISTANCE_BLOCK = 1 << 22  # 64-bit words compared at a time
 
 
@@ -76,16 +76,16 @@ def read_look_alikes(path: Path) -> dict[str, str]:
     without the character before the comma are passed over: the published file has five.
 
     Raises:
-        UserError: the file is missing, too large, not UTF-8, holds nothing, or a line is not of that form.
+        UserError: the file is missing, not UTF-8, holds nothing, or a line is not of that form.
     """
     found: dict[str, dict[str, None]] = {}
-    for where, line in _lines(path):
-        char, comma, others = line.partition(",")
-        if not char and comma:
+    for number, line in enumerate(map(str.strip, read_lines(path)), start=1):
+        char, _, others = line.partition(",")
+        if not char:
             continue
         if len(char) != 1 or not others or any(other.isspace() for other in others):
             raise UserError(
-                f"{where}: {_shown(line)} is no character, a comma and its look-alikes; "
+                f"{path}:{number}: {shown(line)} is no character, a comma and its look-alikes; "
                 "give a SIGHAN confusion set such as similar_shape.txt"
             )
         found.setdefault(char, {}).update(dict.fromkeys(others.replace(char, "")))
@@ -133,24 +133,3 @@ def _converter() -> Callable[[str], str]:
     except ImportError:
         raise UserError('traditional script needs OpenCC: pip install "glyphcrm[reproduce]"') from None
     return cache(OpenCC("s2t").convert)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the lines that are not blank, each with its "file:line"."""
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path}: larger than 16 MiB; is this a list of characters?")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number}: not UTF-8; convert it, for example with iconv -t UTF-8") from None
-        if text:
-            yield f"{path}:{number}", text
-
-
-def _shown(line: str) -> str:
-    return repr(line if len(line) <= 20 else line[:20] + "…")

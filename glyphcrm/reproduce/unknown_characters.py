@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,13 +11,12 @@ from typing import Any
 
 from transformers import BertTokenizer
 
+from glyphcrm.data.text_files import read_lines
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.han import is_han
 from glyphcrm.normalization import normalize
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
-LARGEST_VOCABULARY = 1 << 24  # bytes
-LISTED_CHARACTERS = 20
+MOST_TOKENS = 1 << 20  # a text is told from a vocabulary long before
 
 IsUnknown = Callable[[str], bool]
 """Whether a vocabulary has no token for one character."""
@@ -26,14 +26,12 @@ def count_unknown(data_set: str, texts: Iterable[str], vocabularies: Mapping[str
     """Count, in one pass over `texts`, what each of `vocabularies` (name -> test) does not know of them.
 
     Texts are normalised first, so white space does not count. A token is a character where it stands in a text;
-    "characters" are the distinct ones. The Han ones are counted apart too, since some vocabularies lack punctuation.
-    "most_frequent" lists at most 20 unknown characters with their numbers of tokens, the most frequent first. Shares
-    are 0 where there is nothing. Each vocabulary is asked once for each distinct character.
+    "characters" are the distinct ones. Shares are 0 where there is nothing. Each vocabulary is asked once for each
+    distinct character.
     """
     decisions = {name: functools.cache(is_unknown) for name, is_unknown in vocabularies.items()}
     counts: Counter[str] = Counter()
     affected: Counter[str] = Counter()
-    affected_han: Counter[str] = Counter()
     total = 0
     for text in texts:
         total += 1
@@ -41,13 +39,10 @@ def count_unknown(data_set: str, texts: Iterable[str], vocabularies: Mapping[str
         counts.update(text)
         distinct = set(text)
         for name, is_unknown in decisions.items():
-            unknown = [char for char in distinct if is_unknown(char)]
-            affected[name] += bool(unknown)
-            affected_han[name] += any(is_han(ord(char)) for char in unknown)
+            affected[name] += any(map(is_unknown, distinct))
     found = []
     for name, is_unknown in decisions.items():
-        unknown = sorted(filter(is_unknown, counts), key=lambda char: (-counts[char], char))
-        han = [char for char in unknown if is_han(ord(char))]
+        unknown = list(filter(is_unknown, counts))
         unknown_tokens = sum(counts[char] for char in unknown)
         found.append(
             {
@@ -58,11 +53,7 @@ def count_unknown(data_set: str, texts: Iterable[str], vocabularies: Mapping[str
                 "characters": len(counts),
                 "unknown_tokens": unknown_tokens,
                 "unknown_characters": len(unknown),
-                "unknown_han_tokens": sum(counts[char] for char in han),
-                "unknown_han_characters": len(han),
                 "texts_with_unknown": affected[name],
-                "texts_with_unknown_han": affected_han[name],
-                "most_frequent": [[char, counts[char]] for char in unknown[:LISTED_CHARACTERS]],
                 "unknown_token_share": unknown_tokens / max(counts.total(), 1),
                 "unknown_text_share": affected[name] / max(total, 1),
             }
@@ -77,17 +68,9 @@ def unknown_to_bert(vocabulary: Path) -> IsUnknown:
     code points, controls). A character is asked about alone; in a text, a whole word becomes [UNK] with it.
 
     Raises:
-        UserError: the file is missing, too large, not UTF-8, or no BERT vocabulary.
+        UserError: the file is missing, not UTF-8, or no BERT vocabulary.
     """
-    try:
-        if vocabulary.stat().st_size > LARGEST_VOCABULARY:
-            raise UserError(f"{vocabulary}: larger than 16 MiB; give the vocab.txt of a BERT")
-        tokens = vocabulary.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{vocabulary}: {error.strerror}; give the vocab.txt of a BERT") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{vocabulary}: not UTF-8 at byte {error.start}; give the vocab.txt of a BERT") from None
-    ids = {token.removesuffix("\r"): row for row, token in enumerate(tokens)}
+    ids = {token: row for row, token in enumerate(itertools.islice(read_lines(vocabulary), MOST_TOKENS))}
     if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in ids]:
         raise UserError(f"{vocabulary}: has no line {missing[0]}; give the vocab.txt of a BERT")
     # A table, not the path: a path under its old name, vocab_file, is passed over in silence.

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol, TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,30 +25,6 @@ from torch import Tensor
 Work = Callable[[], None]
 Result = TypeVar("Result")
 MOST = 48  # sizes with recordings; each takes about a second to make, and memory for its kernels' arguments
-
-
-class Recorder(Protocol):
-    """What makes recordings."""
-
-    def running(self) -> AbstractContextManager[Any]:
-        """Return the context in which work is run, recorded and replayed."""
-        ...
-
-    def new_pool(self) -> Any:
-        """Return memory for recordings: what one has freed at its end, others of the pool write to."""
-        ...
-
-    def record(self, work: Work, pool: Any) -> Work:
-        """Return what replays `work`, which is called once and runs nothing; raise `RuntimeError` if that fails."""
-        ...
-
-    def room(self) -> int:
-        """Give back memory that nothing uses any more; return how many bytes work could get."""
-        ...
-
-    def recover(self) -> None:
-        """Make ordinary work possible again after a failure; no recording is replayed afterwards that draws numbers."""
-        ...
 
 
 class CudaRecorder:
@@ -59,7 +35,7 @@ class CudaRecorder:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """See `Recorder`."""
+        """Give the context in which work is run, recorded and replayed."""
         outer = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outer)
         with torch.cuda.stream(self._stream):
@@ -67,11 +43,11 @@ class CudaRecorder:
         outer.wait_stream(self._stream)
 
     def new_pool(self) -> Any:
-        """See `Recorder`."""
+        """Return memory for recordings: what one has freed at its end, others of the pool write to."""
         return torch.cuda.graph_pool_handle()
 
     def record(self, work: Work, pool: Any) -> Work:
-        """See `Recorder`."""
+        """Return what replays `work`, which is called once and runs nothing; raise `RuntimeError` if that fails."""
         graph = torch.cuda.CUDAGraph()
         try:
             # What other threads do meanwhile (pinning memory for the next batches) is none of the graph's business.
@@ -87,12 +63,12 @@ class CudaRecorder:
         return graph.replay
 
     def room(self) -> int:
-        """See `Recorder`."""
+        """Give back memory that nothing uses any more; return how many bytes work could get."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)[0]
 
     def recover(self) -> None:
-        """See `Recorder`."""
+        """Make ordinary work possible after a failure; no recording that draws numbers is replayed afterwards."""
         # A failed recording may leave the generator in the belief that it goes on; a copy of it does not share that.
         generator = torch.cuda.default_generators[self._stream.device_index]
         generator.graphsafe_set_state(generator.clone_state())
@@ -124,7 +100,7 @@ class Graphs:
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: CudaRecorder,
         in_place: Callable[[], Iterable[Tensor]],
         tell: Callable[[str], None],
         most: int = MOST,

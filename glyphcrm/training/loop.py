@@ -30,7 +30,7 @@ from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs, hold_convolutions
 from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.training import run_checkpoint
-from glyphcrm.training.graph import CudaRecorder, Graphs, Recorder, in_place_of
+from glyphcrm.training.graph import CudaRecorder, Graphs, in_place_of
 from glyphcrm.training.graphed_gradients import GraphedGradients
 from glyphcrm.training.machine import GradientSum, Machine
 from glyphcrm.training.objective import Objective, Plan
@@ -148,7 +148,7 @@ class Step:
 class Training:
     """A run: a model on its way through a plan."""
 
-    recorder: Callable[[torch.device], Recorder] = CudaRecorder
+    recorder: Callable[[torch.device], CudaRecorder] = CudaRecorder
 
     def __init__(
         self,

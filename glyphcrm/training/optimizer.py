@@ -48,11 +48,6 @@ def hanglyph_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for module in model.modules() if isinstance(module, HanGlyph) for p in module.parameters()]
 
 
-def convolution_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of HanGlyph's convolutions; none of a model that has no HanGlyph."""
-    return [p for module in model.modules() if isinstance(module, HanGlyph) for p in module.convolutions()]
-
-
 def vector_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that make vectors of characters: those in HanGlyph's place, or token embeddings."""
     base = model.base_model
@@ -78,7 +73,8 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         base = model.base_model
         assert isinstance(base, GlyphCRMModel)
         whitened = WhitenedProjections(base.hanglyph, base.frequent_rows(), base.glyph_table.bitmaps)
-    still = set(convolution_parameters(model) if settings.still_steps else [])
+    moved_later = model.modules() if settings.still_steps else ()
+    still = {p for module in moved_later if isinstance(module, HanGlyph) for p in module.convolutions()}
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {
         (*kind, decays): [] for kind in ((False, False), (True, False), (True, True)) for decays in (True, False)
     }

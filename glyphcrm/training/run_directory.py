@@ -110,11 +110,6 @@ def mark_complete(checkpoint: Path) -> None:
     write_json(checkpoint / COMPLETE_FILE, record)
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end and still has all its files in their sizes."""
-    return (checkpoint / COMPLETE_FILE).exists() and _damage(checkpoint, contents=False) is None
-
-
 def check_whole(checkpoint: Path) -> None:
     """Raise `UserError` if a checkpoint has not the bytes that were written; read it before its files are loaded."""
     if (damage := _damage(checkpoint)) is not None:

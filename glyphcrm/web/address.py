@@ -18,10 +18,11 @@ def bind(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # where it means: what a server that has ended left behind is no hindrance
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise UserError(f"port {port} of {host} is taken; give another --port") from None
-        raise UserError(f"--host {host}, --port {port}: {error.strerror or error}; give others") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host}, --port {port}: {reason}; give others") from None
     return listener
 
 

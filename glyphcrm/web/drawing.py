@@ -54,7 +54,7 @@ def _read(drawing: str) -> Strokes:
         raise UserError("the drawing has too many points; clear it, and draw it with fewer strokes")
     try:
         strokes = [[_point(point) for point in stroke] for stroke in json.loads(drawing)]
-    except (ValueError, TypeError, RecursionError):
+    except (ArithmeticError, ValueError, TypeError, RecursionError):
         raise UserError("the drawing cannot be read; clear it, and draw it again") from None
     strokes = [stroke for stroke in strokes if stroke]
     if not strokes:

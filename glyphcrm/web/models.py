@@ -92,12 +92,12 @@ def load_models(model: Path, task_models: Sequence[Path] = (), berts: Sequence[P
 
 
 def bounded(text: str, longest: int = LONGEST) -> str:
-    """Return a text of the page; raise `UserError` for one that is empty or longer than is answered at once."""
+    """Return a text of the page, in which a tab separates no pair; raise `UserError` if it is empty or too long."""
     if len(text) > longest:
         raise UserError(f"the text has {len(text):,} characters; at most {longest:,} are read here, shorten it")
     if not text.strip():
         raise UserError("there is no text yet; type some, or click an example")
-    return text
+    return text.replace("\t", " ")
 
 
 def _load(directory: Path, kind: str) -> Answerer:

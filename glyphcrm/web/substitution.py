@@ -35,9 +35,9 @@ def attack(models: Models, name: str, text: str, count: int, source: str, seed: 
     Raises `UserError`: the text is longer than 200 characters, or has none that could be replaced, or the model cannot
     read it.
     """
-    known = models.predicted_han()
+    text, known = bounded(text, LONGEST), models.predicted_han()
     draw, among = random.Random(seed), set(known)
-    places = [i for i, char in enumerate(bounded(text, LONGEST)) if char in among]
+    places = [i for i, char in enumerate(text) if char in among]
     if not places:
         raise UserError("the text has no Chinese character that could be replaced; type some, or click an example")
     chosen = draw.sample(places, min(count, len(places)))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import step_time
+from glyphcrm.errors import UserError
 from tests.training import emulated_graphs
 
 
@@ -32,6 +33,24 @@ def test_every_way_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len({round(row["tokens_per_second"] * row["milliseconds"]) for row in found["rows"]}) == 1
     assert len(found["hanglyph"]) == 1
     assert capsys.readouterr().out.rstrip().endswith(report.read_text("utf-8").rstrip())
+
+
+def test_a_shape_that_does_not_fit_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures have no room, for example, which a run of pre-training tells its user."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text, record = tmp_path / "text.txt", tmp_path / "times.json"
+    text.write_text("\n\n".join("天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。" * 3 for _ in range(60)), encoding="utf-8")
+
+    def measured(shape: str, *_: Any) -> Iterator[step_time.Row]:
+        yield step_time.Row(shape, step_time.PEER, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0)
+        if shape == "2x24":
+            raise UserError("the GPU's memory has no room")
+
+    monkeypatch.setattr(step_time, "measure", measured)
+    words = ["--preset", "nano", "--shapes", "2x24", "2x32", "--rounds", "1", "--text", str(text)]
+    assert step_time.main([*words, "--json", str(record)]) == 1
+    found = json.loads(record.read_text("utf-8"))
+    assert [row["shape"] for row in found["rows"]] == ["2x24", "2x32"] and len(found["hanglyph"]) == 1
 
 
 def test_recordings_of_a_shape_are_gone_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

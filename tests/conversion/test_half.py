@@ -17,6 +17,8 @@ from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest
 
 def test_weights_are_stored_in_16_bits_and_used_in_32(directory: Path, tmp_path: Path, atlas: GlyphAtlas) -> None:
     assert main(["convert-half", "--model", str(directory), "--out", str(tmp_path / "half")]) == 0
+    names = ({path.name for path in saved.iterdir()} for saved in (directory, tmp_path / "half"))
+    assert next(names) == next(names)  # what transformers needs for trust_remote_code=True among them
     whole, half = (load_file(saved / "model.safetensors") for saved in (directory, tmp_path / "half"))
     for name, tensor in whole.items():
         stored = torch.float16 if tensor.is_floating_point() else tensor.dtype

@@ -172,8 +172,6 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -> None
         deadline = time.monotonic() + 60
         while not (tokens.exists() and tokens.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.02)
-        with pytest.raises(UserError, match="another process is writing"):
-            write(directory, [["一。"]])
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert tokens.stat().st_size > 0, "it was killed in the middle"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 import torch
 
 from glyphcrm.checkpoint import save_checkpoint
+from glyphcrm.data.sentence_pairs import split_documents
 from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce import open_vocabulary
 from glyphcrm.reproduce.open_vocabulary import (
     BOTH,
@@ -24,6 +28,32 @@ from glyphcrm.reproduce.open_vocabulary import (
 )
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import READ_ONLY, TEXT
+
+
+def test_a_text_is_read_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two documents of 100 are held out, and of the others none stays."""
+
+    class Document(list[str]):
+        pass
+
+    there: weakref.WeakSet[Document] = weakref.WeakSet()
+    Document.__hash__ = object.__hash__  # type: ignore[method-assign, assignment]
+    most = 0
+
+    def documents(*_: object) -> Iterator[list[str]]:
+        nonlocal most
+        for number in range(100):
+            document = Document([f"{chr(0x4E00 + number)}。" * 2])
+            there.add(document)
+            most = max(most, len(there))
+            yield document
+
+    monkeypatch.setattr(open_vocabulary.Text, "documents", documents)
+    monkeypatch.setattr(open_vocabulary.Text, "__init__", lambda *_: None)
+    sentences, counts = open_vocabulary.held_out_sentences(["text.txt"])
+    _, held_out = split_documents(100, PretrainOptions().held_out)
+    assert sentences == [f"{chr(0x4E00 + number)}。" for number in held_out for _ in range(2)] and most <= 2
+    assert counts == {"。": 196, **{chr(0x4E00 + i): 2 for i in range(100) if i not in held_out}}
 
 
 def test_ranks_by_hand(

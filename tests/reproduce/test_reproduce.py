@@ -280,6 +280,42 @@ def test_a_disk_that_is_full_for_what_is_kept_is_told_as_one(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_kept_models_are_found_from_wherever_a_call_is_made(tmp_path: Path) -> None:
+    """summary.json has paths as they were given to the call that wrote it."""
+    task, jobs = find_task("hotel"), list[Job]()
+    for arch in stages.ARCHITECTURES:
+        directory = tmp_path / "finetuning" / "hotel" / arch
+        directory.mkdir(parents=True)
+        summary = {"best_seed": 1, "kept_model": f"runs/out/finetuning/hotel/{arch}/seed-1/model"}
+        (directory / "summary.json").write_text(json.dumps(summary))
+    plan = Plan(4, 1, 4, 4, 32, 1, {arch: Speed(1.0, 1.0, 1.0) for arch in stages.ARCHITECTURES})
+    options, workers = ReproduceOptions(preset="nano", output_dir=tmp_path), SimpleNamespace(run=jobs.extend)
+    run._robustness(run.Reproduction(options, {task: splits_of("好")}, plan, {}, workers))  # type: ignore[arg-type]
+    expected = {arch: tmp_path / "finetuning" / "hotel" / arch / "seed-1" / "model" for arch in stages.ARCHITECTURES}
+    assert [job.arguments[2] for job in jobs] == [expected]
+
+
+def test_a_task_of_ones_own_that_goes_by_macro_f1_is_told_with_both_scores(tmp_path: Path) -> None:
+    scores = {name: {"mean": mean, "deviation": None} for name, mean in (("accuracy", 0.9), ("macro_f1", 0.4))}
+    sizes = {"train": 8, "dev": 8, "test": 8}
+    summary = {"metric": "macro_f1", "sizes": sizes, "test": scores, "test_unseen": None, "notes": []}
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path)
+    of_report = report._Report(options, Plan(4, 1, 4, 4, 32, 1, {}), {}, {}, ())
+    rows = of_report._scores({"mine": {"glyphcrm": summary}})[0].splitlines()[2:]
+    assert rows == ["| mine | accuracy | 8 | 90.00 | – |", "| mine | macro-f1 | 8 | 40.00 | – |"]
+
+
+def test_test_texts_may_all_hold_a_held_out_character(tmp_path: Path) -> None:
+    """Long texts do, and of few short ones none may; the report is written all the same."""
+    scores = {"mean": 0.5, "deviation": None, "values": [0.5], "texts": 7}
+    accuracy = {"glyphcrm": {"with": scores}, "bert": {"without": scores}}
+    result = {"task": "hotel", "characters": GOOD, "accuracy": accuracy}
+    (tmp_path / "held_out.json").write_text(json.dumps(result), encoding="utf-8")
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path)
+    section = report._Report(options, Plan(4, 1, 4, 4, 32, 1, {}), {}, {}, ()).held_out()
+    assert "| GlyphCRM | 50.00 (7 texts) | – |" in section[2] and "| BERT | – | 50.00 (7 texts) |" in section[2]
+
+
 @pytest.mark.parametrize(("stage", "compare"), [("held_out", "compare_held_out"), ("other_fonts", "compare_fonts")])
 def test_a_stage_takes_no_runs_of_other_settings_for_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, compare: str
@@ -436,6 +472,7 @@ def test_a_plan_fits_into_its_time(
         (["--hours", "0"], "--hours"),
         (["--data", "nowhere"], "nowhere"),
         (["--tasks", "no_such_task"], "no_such_task"),
+        (["--train-font", "a.ttf"], "--other-font"),
     ],
 )
 def test_bad_settings_are_one_line_and_leave_nothing(

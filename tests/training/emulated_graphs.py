@@ -128,7 +128,7 @@ def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
 
 
 class EmulatedGraphs:
-    """A `Recorder` for the CPU."""
+    """A `CudaRecorder` for the CPU."""
 
     def __init__(self) -> None:
         self.pools: dict[int, list[Tape]] = {}

@@ -28,7 +28,7 @@ from glyphcrm.training.machine import Machine
 from glyphcrm.training.objective import Plan
 from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer
 from glyphcrm.training.progress import Display, Entry
-from glyphcrm.training.run_directory import is_complete, last_checkpoint
+from glyphcrm.training.run_directory import check_whole, last_checkpoint
 from glyphcrm.training.step_loader import Batch, PaddedMicroBatches
 
 CPU = Machine(torch.device("cpu"))
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     (checkpoint / "progress.json").unlink()
     record = json.loads((checkpoint / "complete.json").read_text())
     (checkpoint / "complete.json").write_text(json.dumps({n: of for n, of in record.items() if n != "progress.json"}))
-    assert is_complete(checkpoint)
+    check_whole(checkpoint)
     with pytest.raises(UserError, match="another version of this program"):
         run(tmp_path / "run", plan())
 

@@ -19,7 +19,6 @@ from glyphcrm.training.run_directory import (
     check_whole,
     claim,
     forget,
-    is_complete,
     last_checkpoint,
     locked,
     mark_complete,
@@ -237,7 +236,8 @@ def test_where_no_checkpoint_is_whole_nothing_is_removed_and_the_run_does_not_st
 def test_a_record_that_cannot_be_read_is_no_whole_checkpoint(content: bytes, tmp_path: Path) -> None:
     older, newer = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
     (newer / "complete.json").write_bytes(content)
-    assert not is_complete(newer)
+    with pytest.raises(UserError, match="is damaged"):
+        check_whole(newer)
     assert last_checkpoint(tmp_path) == older
 
 
@@ -246,7 +246,7 @@ def test_half_written_checkpoints_are_removed(tmp_path: Path) -> None:
     first, second = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
     (second / "complete.json").unlink()
     (first / "notes.txt").write_text("a user's own")
-    assert not is_complete(second) and last_checkpoint(tmp_path) == first and not second.exists()
+    assert last_checkpoint(tmp_path) == first and not second.exists()
     (first / "optimizer.pt").unlink()  # as if it was being removed when the process was killed
     third = checkpoint(tmp_path, 3)
     assert last_checkpoint(tmp_path) == third and not first.exists()

@@ -18,8 +18,9 @@ from glyphcrm.web import rendering
 from glyphcrm.web.characters import see_drawn, see_typed
 from glyphcrm.web.drawing import picture_of
 from glyphcrm.web.heat import STRIDE, WINDOW, heat_map
-from glyphcrm.web.models import PRETRAINED, Models, load_models
+from glyphcrm.web.models import PRETRAINED, Models, bounded, load_models
 from glyphcrm.web.substitution import SOURCES, attack
+from tests.classic import TEXT
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny"
 CROSS = [[[0.4, 0.5], [0.6, 0.5]], [[0.5, 0.4], [0.5, 0.6]]]
@@ -51,6 +52,7 @@ def test_a_drawing_becomes_a_printed_characters_picture() -> None:
         ("[[[0.1]]]", "cannot be read"),
         ('[[["a", 1]]]', "cannot be read"),
         ("[[[NaN, 1]]]", "cannot be read"),
+        (f"[[[1{'0' * 400}, 1]]]", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
         (json.dumps([[[0, 1]] * 30_000]), "more than 20,000 points"),
         ("[[" + "[0.1234567,0.1234567]," * 100_000 + "[0,0]]]", "too many points"),
@@ -183,6 +185,13 @@ def test_nothing_that_is_shown_is_obeyed(models: Models) -> None:
     evil = "<script>alert(1)</script>"
     shown = rendering.answer(Answer(evil, {}, choices=(((evil, 0.5),),), note=evil)) + rendering.message(evil)
     assert "<script" not in shown and shown.count("&lt;script&gt;") == 4
+
+
+def test_a_tab_in_a_text_makes_no_pair_of_it(models: Models) -> None:
+    text, apart = TEXT[:4] + "\t" + TEXT[4:8], TEXT[:4] + " " + TEXT[4:8]
+    assert bounded(text) == apart
+    found, expected = (attack(models, "judge", t, 2, "fewest different pixels", 0) for t in (text, apart))
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -231,6 +232,9 @@ def test_what_is_wrong_at_the_start_is_one_line(
         port = str(taken.getsockname()[1])
         assert main(["web", "--model", str(directories["pretrained"]), "--port", port]) == 2
     assert capsys.readouterr() == ("", f"error: port {port} of 127.0.0.1 is taken; give another --port\n")
+    for host in ("a..b", "x" * 70):
+        assert main(["web", "--model", str(directories["pretrained"]), "--host", host]) == 2
+        assert re.fullmatch(rf"error: --host {host}, --port 7860: .*; give others\n", capsys.readouterr().err)
     assert main(["web", "--model", str(tmp_path / "nowhere"), "--port", "0"]) == 2
     said = capsys.readouterr()
     assert not said.out and "no config.json there" in said.err and said.err.count("\n") == 1

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from glyphcrm_kernels._shared.memo import MOST, answers
-from glyphcrm_kernels._shared.operators import Operator, is_eager, is_exporting
+from glyphcrm_kernels._shared.operators import is_eager, is_exporting
 
 BACKENDS = ("auto", "hopper", "triton", "cpu", "reference")
 
@@ -62,8 +62,7 @@ class Op:
             of which the first is a tensor.
         check: raises `ValueError` unless the arguments of the implementations fit each other; it looks at no values.
         implementations: by name, in order of preference; "reference" is the last and takes everything.
-        operators: those that launch Triton kernels, by name.
-        kernels: the module with those kernels, whose names end in "_kernel".
+        kernels: the module with its Triton kernels, whose names end in "_kernel".
     """
 
     name: str
@@ -71,7 +70,6 @@ class Op:
     arguments: Callable[..., tuple[Any, ...]]
     check: Callable[..., None]
     implementations: Mapping[str, Implementation]
-    operators: Mapping[str, Operator] = field(default_factory=dict)
     kernels: ModuleType | None = None
     _chosen: dict[Any, str] = field(default_factory=answers, init=False, repr=False)
 

@@ -119,6 +119,5 @@ OP = Op(
         "cpu": Implementation(cpu.run, cpu.obstacle),
         "reference": Implementation(add_norm_reference),
     },
-    triton.OPERATORS,
     triton_kernels,
 )

@@ -197,5 +197,3 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 _add_norm.register_autograd(_backward, setup_context=_keep)
-
-OPERATORS = {"add_norm": _add_norm, "add_norm_backward": _add_norm_backward, "segment_sum": _segment_sum}

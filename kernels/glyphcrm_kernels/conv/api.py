@@ -117,6 +117,5 @@ OP = Op(
         "cpu": Implementation(cpu.run, cpu.obstacle, drawback=cpu.drawback),
         "reference": Implementation(glyph_conv_reference),
     },
-    triton.OPERATORS,
     triton_kernels,
 )

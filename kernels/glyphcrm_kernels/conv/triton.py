@@ -304,11 +304,3 @@ def _unpooled_shape(dout: Tensor, pool: bool) -> tuple[int, int, int, int]:
     images, outputs, height, width = dout.shape
     step = 2 if pool else 1
     return images, outputs, height * step, width * step
-
-
-OPERATORS = {
-    "glyph_conv": _glyph_conv,
-    "glyph_conv_epilogue_backward": _epilogue_backward,
-    "glyph_conv_data_gradient": _data_gradient,
-    "glyph_conv_weight_gradient": _weight_gradient,
-}

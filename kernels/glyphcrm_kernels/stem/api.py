@@ -80,6 +80,5 @@ OP = Op(
         "cpu": Implementation(cpu.run, cpu.obstacle),
         "reference": Implementation(glyph_stem_reference),
     },
-    triton.OPERATORS,
     triton_kernels,
 )

@@ -145,5 +145,3 @@ def _backward(ctx: Any, dactivation: Tensor, dpooled: Tensor) -> tuple[Tensor | 
 
 
 _glyph_stem.register_autograd(_backward, setup_context=_setup_context)
-
-OPERATORS = {"glyph_stem": _glyph_stem, "glyph_stem_backward": _glyph_stem_backward}

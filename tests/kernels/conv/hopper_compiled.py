@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 import triton
-from glyphcrm_kernels._shared.launch import Launch
-from glyphcrm_kernels._shared.recording import launches_of
-from glyphcrm_kernels._shared.targets import Target
+from glyphcrm_kernels._shared.launch import Launch, intercepted
+from glyphcrm_kernels._shared.operators import Operator
+from glyphcrm_kernels._shared.targets import Target, pretend
 from glyphcrm_kernels.conv import triton as op
 from torch import Tensor
 
@@ -28,6 +28,14 @@ from bench.static_report import compile_ahead
 
 TARGET = Target("cuda", 90)
 IMAGES = 100
+
+
+def launches_of(operator: Operator, *arguments: Any) -> list[Launch]:
+    """Return what an operator would launch, given tensors on the meta device."""
+    launched: list[Launch] = []
+    with pretend(TARGET), intercepted(launched.append):
+        operator.body(*arguments)  # in whose place meta tensors would get the rule for shapes
+    return launched
 
 
 def launches(dtype: torch.dtype) -> list[tuple[str, Launch]]:
@@ -43,11 +51,11 @@ def launches(dtype: torch.dtype) -> list[tuple[str, Launch]]:
         x, g = empty(side), empty(side - 8)
         residual = g if side == 32 else None
         forward = (x, weight, bias, residual, True)
-        found.append((f"forward {side}", launches_of(op._glyph_conv, TARGET, *forward, False, 0, True)))
+        found.append((f"forward {side}", launches_of(op._glyph_conv, *forward, False, 0, True)))
         if side == 32:
-            found.append((f"pooled {side}", launches_of(op._glyph_conv, TARGET, *forward, True, 0, True)))
-        found.append((f"data gradient {side}", launches_of(op._data_gradient, TARGET, g, weight, 0, True)))
-        found.append((f"weight gradient {side}", launches_of(op._weight_gradient, TARGET, g, x, weight, 0, True)))
+            found.append((f"pooled {side}", launches_of(op._glyph_conv, *forward, True, 0, True)))
+        found.append((f"data gradient {side}", launches_of(op._data_gradient, g, weight, 0, True)))
+        found.append((f"weight gradient {side}", launches_of(op._weight_gradient, g, x, weight, 0, True)))
     return [(name, launch) for name, (launch,) in found]
 
 
