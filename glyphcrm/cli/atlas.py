@@ -23,6 +23,7 @@ from glyphcrm.atlas_sources import (
     with_input_only,
 )
 from glyphcrm.cli.arguments import add_counts_from, add_font, add_top, refuse_used
+from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError, listed
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
@@ -35,7 +36,7 @@ from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `atlas`, its first word one of the commands; return the work that it asks for."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = Parser(prog=prog)
     commands = parser.add_subparsers(required=True, metavar="build|show|add|encode|nearest")
     for add_command in (_add_build, _add_show, _add_add, _add_encode, _add_nearest):
         add_command(commands)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from glyphcrm.cli.arguments import add_counts_from, add_top
+from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 
@@ -24,7 +25,7 @@ COLOURS = (36, 33, 35, 32, 34, 31)  # of a terminal's text: cyan, yellow, magent
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `predict`; return the work that it asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Label texts, mark names, or fill masks, whichever the model does.",
         epilog="Without TEXT the lines of --file or of standard input are read. A tab separates the two texts of a "
