@@ -27,8 +27,8 @@ def refuse_unknown_options(parser: ArgumentParser, words: Sequence[str]) -> None
 class Parser(ArgumentParser):
     """An `ArgumentParser` that calls `refuse_unknown_options`; one with commands leaves it to theirs."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None, **kwargs: Any) -> tuple[Namespace, list[str]]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # type: ignore[override]
         """As in argparse."""
         if self._subparsers is None and args is not None:
             refuse_unknown_options(self, args)
-        return super().parse_known_args(args, namespace, **kwargs)
+        return super().parse_known_args(args, namespace)

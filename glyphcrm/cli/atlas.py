@@ -46,7 +46,7 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     return partial(arguments.run, arguments)
 
 
-def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("build", help="draw an atlas from fonts")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
@@ -66,7 +66,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=build)
 
 
-def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("show", help="look at the pictures of some characters")
     parser.add_argument("text", metavar="TEXT")
     atlas_help = "an atlas file, or a checkpoint directory (default: draw from the fonts)"
@@ -77,7 +77,7 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(run=show)
 
 
-def _add_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_add(commands: argparse._SubParsersAction[Parser]) -> None:
     help = "let a trained model read more characters: a copy of it with rows added"
     parser = commands.add_parser("add", help=help)
     add = parser.add_argument
@@ -93,7 +93,7 @@ def _add_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(run=add_to_model)
 
 
-def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_encode(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("encode", help="keep the vectors of all characters beside a model, for inference")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
     dtype_help = "of the vectors (default: %(default)s)"
@@ -101,7 +101,7 @@ def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=encode)
 
 
-def _add_nearest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_nearest(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("nearest", help="find the characters that a model sees as most alike")
     parser.add_argument("text", metavar="TEXT", help="a table is printed for each of its characters")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")

@@ -85,7 +85,12 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: is not UTF-8 ({error.reason}); convert it") from error
+        from glyphcrm.data.text_files import encoding_advice
+
+        before, after = error.object[: error.start], error.object[error.start :]
+        begin = before.rfind(b"\n") + 1
+        line = before[begin:] + after.split(b"\n", 1)[0]
+        raise UserError(f"{name}: is not UTF-8; {encoding_advice(line, begin, error.start - begin)}") from error
 
 
 def _checked(where: str, text: str) -> tuple[str, str]:
