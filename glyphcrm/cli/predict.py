@@ -89,8 +89,8 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
         before, after = error.object[: error.start], error.object[error.start :]
         begin = before.rfind(b"\n") + 1
-        line = before[begin:] + after.split(b"\n", 1)[0]
-        raise UserError(f"{name}: is not UTF-8; {encoding_advice(line, begin, error.start - begin)}") from error
+        advice = encoding_advice(before[begin:] + after.split(b"\n", 1)[0], begin, error.start - begin)
+        raise UserError(f"{name}: is not UTF-8; {advice}") from error
 
 
 def _checked(where: str, text: str) -> tuple[str, str]:
