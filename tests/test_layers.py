@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor know nothing of each other.
 FLOORS = (
-    ("errors", "version"),
+    ("command_line", "errors", "version"),
     ("charsmap", "files", "normalization", "config_values", "tokens"),
     ("config_file", "configuration", "glyphs", "tokenization", "vocabulary"),
     ("data",),

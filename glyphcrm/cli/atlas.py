@@ -23,6 +23,7 @@ from glyphcrm.atlas_sources import (
     with_input_only,
 )
 from glyphcrm.cli.arguments import add_counts_from, add_font, add_top, refuse_used
+from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError, listed
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
@@ -35,7 +36,7 @@ from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `atlas`, its first word one of the commands; return the work that it asks for."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = Parser(prog=prog)
     commands = parser.add_subparsers(required=True, metavar="build|show|add|encode|nearest")
     for add_command in (_add_build, _add_show, _add_add, _add_encode, _add_nearest):
         add_command(commands)
@@ -45,7 +46,7 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     return partial(arguments.run, arguments)
 
 
-def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("build", help="draw an atlas from fonts")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
@@ -65,7 +66,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=build)
 
 
-def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("show", help="look at the pictures of some characters")
     parser.add_argument("text", metavar="TEXT")
     atlas_help = "an atlas file, or a checkpoint directory (default: draw from the fonts)"
@@ -76,7 +77,7 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(run=show)
 
 
-def _add_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_add(commands: argparse._SubParsersAction[Parser]) -> None:
     help = "let a trained model read more characters: a copy of it with rows added"
     parser = commands.add_parser("add", help=help)
     add = parser.add_argument
@@ -92,7 +93,7 @@ def _add_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(run=add_to_model)
 
 
-def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_encode(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("encode", help="keep the vectors of all characters beside a model, for inference")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
     dtype_help = "of the vectors (default: %(default)s)"
@@ -100,7 +101,7 @@ def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=encode)
 
 
-def _add_nearest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_nearest(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("nearest", help="find the characters that a model sees as most alike")
     parser.add_argument("text", metavar="TEXT", help="a table is printed for each of its characters")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glyphcrm.cli.arguments import add_font, refuse_used
+from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def parse_release(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-release`; return the work that it asks for."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = Parser(prog=prog)
     parser.add_argument("--weights", type=Path, required=True, help="the torch-saved checkpoint")
     parser.add_argument("--vocab", type=Path, required=True, help="its vocabulary, a token a line")
     parser.add_argument("--bitmaps", type=Path, required=True, help="its images, .npz of (V, 288) uint8")
@@ -27,7 +28,7 @@ def parse_release(words: Sequence[str] | None, prog: str | None) -> Callable[[],
 
 def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-bert`; return the work that it asks for."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = Parser(prog=prog)
     parser.add_argument("--bert", type=Path, required=True, help="directory that save_pretrained wrote")
     add_font(parser)
     parser.add_argument("--seed", type=int, default=0, help="of HanGlyph's initial weights")
@@ -38,7 +39,7 @@ def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], in
 
 def parse_half(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-half`; return the work that it asks for."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = Parser(prog=prog)
     parser.add_argument("--model", type=Path, required=True, help="directory that save_pretrained wrote")
     arguments = _with_out(parser, words)
     read_config(arguments.model)

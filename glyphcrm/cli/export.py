@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `export`; return the work that it asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Write a saved model as ONNX, which runs without this package.",
         epilog="Inputs are input_ids, attention_mask and token_type_ids, (batch, length) int64, both sizes free.",

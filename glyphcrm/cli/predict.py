@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glyphcrm.cli.arguments import add_counts_from, add_top
+from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 
@@ -24,7 +25,7 @@ COLOURS = (36, 33, 35, 32, 34, 31)  # of a terminal's text: cyan, yellow, magent
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `predict`; return the work that it asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Label texts, mark names, or fill masks, whichever the model does.",
         epilog="Without TEXT the lines of --file or of standard input are read. A tab separates the two texts of a "
@@ -84,7 +85,12 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: is not UTF-8 ({error.reason}); convert it") from error
+        from glyphcrm.data.text_files import encoding_advice
+
+        before, after = error.object[: error.start], error.object[error.start :]
+        begin = before.rfind(b"\n") + 1
+        advice = encoding_advice(before[begin:] + after.split(b"\n", 1)[0], begin, error.start - begin)
+        raise UserError(f"{name}: is not UTF-8; {advice}") from error
 
 
 def _checked(where: str, text: str) -> tuple[str, str]:

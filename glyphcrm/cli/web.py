@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
 
@@ -17,7 +18,7 @@ PORT = 7860
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `web`; return the work that it asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Serve a page on this machine: fill masks, label texts and find names, draw a character and see "
         "its look-alikes, see which strokes decide, and attack with look-alikes.",

@@ -18,6 +18,15 @@ CANDIDATES = 8
 Ids = npt.NDArray[np.unsignedinteger]
 
 
+def check_document_count(count: int) -> None:
+    """Raise `UserError` if `count` documents are too few to hold some out."""
+    if count < 4:
+        raise UserError(
+            f"the text has {count} document{'s' * (count != 1)}; at least 4 are needed, training and held-out ones "
+            "(in .txt a blank line ends a document)"
+        )
+
+
 def split_documents(count: int, held_out_fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split range(count) into training and held-out documents, both sorted int64.
 
@@ -28,8 +37,7 @@ def split_documents(count: int, held_out_fraction: float) -> tuple[npt.NDArray[n
     """
     if not 0 < held_out_fraction < 1:
         raise UserError(f"the held-out fraction is {held_out_fraction}, and must be between 0 and 1")
-    if count < 4:
-        raise UserError(f"{count} documents cannot be split into training and held-out ones; at least 4 are needed")
+    check_document_count(count)
     held = min(max(round(count * held_out_fraction), 2), count - 2)
     held_out = (2 * np.arange(held, dtype=np.int64) + 1) * count // (2 * held)
     return np.setdiff1d(np.arange(count, dtype=np.int64), held_out), held_out

@@ -165,12 +165,14 @@ def read_lines(path: Path | RemoteFile) -> Iterator[str]:
                 where = f"byte {offset + skip + error.start}"
                 if compressed:
                     where += " of the decompressed text"
-                raise UserError(f"{path}: not UTF-8 at {where}; {_advice(line[skip:], offset, error.start)}") from None
+                raise UserError(
+                    f"{path}: not UTF-8 at {where}; {encoding_advice(line[skip:], offset, error.start)}"
+                ) from None
             offset += len(line)
             yield text.removesuffix("\n").removesuffix("\r")
 
 
-def _advice(line: bytes, offset: int, start: int) -> str:
+def encoding_advice(line: bytes, offset: int, start: int) -> str:
     """Say what to do about the line at `offset` of a file, which is no UTF-8 from its byte `start` on."""
     encoding = next((name for mark, name in OTHER_BOMS.items() if offset == 0 and line.startswith(mark)), None)
     if encoding is None and b"\0" in line:

@@ -25,7 +25,7 @@ from glyphcrm.data.demo_corpus import corpus_path, demo_documents
 from glyphcrm.data.excluded_characters import read_characters, without
 from glyphcrm.data.masking import label_ids
 from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
-from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, split_documents
+from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, check_document_count, split_documents
 from glyphcrm.data.store_format import unfinished_parts
 from glyphcrm.data.store_writer import blocks
 from glyphcrm.data.text_files import TextSource, expand, iter_documents, source_digest, source_size
@@ -35,7 +35,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, check_fonts_draw, tokens_digest
 from glyphcrm.glyphs.font_file import Font
-from glyphcrm.glyphs.fonts import font_chain, open_font, split_spec
+from glyphcrm.glyphs.fonts import font_chain, open_font
 from glyphcrm.pretraining.options import PretrainOptions, TextOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS, VOCABULARY_FILE, write_vocabulary
@@ -139,13 +139,20 @@ class Text:
         return iter_documents(sources, text_column=self.column, may_be_blank=self._is_part)
 
     def character_counts(self) -> Counter[str]:
-        """Return how often each character stands in the text, normalised and without what is excluded."""
+        """Return how often each character stands in the text, normalised and without what is excluded.
+
+        Raises `UserError` for a text that has too few documents, before anything is drawn and tokenised for it.
+        """
         counts: Counter[str] = Counter()
+        documents = 0
         count = partial(_counted, excluded=self.excluded)
         with tqdm(desc="Counting characters", unit=" characters", unit_scale=True) as bar:
-            for of_block in ordered_map(count, blocks(self.all_documents()), self.workers):
+            for of_block, documents_of_block in ordered_map(count, blocks(self.all_documents()), self.workers):
                 counts.update(of_block)
+                documents += documents_of_block
                 bar.update(of_block.total())
+        if not self._is_part:
+            check_document_count(documents)
         return counts
 
     def contents(self, digests: Path) -> list[list[str]]:
@@ -177,9 +184,9 @@ class Text:
         write_json(path, record)
 
 
-def _counted(block: list[list[str]], excluded: frozenset[str]) -> Counter[str]:
-    documents = without(block, excluded) if excluded else block
-    return Counter(count_characters(paragraph for document in documents for paragraph in document))
+def _counted(block: list[list[str]], excluded: frozenset[str]) -> tuple[Counter[str], int]:
+    documents = list(without(block, excluded)) if excluded else block
+    return Counter(count_characters(paragraph for document in documents for paragraph in document)), len(documents)
 
 
 def split_evenly(sizes: Sequence[int], parts: int) -> list[int]:
@@ -224,10 +231,13 @@ class Corpus:
 
 
 def vocabulary_settings(options: TextOptions, digests: Path) -> dict[str, Any]:
-    """Return what decides a vocabulary and its atlas, apart from the text; `digests` is a cache of the fonts'."""
+    """Return what decides a vocabulary and its atlas, apart from the text; `digests` is a cache of the fonts'.
+
+    Raises `UserError` for a font that cannot be drawn with: before characters are counted, which may take hours.
+    """
     return {
         "vocabulary_size": options.vocabulary_size,
-        "font": [[font, file_digest(split_spec(font)[0], digests)] for font in options.font],
+        "font": [[font, file_digest(open_font(font).path, digests)] for font in options.font],
         "input_only": options.input_only,
     }
 

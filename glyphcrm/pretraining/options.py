@@ -9,6 +9,7 @@ from pathlib import Path
 from glyphcrm.config_values import POSITION_INITIALIZERS, PRESETS
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
@@ -204,6 +205,7 @@ class PretrainOptions(TextOptions):
                 (1, recipe.steps): ("stop_after",),
                 (2, 1e6): ("keep_checkpoints",),  # the older goes before the newer is whole
                 (8, math.inf): ("max_length",),
+                (len(SPECIAL_TOKENS) + 1, math.inf): ("vocabulary_size",),
                 (0, math.inf): ("warmup_steps", "hold_steps", "still_steps", "save_minutes", *rates),
                 (0, 1024): ("workers",),
                 (0, 2**32 - 1): ("seed",),

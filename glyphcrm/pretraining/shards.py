@@ -37,6 +37,7 @@ from glyphcrm.pretraining.corpus import (
 )
 from glyphcrm.pretraining.options import RECIPES, TextOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.training.options import check_ranges, option
 from glyphcrm.training.run_directory import locked, read_json, write_json
 
@@ -60,7 +61,14 @@ class TokenizeOptions(TextOptions):
     def __post_init__(self) -> None:
         self.data_dir = self.output_dir
         self.max_length = self.max_length or RECIPES[self.preset].max_length
-        check_ranges(asdict(self), {(8, math.inf): ("max_length",), (0, 1024): ("workers",)})
+        check_ranges(
+            asdict(self),
+            {
+                (8, math.inf): ("max_length",),
+                (0, 1024): ("workers",),
+                (len(SPECIAL_TOKENS) + 1, math.inf): ("vocabulary_size",),
+            },
+        )
         number, _, of = (self.shard or "1/1").partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 100_000):
             raise UserError(f"--shard {self.shard}: give the part and the number of parts, as 1/8; the last is 8/8")

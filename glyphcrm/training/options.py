@@ -6,12 +6,11 @@ import math
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from glyphcrm.command_line import refuse_unknown_options
 from glyphcrm.errors import UserError
 from glyphcrm.training.recipe_file import SUFFIXES, read_recipe
 
@@ -22,16 +21,11 @@ REPORT_TO = "where losses and scores are reported: tensorboard wandb mlflow trac
 
 
 class _Help(ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that there are, and one name of each option: HfArgumentParser gives two, --x_y and --x-y."""
-
-    def _format_action_invocation(self, action: Action) -> str:
-        action = copy(action)
-        action.option_strings = [name for name in action.option_strings if "_" not in name]
-        return super()._format_action_invocation(action)
+    """Tells the defaults that there are."""
 
     def _get_help_string(self, action: Action) -> str | None:
-        if (name := next(iter(action.option_strings), "")).startswith("--no_"):
-            return f"the opposite of --{name.removeprefix('--no_').replace('_', '-')}"
+        if (name := next(iter(action.option_strings), "")).startswith("--no-"):
+            return f"the opposite of --{name.removeprefix('--no-')}"
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
@@ -76,14 +70,18 @@ class CommandLineOptions:
         parser.add_argument(
             "recipe", nargs="?", metavar="RECIPE.yaml", help="a file of options, NAME: VALUE; comes first"
         )
+        for action in parser._actions:  # each has two names, --x_y and --x-y; usage, help and errors shall tell one
+            action.option_strings = [name for name in action.option_strings if "_" not in name]
         recipe = read_recipe(Path(words[0]), parser) if words and words[0].endswith(SUFFIXES) else None
         if recipe is not None:
             parser.set_defaults(**recipe.values)
             for action in parser._actions:
                 action.required &= action.dest not in recipe.values
+        given = words[recipe is not None :]
+        refuse_unknown_options(parser, given)
         try:
             options, rest, unknown = parser.parse_args_into_dataclasses(
-                words[recipe is not None :], return_remaining_strings=True, look_for_args_file=False
+                given, return_remaining_strings=True, look_for_args_file=False
             )
         except UserError as error:
             flag = str(error).split()[0]
@@ -91,10 +89,6 @@ class CommandLineOptions:
             if recipe is None or name not in recipe.values or any(word.startswith(flag) for word in words):
                 raise
             raise UserError(f"{recipe.place_of(name)}: {error}") from None
-        if strange := [word.partition("=")[0] for word in unknown if word.startswith("-")]:
-            names = [name for name in parser._option_string_actions if "_" not in name]
-            near = get_close_matches(strange[0].replace("_", "-"), names, 1, cutoff=0.75)
-            parser.error(f"no option is named {strange[0]}; {f'is {near[0]} meant?' if near else '--help lists all'}")
         if words := [*([] if rest.recipe is None else [rest.recipe]), *unknown]:
             parser.error(f"unknown: {' '.join(words)}; a recipe comes first, and ends in {' or '.join(SUFFIXES)}")
         return options

@@ -12,6 +12,7 @@ import gradio as gr
 
 from glyphcrm.answers import Classifier
 from glyphcrm.errors import UserError
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.web import rendering
 from glyphcrm.web.characters import see_drawn, see_typed
 from glyphcrm.web.heat import METHODS, heat_map
@@ -37,7 +38,7 @@ REVIEWS = [
 def build(models: Models) -> gr.Blocks:
     """Return the page; errors that a user can mend are shown in it."""
     with gr.Blocks(title="GlyphCRM", analytics_enabled=False) as page:
-        read, predicted = len(models.atlas), len(models.predicted)
+        read, predicted = (len(tokens) - len(SPECIAL_TOKENS) for tokens in (models.atlas, models.predicted))
         gr.Markdown(
             f"# GlyphCRM\nReads Chinese as pictures: {read:,} characters are read, {predicted:,} of them "
             "predicted. All of this happens on the machine that runs `glyphcrm web`."

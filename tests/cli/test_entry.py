@@ -65,6 +65,11 @@ def test_a_checkout_that_is_not_installed_works(tmp_path: Path) -> None:
         (["--preset", "nano", "pretrain"], "nano"),
         (["predict", "--model", "m", "--top", "0", "北▢"], "--top: 0; give"),
         (["atlas", "nearest", "--model", "m", "--top", "many", "请"], "--top: many; give"),
+        (["atlas", "nearest", "--modle", "m", "请"], "no option is named --modle; is --model meant?"),
+        (["predict", "北▢", "--modle=m"], "no option is named --modle; is --model meant?"),
+        (["finetune", "--tsak", "hotel"], "no option is named --tsak; is --task meant?"),
+        (["pretrain", "--learning-rate", "1e"], "argument --learning-rate: invalid float value: '1e'"),
+        (["predict", "-5", "-- 北▢", "--", "--modle"], "required: --model"),
     ],
 )
 def test_what_is_no_command_is_refused(words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,6 +200,7 @@ def test_a_configuration_without_return_dict(capsys: pytest.CaptureFixture[str],
         ("classifier", ["--file", "missing"], "missing: cannot be read: No such file"),
         ("classifier", ["--file", "long"], "long:2: more than 20,000 characters"),
         ("classifier", ["--file", "latin"], "latin: is not UTF-8"),
+        ("classifier", ["--file", "gbk"], "gbk: is not UTF-8; it looks like GBK"),
         ("classifier", ["--file", "blank"], "no text; give one"),
         (SHIPPED, ["天地"], "text 1: has no [MASK] or ▢"),
         (SHIPPED, ["▢" * 600], "text 1: 602 tokens; the model reads 512"),
@@ -216,6 +217,7 @@ def test_what_is_wrong_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("long").write_text("天\n" + "地" * 1_000_000, encoding="utf-8")
+    Path("gbk").write_bytes("a\n天地\n".encode("gbk"))
     Path("latin").write_bytes("天\n".encode() + b"\xe9\n")
     Path("blank").write_text("\n \n")
     assert main(["predict", "--model", directories.get(where, where), *words]) == 2

@@ -52,7 +52,7 @@ def replaced(path: Path, old: bytes, new: bytes) -> None:
 
 def test_text_exchanged_in_the_middle_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_text("天地玄黄。" * 20_000 + "日月盈昃" + "宇宙洪荒。" * 20_000, encoding="utf-8")
+    path.write_text("天。\n\n" * 3 + "天地玄黄。" * 20_000 + "日月盈昃" + "宇宙洪荒。" * 20_000, encoding="utf-8")
     shared, options = str(tmp_path / "data"), options_for(tmp_path, "--data-dir", str(tmp_path / "data"))
     assert set("日月盈昃") < set(prepared(options))
     assert prepared(options) == prepared(options_for(tmp_path, "--data-dir", shared, "--seed", "7"))
@@ -63,7 +63,7 @@ def test_text_exchanged_in_the_middle_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_font_exchanged_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    (tmp_path / "text.txt").write_text("天地玄黄。\n\n" * 4, encoding="utf-8")
     font = font_file(tmp_path / "user.ttf", {"天": SQUARE})
     options = options_for(tmp_path, "--font", str(font))
     prepared(options)
@@ -105,7 +105,7 @@ def test_pictures_of_a_font_are_drawn_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_digest_of_a_text_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    (tmp_path / "text.txt").write_text("天地玄黄。\n\n" * 4, encoding="utf-8")
     monkeypatch.setattr(files, "SETTLED_NS", -(10**12))
     for _ in range(2):
         prepared(options_for(tmp_path))
@@ -129,7 +129,7 @@ def test_the_digest_of_a_text_is_taken_once(tmp_path: Path, monkeypatch: pytest.
 def test_prepared_files_that_do_not_belong_together(
     tmp_path: Path, name: str, old: str, new: str, complaint: str
 ) -> None:
-    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    (tmp_path / "text.txt").write_text("天地玄黄。\n\n" * 4, encoding="utf-8")
     options = options_for(tmp_path)
     assert len(prepared(options)) == 10
     path = data_directory(options) / name
@@ -141,7 +141,7 @@ def test_prepared_files_that_do_not_belong_together(
 
 
 def test_tokens_exchanged_are_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("天地玄黄。" * 20, encoding="utf-8")
+    (tmp_path / "text.txt").write_text("天地玄黄。\n\n" * 20, encoding="utf-8")
     options = options_for(tmp_path)
     prepared(options)
     path = data_directory(options) / "tokens" / "tokens.bin"
@@ -152,7 +152,7 @@ def test_tokens_exchanged_are_made_anew(tmp_path: Path) -> None:
 
 
 def test_data_of_an_older_version_is_told_of(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    (tmp_path / "text.txt").write_text("天地玄黄。\n\n" * 4, encoding="utf-8")
     options = options_for(tmp_path)
     prepared(options)
     record = data_directory(options) / VOCABULARY_RECORD
@@ -165,7 +165,7 @@ def test_data_of_an_older_version_is_told_of(tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_written_in(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("天地玄黄。", encoding="utf-8")
+    (tmp_path / "text.txt").write_text("天地玄黄。\n\n" * 4, encoding="utf-8")
     (tmp_path / "file").write_bytes(b"")
     for place in (tmp_path / "file" / "data", Path("/proc/data"), tmp_path / ("x" * 300)):
         with pytest.raises(UserError) as caught:

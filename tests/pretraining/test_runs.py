@@ -19,9 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, AutoTokenizer, BertForPreTraining
 
+from glyphcrm.cli.entry import run_command
 from glyphcrm.glyphs import fonts
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.modeling.hanglyph import GlyphVectors, HanGlyph
+from glyphcrm.pretraining import corpus
+from glyphcrm.pretraining.corpus import Text
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
 from glyphcrm.training.run_directory import is_complete, last_checkpoint, step_of
@@ -394,13 +397,40 @@ def test_a_directory_with_another_run_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.parametrize("words", [["pretrain"], ["tokenize"], ["tokenize", "--shard", "1/2"]])
+@pytest.mark.parametrize(
+    ("option", "message"), [("--font", "not a TrueType or OpenType font"), ("--vocabulary-size", "give 6 or more")]
+)
+def test_options_are_refused_before_a_long_text_is_read(
+    words: list[str],
+    option: str,
+    message: str,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Text, "character_counts", lambda text: pytest.fail("counted"))
+    other = shutil.copy(text_file, tmp_path)
+    value = str(other) if option == "--font" else "5"
+    data = ["--data", str(text_file), str(other), "--output-dir", str(tmp_path / "run")]
+    assert run_command(words[0], [*words[1:], *data, option, value]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_is_drawn_for_too_few_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("天地玄黄。\n宇宙洪荒。\n\n日月盈昃。\n\n辰宿列张。\n", encoding="utf-8")
+    monkeypatch.setattr(corpus, "frequent_characters", lambda *_: pytest.fail("drawn"))
+    assert main(command(tmp_path / "text.txt", tmp_path / "run")) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
         (None, [], "no-such-file.txt"),
         (b"", [], "empty"),
         ("天地。\n玄黄。\n".encode() + b"\xff\xfe", [], "byte 20"),
-        ("天地玄黄。宇宙洪荒。".encode(), [], "at least 4"),
+        ("天地玄黄。宇宙洪荒。".encode(), [], "has 1 document; at least 4 are needed"),
         ("天\n\n地\n\n玄\n\n黄\n\n宇\n\n宙".encode(), [], "no two neighbouring sentences"),
         ("天地。玄黄。\n\n".encode() * 6, ["--max-length", "65"], "64 positions"),
         ("天地。玄黄。\n\n".encode() * 6, ["--micro-batch-size", "3"], "batch of 4 sequences"),
