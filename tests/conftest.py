@@ -26,6 +26,8 @@ from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+from tests import interpreter
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 # What can be drawn must not depend on the fonts of this machine.
@@ -35,6 +37,10 @@ fonts.SYSTEM_FONT_DIRECTORIES = ()
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+if INTERPRETED:
+    interpreter.quicken()
 
 
 @pytest.fixture(autouse=True)
