@@ -19,6 +19,8 @@ if torch.cuda.is_available():
 else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs import fonts
@@ -27,7 +29,6 @@ from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm_kernels._shared.optional_triton import INTERPRETED
 from tests import interpreter
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
