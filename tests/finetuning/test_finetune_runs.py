@@ -30,7 +30,6 @@ from tests.classic import TEXT
 from tests.glyphs.font_files import SQUARE, font_file
 from tests.robustness.processes import Run
 
-
 SHORT = ("--keep-model", "best", "--epochs", "4")
 
 

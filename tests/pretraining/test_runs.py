@@ -210,12 +210,12 @@ def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_
     The same losses after 20 steps, and the same norm of the first gradient, HanGlyph's among them. Where torchrun is
     killed on the way, its processes end, though nobody would tell them of each other's end; what they leave continues.
     """
-    more = ("--dropout", "0", "--steps", "20", "--save-every", "20", "--log-every", "1", "--micro-batch-size")
+    more = ("--dropout", "0", "--steps", "200", "--save-every", "20", "--log-every", "1", "--micro-batch-size")
     runs = [command(text_file, tmp_path / name, *more, micro) for name, micro in zip("abcd", "4121", strict=True)]
     runs[2] += ["--save-every", "1"]
     kill_torchrun(runs[2], tmp_path / "c")
-    for run, ranks in ((runs[0], 1), (runs[1], 1), (runs[2], 2), (runs[3], 2)):
-        code, output = pretrain(run, ranks)
+    for run, ranks in zip(runs, (1, 1, 2, 2), strict=True):
+        code, output = pretrain([*run, "--stop-after", "20"], ranks)
         assert code == 0, output
     one, *others = ((losses(tmp_path / name)[20], measures(tmp_path / name, "grad_norm")[1]) for name in "abcd")
     for loss, first_norm in others:
