@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ if torch.cuda.is_available():
 else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
+from glyphcrm_kernels._shared.optional_triton import INTERPRETED
+
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs import fonts
@@ -26,6 +29,7 @@ from glyphcrm.glyphs.fonts import default_font
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
+from tests import interpreter
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 # What can be drawn must not depend on the fonts of this machine.
@@ -35,6 +39,16 @@ fonts.SYSTEM_FONT_DIRECTORIES = ()
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+if INTERPRETED:
+    interpreter.quicken()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection of garbage need not look at it, which takes a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

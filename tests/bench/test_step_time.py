@@ -77,6 +77,7 @@ def test_recordings_of_a_shape_are_gone_before_the_next_one(tmp_path: Path, monk
     monkeypatch.setattr(step_time, "no_graph_because", lambda *_, **__: "")
     monkeypatch.setattr(step_time, "CudaRecorder", recorder)
     monkeypatch.setattr(step_time, "measure", counting)
+    monkeypatch.setattr(step_time, "measure_hanglyph", lambda *_: ())
     words = ["--preset", "nano", "--shapes", "2x24", "2x32", "--rounds", "1", "--text", str(text)]
     assert step_time.main(words) == 0
     assert left == [0, 2, 0, 2]

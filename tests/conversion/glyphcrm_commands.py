@@ -1,15 +1,17 @@
-"""Runs many `glyphcrm` command lines in one fresh process: importing torch for each would take minutes."""
+"""Runs many `glyphcrm` command lines in one process of their own: importing torch for each would take minutes."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from glyphcrm.cli.entry import main
+from tests.robustness.processes import run_ranks
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def run_commands(commands: Mapping[str, Command], directory: Path) -> dict[str, 
     """Run all of them; their streams are kept as files in `directory`."""
     lines = [[str(word) for word in command.words] for command in commands.values()]
     before = [contents(command.kept) for command in commands.values()]
-    subprocess.run([sys.executable, __file__, directory], input=json.dumps(lines), text=True, check=True)
+    run_ranks(_run_all, (directory, lines), 1)
     codes = json.loads((directory / "exit_codes.json").read_text())
     taken = {}
     for i, (name, command) in enumerate(commands.items()):
@@ -73,11 +75,9 @@ def _run_here(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 1
 
 
-def _run_all(directory: Path) -> None:
-    from glyphcrm.cli.entry import main
-
+def _run_all(rank: int, directory: Path, lines: list[list[str]]) -> None:
     codes = []
-    for i, arguments in enumerate(json.load(sys.stdin)):
+    for i, arguments in enumerate(lines):
         for stream, number in (("out", 1), ("err", 2)):
             file = os.open(directory / f"{i}.{stream}", os.O_WRONLY | os.O_CREAT)
             os.dup2(file, number)
@@ -86,7 +86,3 @@ def _run_all(directory: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     (directory / "exit_codes.json").write_text(json.dumps(codes))
-
-
-if __name__ == "__main__":
-    _run_all(Path(sys.argv[1]))

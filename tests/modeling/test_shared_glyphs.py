@@ -19,6 +19,7 @@ from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs, ranks
+from tests.robustness.processes import run_ranks
 
 Loss = Callable[[dict[str, Any]], Tensor]
 
@@ -167,9 +168,8 @@ def test_processes_divide_the_characters(atlas: GlyphAtlas, tmp_path: Path) -> N
     for name, (characters, lengths) in DIVISIONS.items():
         rows = torch.randperm(38, generator=generator)[:characters].add(1).tolist()
         divisions[name] = [[batch_of(rows, length, length // 3, generator) for length in own] for own in lengths]
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     arguments = (tmp_path, model, divisions)
-    torch.multiprocessing.start_processes(one_of_the_processes, arguments, nprocs=4, start_method="forkserver")
+    run_ranks(one_of_the_processes, arguments, 4)
 
     for number, (name, batches) in enumerate(divisions.items()):
         together = [batch for own in batches for batch in own]

@@ -19,6 +19,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining, HanGlyphEmbedding
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs, ranks
+from tests.robustness.processes import run_ranks
 
 LACKED = 7  # characters that no other font has; special tokens are before them
 
@@ -161,9 +162,8 @@ def test_processes_that_share_the_characters_read_the_same_pictures(atlas: Glyph
         ids = torch.randint(5 + LACKED, 40, (2, 9), generator=generator)
         glyph_ids, glyph_index = ids.unique(return_inverse=True)
         batches.append([{"glyph_ids": glyph_ids, "glyph_index": glyph_index}])
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     arguments = (tmp_path, model, batches)
-    torch.multiprocessing.start_processes(one_of_two, arguments, nprocs=2, start_method="forkserver")
+    run_ranks(one_of_two, arguments, 2)
     (ids, vectors), (ids1, vectors1) = (torch.load(tmp_path / f"right-{rank}.pt") for rank in (0, 1))
     assert torch.equal(ids, ids1) and all(map(torch.equal, vectors, vectors1))
     with torch.no_grad():

@@ -210,17 +210,15 @@ def test_a_stopped_run_saves_and_the_same_command_continues(
 def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_path: Path) -> None:
     """One process, one process in micro-batches, two torchrun processes, and two others in micro-batches.
 
-    The same losses after 20 steps, and the same norm of the first gradient, HanGlyph's among them.
+    The same losses after 20 steps, and the same norm of the first gradient, HanGlyph's among them. Where torchrun is
+    killed on the way, its processes end, though nobody would tell them of each other's end; what they leave continues.
     """
-    more = ("--dropout", "0", "--steps", "20", "--save-every", "20", "--log-every", "1", "--micro-batch-size")
+    more = ("--dropout", "0", "--steps", "200", "--save-every", "20", "--log-every", "1", "--micro-batch-size")
     runs = [command(text_file, tmp_path / name, *more, micro) for name, micro in zip("abcd", "4121", strict=True)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launched = subprocess.run(
-        [*torchrun, str(REPOSITORY / "pretrain.py"), *runs[2]], env=environment(), capture_output=True, text=True
-    )
-    assert launched.returncode == 0, launched.stderr
-    for run, ranks in ((runs[0], 1), (runs[1], 1), (runs[3], 2)):
-        code, output = pretrain(run, ranks)
+    runs[2] += ["--save-every", "1"]
+    kill_torchrun(runs[2], tmp_path / "c")
+    for run, ranks in zip(runs, (1, 1, 2, 2), strict=True):
+        code, output = pretrain([*run, "--stop-after", "20"], ranks)
         assert code == 0, output
     one, *others = ((losses(tmp_path / name)[20], measures(tmp_path / name, "grad_norm")[1]) for name in "abcd")
     for loss, first_norm in others:
@@ -228,10 +226,8 @@ def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_
         assert first_norm == pytest.approx(one[1], rel=1e-4)
 
 
-def test_workers_end_when_torchrun_is_killed(text_file: Path, tmp_path: Path) -> None:
-    """Nobody would tell them of each other's end any more; what they leave continues."""
-    run = tmp_path / "orphaned"
-    arguments = command(text_file, run, "--save-every", "1", "--steps", "2000")
+def kill_torchrun(arguments: list[str], run: Path) -> None:
+    """Start it, kill it with SIGKILL after three steps, and wait until its two processes have ended."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launcher = subprocess.Popen(
         [*torchrun, str(REPOSITORY / "pretrain.py"), *arguments],
@@ -363,24 +359,22 @@ def test_a_loss_that_diverges_stops_the_run(
     assert not (run / "model").exists()
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(finished: Path, text_file: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "full"
     arguments = command(text_file, run)
     process = start(arguments)
     wait_for("checkpoint-4/complete.json", run, process)
     process.kill()
     size = (run / "checkpoint-4" / "model.safetensors").stat().st_size
-    limited = subprocess.run(
-        [sys.executable, str(REPOSITORY / "pretrain.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1000, size + 1000)),
-        timeout=300,
-        check=False,
-    )
-    assert limited.returncode == 2, limited.stderr
-    assert "make room" in limited.stderr.splitlines()[-1]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1000, limits[1]))
+    try:
+        assert main(arguments) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "make room" in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
     assert pretrain(arguments)[0] == 0
     assert same_weights(run, finished)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -95,6 +96,12 @@ def warm_up() -> None:
     process = _CONTEXT.Process(target=_nothing)
     process.start()
     process.join()
+
+
+def run_ranks(work: Callable[..., None], arguments: tuple[Any, ...], ranks: int) -> None:
+    """Call ``work(rank, *arguments)`` in so many processes, and wait; an exception of one is raised here."""
+    warm_up()
+    torch.multiprocessing.start_processes(work, arguments, nprocs=ranks, start_method="forkserver")
 
 
 def _nothing() -> None:

@@ -11,14 +11,13 @@ import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from glyphcrm.modeling import backend, model, packed_attention, packing
 from glyphcrm.training import graphed_gradients
@@ -38,23 +37,38 @@ def poison(tensor: Tensor) -> None:
     torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).fill_(255)
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among arguments or results of an operator."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from tensors_in(each)
+
+
+def detached(value: Any) -> Any:
+    """Return an argument of an operator with aliases in place of its tensors."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [detached(each) for each in value] if isinstance(value, (tuple, list)) else value
+
+
 class Operation:
     """One call of an operator."""
 
     def __init__(self, operator: Any, args: Any, kwargs: Any, results: list[Tensor]) -> None:
         # Aliases: who else holds the memory can then be counted.
         self.operator, self.results = operator, [result.detach() for result in results]
-        self.args, self.kwargs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))
+        self.args, self.kwargs = detached(args), {name: detached(value) for name, value in kwargs.items()}
         arguments = operator._schema.arguments
         given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
         self.written = [
             tensor
             for argument, value in given
             if argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in tree_leaves(value)
-            if isinstance(tensor, Tensor)
+            for tensor in tensors_in(value)
         ]
-        read = {storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        read = {storage(x) for x in tensors_in([*args, *kwargs.values()])}
         self.made = [result for result in self.results if storage(result) not in read]
 
     def again(self) -> None:
@@ -64,13 +78,13 @@ class Operation:
         elif self.written:
             self.operator(*self.args, **self.kwargs)
         elif self.made:  # else it is a view
-            results = [x for x in tree_leaves(self.operator(*self.args, **self.kwargs)) if isinstance(x, Tensor)]
+            results = tensors_in(self.operator(*self.args, **self.kwargs))
             for place, result in zip(self.results, results, strict=True):
                 place.copy_(result)
 
-    def tensors(self) -> list[Tensor]:
-        """Return all aliases that this holds."""
-        return [x for x in tree_leaves((self.args, self.kwargs, self.results)) if isinstance(x, Tensor)]
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield all aliases that this holds."""
+        return tensors_in([self.args, [*self.kwargs.values()], self.results])
 
 
 class Tape(TorchDispatchMode):
@@ -94,7 +108,7 @@ class Tape(TorchDispatchMode):
                     whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
                     self._before[storage(tensor)] = (whole, whole.clone())
             result = func(*args, **kwargs)
-        operation = Operation(func, args, kwargs, [x for x in tree_leaves(result) if isinstance(x, Tensor)])
+        operation = Operation(func, args, kwargs, list(tensors_in(result)))
         for tensor in operation.made:
             self.made[storage(tensor)] = tensor
         self.operations.append(operation)

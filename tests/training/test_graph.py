@@ -24,6 +24,7 @@ from glyphcrm.pretraining.ablations import FreeGlyphs, free_glyphs
 from glyphcrm.training import graphed_gradients
 from glyphcrm.training.graph import CudaRecorder, Graphs, Recording, Work, in_place_of, no_graph_because
 from glyphcrm.training.graphed_gradients import Batch, GraphedGradients
+from tests.robustness.processes import run_ranks
 from tests.training.emulated_graphs import EmulatedGraphs
 
 Steps = list[list[Batch]]
@@ -534,9 +535,8 @@ def test_two_processes_are_one(atlas: GlyphAtlas, tmp_path: Path) -> None:
     sizes = [[SHORT, LONG], [SHORT]], [[SHORT, LONG], [SHORT]], [[SHORT], [SHORT, SHORT]]
     steps = [steps_of([step[rank] for step in sizes], seed=rank) for rank in range(2)]
     expected = Trained(small_model(atlas).double())([first + second for first, second in zip(*steps, strict=True)])
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     arguments = (tmp_path, small_model(atlas).double(), steps)
-    torch.multiprocessing.start_processes(one_of_two_processes, arguments, nprocs=2, start_method="forkserver")
+    run_ranks(one_of_two_processes, arguments, 2)
     (first, weights, replays), (second, same, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert replays >= 4
     assert [sum(pair) for pair in zip(first, second, strict=True)] == pytest.approx(expected.losses, abs=1e-12)

@@ -13,7 +13,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -30,6 +29,7 @@ from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer
 from glyphcrm.training.progress import Display, Entry
 from glyphcrm.training.run_directory import check_whole, last_checkpoint
 from glyphcrm.training.step_loader import Batch, PaddedMicroBatches
+from tests.robustness.processes import run_ranks
 
 CPU = Machine(torch.device("cpu"))
 ROWS, LENGTH = 40, 8
@@ -308,7 +308,7 @@ def test_two_processes_are_one_and_either_continues_the_other(tmp_path: Path) ->
     course = plan(batch_size=8, micro_batch_size=4, still_steps=2)
     one, history = run(tmp_path / "one", course, cut=8, dropout=0.0)
     run(tmp_path / "mixed", plan(batch_size=8, micro_batch_size=4, end=5, still_steps=2), cut=8, dropout=0.0)
-    mp.spawn(process, (free_port(), tmp_path), nprocs=2)
+    run_ranks(process, (free_port(), tmp_path), 2)
     weights = [torch.load(tmp_path / "two" / f"weights-{rank}.pt") for rank in (0, 1)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     close_to(one, weights[0])
