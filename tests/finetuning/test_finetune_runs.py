@@ -30,8 +30,6 @@ from tests.classic import TEXT
 from tests.glyphs.font_files import SQUARE, font_file
 from tests.robustness.processes import Run
 
-SHORT = ("--keep-model", "best", "--epochs", "4")
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run `glyphcrm finetune` in this process."""
@@ -86,7 +84,7 @@ def command(task: Path, model: Path, run: Path, *more: str) -> list[str]:
 def undisturbed(sentiment: Path, directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One seed of a GlyphCRM on the texts."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert main(command(sentiment, directories["glyphcrm"], run, *SHORT)) == 0
+    assert main(command(sentiment, directories["glyphcrm"], run, "--keep-model", "best")) == 0
     return run
 
 
@@ -175,7 +173,7 @@ def test_a_run_stopped_and_killed_ends_bit_for_bit_the_same(
     undisturbed: Path, sentiment: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "disturbed"
-    arguments = command(sentiment, directories["glyphcrm"], run, *SHORT)
+    arguments = command(sentiment, directories["glyphcrm"], run, "--keep-model", "best")
     # Ctrl-C in the middle of an epoch, then kill -9 while a checkpoint is being written.
     for moment, number in (
         ("checkpoint-12/complete.json", signal.SIGINT),
@@ -310,7 +308,7 @@ def test_the_test_set_is_scored_in_other_fonts_too_and_training_reads_others(
     runs = tmp_path / "tested", tmp_path / "trained"
     fonts = (("--test-font", *map(str, files)), ("--train-font", *map(str, files)))
     for run, more in zip(runs, fonts, strict=True):
-        assert main(command(sentiment, directories["glyphcrm"], run, *SHORT, *more)) == 0
+        assert main(command(sentiment, directories["glyphcrm"], run, "--keep-model", "best", *more)) == 0
     assert predictions(runs[0]) == predictions(undisturbed)
     own, *others = (load_file(run / "seed-0" / "model" / "model.safetensors") for run in (undisturbed, *runs))
     assert all(torch.equal(own[name], others[0][name]) for name in own)
