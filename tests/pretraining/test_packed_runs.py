@@ -19,7 +19,7 @@ from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.training.loop import Training
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.progress import read_metrics
-from glyphcrm.training.run_directory import is_complete
+from glyphcrm.training.run_directory import check_whole
 from tests.pretraining.runs import command, main
 from tests.training import emulated_graphs
 from tests.training.emulated_graphs import EmulatedGraphs
@@ -89,7 +89,7 @@ def test_a_loss_that_diverges_in_a_recorded_step_keeps_the_last_checkpoint(
     assert main(command(text_file, tmp_path / "run", *more)) == 2
     assert as_on_a_gpu[0].replayed > 0 and "is kept" in capsys.readouterr().err
     checkpoint = max((tmp_path / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert is_complete(checkpoint)
+    check_whole(checkpoint)
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
 
 

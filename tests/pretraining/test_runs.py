@@ -27,7 +27,7 @@ from glyphcrm.pretraining import corpus
 from glyphcrm.pretraining.corpus import Text
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
-from glyphcrm.training.run_directory import is_complete, last_checkpoint, step_of
+from glyphcrm.training.run_directory import check_whole, last_checkpoint, step_of
 from tests.classic import TEXT
 from tests.glyphs.font_files import font_file, part_of_default_font
 from tests.pretraining.runs import REPOSITORY, command, environment, main, pretrain, start
@@ -202,7 +202,8 @@ def test_a_stopped_run_saves_and_the_same_command_continues(
     process.signal(number)
     assert process.wait() and process.exit_codes == [130] and "the same command continues" in process.said()
     (checkpoint,) = run.glob("checkpoint-*")
-    assert is_complete(checkpoint) and len({path.stat().st_mode for path in checkpoint.iterdir()}) == 1
+    check_whole(checkpoint)
+    assert len({path.stat().st_mode for path in checkpoint.iterdir()}) == 1
     assert pretrain(arguments)[0] == 0
     assert same_weights(run, finished)
 
@@ -248,7 +249,7 @@ def kill_torchrun(arguments: list[str], run: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert not (run / "model").exists()
-    whole = [path for path in run.glob("checkpoint-*") if is_complete(path)]
+    whole = [path for path in run.glob("checkpoint-*") if (path / "complete.json").exists()]
     assert whole
     assert last_checkpoint(run) == max(whole, key=step_of)
 
@@ -354,7 +355,7 @@ def test_a_loss_that_diverges_stops_the_run(
     error = capsys.readouterr().err
     assert "at step" in error and "lower --learning-rate" in error
     (checkpoint,) = sorted(run.glob("checkpoint-*"))[-1:]
-    assert is_complete(checkpoint)
+    check_whole(checkpoint)
     assert all(p.isfinite().all() for p in load_file(checkpoint / "model.safetensors").values())
     assert not (run / "model").exists()
 
