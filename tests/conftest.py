@@ -51,6 +51,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """In the end all of it goes; Triton's bindings would tell of leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> Iterator[None]:
     """What a test takes away from the kernels, no answer of before hides, and none of its own outlives it."""
