@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -73,24 +72,15 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
             # What a shell passes on and is no UTF-8 could be neither read nor printed.
             yield _checked(f"text {number}", text.encode("utf-8", "replace").decode())
         return
+    from glyphcrm.data.text_files import lines_of, read_lines
+
     name = str(arguments.file or "standard input")
     if not arguments.file and sys.stdin.isatty():
         print("type texts, one a line; Ctrl-D ends", file=sys.stderr)
-    try:
-        with open(arguments.file, "rb") if arguments.file else sys.stdin.buffer as file:
-            lines = io.TextIOWrapper(file, encoding="utf-8-sig")
-            for number, line in enumerate(iter(lambda: lines.readline(LONGEST + 2), ""), 1):
-                if line.strip():
-                    yield _checked(f"{name}:{number}", line.rstrip("\r\n"))
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        from glyphcrm.data.text_files import encoding_advice
-
-        before, after = error.object[: error.start], error.object[error.start :]
-        begin = before.rfind(b"\n") + 1
-        advice = encoding_advice(before[begin:] + after.split(b"\n", 1)[0], begin, error.start - begin)
-        raise UserError(f"{name}: is not UTF-8; {advice}") from error
+    lines = read_lines(arguments.file) if arguments.file else lines_of(sys.stdin.buffer, name)
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _checked(f"{name}:{number}", line)
 
 
 def _checked(where: str, text: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from glyphcrm.data.dataset_rows import PREFIX, DatasetPiece, dataset_pieces
 from glyphcrm.data.decompression import COMPRESSED, open_bytes
@@ -151,25 +152,26 @@ def read_lines(path: Path | RemoteFile) -> Iterator[str]:
 
     Raises `UserError` for a line over 64 MiB, or bytes that are no UTF-8; where another encoding shows, it is named.
     """
-    offset = 0
-    compressed = path.suffix.lower() in COMPRESSED
     with open_bytes(path) as stream:
-        # Cut into lines first, then decode: LF is never part of another UTF-8 character.
-        while line := stream.readline(LINE_LIMIT + 1):
-            if len(line) > LINE_LIMIT:
-                raise UserError(f"{path}: the line at byte {offset} is longer than 64 MiB; is this text?")
-            skip = len(BOM) if offset == 0 and line.startswith(BOM) else 0
-            try:
-                text = line[skip:].decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"byte {offset + skip + error.start}"
-                if compressed:
-                    where += " of the decompressed text"
-                raise UserError(
-                    f"{path}: not UTF-8 at {where}; {encoding_advice(line[skip:], offset, error.start)}"
-                ) from None
-            offset += len(line)
-            yield text.removesuffix("\n").removesuffix("\r")
+        yield from lines_of(stream, str(path), path.suffix.lower() in COMPRESSED)
+
+
+def lines_of(stream: BinaryIO, name: str, decompressed: bool = False) -> Iterator[str]:
+    """Do the same for a stream; `name` is for messages, and so is whether it has been decompressed."""
+    offset = 0
+    # Cut into lines first, then decode: LF is never part of another UTF-8 character.
+    while line := stream.readline(LINE_LIMIT + 1):
+        if len(line) > LINE_LIMIT:
+            raise UserError(f"{name}: the line at byte {offset} is longer than 64 MiB; is this text?")
+        skip = len(BOM) if offset == 0 and line.startswith(BOM) else 0
+        try:
+            text = line[skip:].decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"byte {offset + skip + error.start}{' of the decompressed text' if decompressed else ''}"
+            advice = encoding_advice(line[skip:], offset, error.start)
+            raise UserError(f"{name}: not UTF-8 at {where}; {advice}") from None
+        offset += len(line)
+        yield text.removesuffix("\n").removesuffix("\r")
 
 
 def encoding_advice(line: bytes, offset: int, start: int) -> str:

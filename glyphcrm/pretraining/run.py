@@ -27,6 +27,7 @@ from glyphcrm.pretraining.loss_chart import draw_loss_chart
 from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.pretraining.options import FREE, PLAIN, UNTIED, PretrainOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.training.freed_memory import keep_freed_memory
 from glyphcrm.training.graph import no_graph_because
 from glyphcrm.training.loop import Training
@@ -248,10 +249,12 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
     parameters = {"model": model.num_parameters(), "without_heads": encoder.num_parameters()}
     write_json(options.run_dir / PARAMETERS_FILE, parameters)
     name = "GlyphCRM" if options.arch == "glyphcrm" else "BERT"
-    readable = model.config.num_glyphs if isinstance(model, GlyphCRMForPreTraining) else model.config.vocab_size
+    predicted = model.config.vocab_size - len(SPECIAL_TOKENS)
+    reads_more = isinstance(model, GlyphCRMForPreTraining)
+    read = model.config.num_glyphs - len(SPECIAL_TOKENS) if reads_more else predicted
     print(
         f"{name} {options.preset}: {parameters['model']:,} parameters ({parameters['without_heads']:,} without heads), "
-        f"{model.config.vocab_size:,} characters to predict, {readable:,} to read\n"
+        f"{predicted:,} characters to predict, {read:,} to read\n"
         f"text: {store.document_count:,} documents, {store.sentence_count:,} sentences, "
         f"{store.token_count:,} characters; "
         f"{len(corpus.train.pairs):,} training and {len(corpus.held_out):,} validation spans\n"
