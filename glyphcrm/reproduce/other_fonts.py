@@ -21,7 +21,7 @@ from glyphcrm.reproduce.side_by_side import Workers
 from glyphcrm.reproduce.stages import fine_tuning, pretraining
 from glyphcrm.tasks import Task
 from glyphcrm.training.machine import Machine
-from glyphcrm.training.run_directory import MODEL_DIRECTORY, RECIPE_FILE, read_json
+from glyphcrm.training.run_directory import MODEL_DIRECTORY, read_json
 
 DIRECTORY = "other_fonts"
 
@@ -46,10 +46,10 @@ def compare_fonts(
     tuned = {name: directory / "finetuning" / name for name in runs}
     further = {"one font": (), "several fonts": ("--train-font", *train_fonts)}
     start, steps, text = ("--init", str(model)), plan.held_out_steps, f"{DIRECTORY}/text"
-    trained = workers.run(
-        [pretraining(options, run, "glyphcrm", steps, (*start, *further[name]), text) for name, run in runs.items()]
-    )
-    if not trained or not workers.run(
+    trainings = {
+        name: pretraining(options, run, "glyphcrm", steps, (*start, *further[name]), text) for name, run in runs.items()
+    }
+    if not workers.run(list(trainings.values())) or not workers.run(
         [
             fine_tuning(
                 options,
@@ -70,16 +70,17 @@ def compare_fonts(
         summary = read_json(tuned[name] / SUMMARY_FILE)
         scores = {"own": summary["test"], **summary["test_fonts"]}
         result["score"][name] = {font: scores[font][task.metric] for font in fonts}
-        result["mlm_loss"][name] = mlm_losses(run, fonts)
+        # As they are asked for now: a run keeps paths as they were given, maybe in another directory.
+        result["mlm_loss"][name] = mlm_losses(PretrainOptions.parse(trainings[name].arguments), fonts)
     return result
 
 
-def mlm_losses(run: Path, fonts: Mapping[str, GlyphAtlas]) -> dict[str, float]:
+def mlm_losses(options: PretrainOptions, fonts: Mapping[str, GlyphAtlas]) -> dict[str, float]:
     """Return the validation MLM loss of a finished pre-training run when its model reads each of these atlases."""
-    options = replace(PretrainOptions.parse([str(run / RECIPE_FILE)]), train_font=[])
+    options = replace(options, train_font=[])
     with Machine.joined("pretrain.py", options.bf16) as machine:
         corpus, _ = prepare(options, first=False)
-        model, tokenizer = load_checkpoint(run / MODEL_DIRECTORY, GlyphCRMForPreTraining)
+        model, tokenizer = load_checkpoint(options.run_dir / MODEL_DIRECTORY, GlyphCRMForPreTraining)
         model.to(machine.device).eval()  # type: ignore[arg-type]
         micro, pad_id = options.recipe.micro_batch_size, tokenizer.pad_token_id
         objective = PretrainingObjective(corpus.train, corpus.validation, pad_id, micro, machine, 1)

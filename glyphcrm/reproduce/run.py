@@ -16,7 +16,7 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.data.text_files import expand
 from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
-from glyphcrm.glyphs.fonts import open_font
+from glyphcrm.glyphs.fonts import open_font, split_spec
 from glyphcrm.pretraining.corpus import DIGESTS_FILE, Text
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce import held_out, other_fonts
@@ -263,7 +263,7 @@ def _robustness(reproduction: Reproduction) -> None:
     inputs = {
         "look_alikes": options.look_alikes and file_digest(options.look_alikes),
         "opencc": version("opencc"),
-        "other_font": options.other_font,
+        "other_font": options.other_font and _identity_of(options.other_font),
     }
     jobs = []
     for task, splits in reproduction.tasks.items():
@@ -288,7 +288,8 @@ def _other_fonts(reproduction: Reproduction) -> None:
     if task is None or font is None or not options.train_font:
         return
     data = reproduction.tasks[task].fingerprint()
-    inputs = {"task": task.name, "data": data, "train_fonts": options.train_font, "other_font": font}
+    trained = [_identity_of(spec) for spec in options.train_font]
+    inputs = {"task": task.name, "data": data, "train_fonts": trained, "other_font": _identity_of(font)}
     if _is_made_from(path, inputs):
         return
     claim(options.output_dir / other_fonts.DIRECTORY, inputs)
@@ -322,6 +323,12 @@ STAGES: dict[str, Callable[[Reproduction], None]] = {
     "open_prediction": _open_prediction,
     "other_fonts": _other_fonts,
 }
+
+
+def _identity_of(font: str) -> list[str | None]:
+    """Return what a font is, wherever it lies: the digest of its file, and the face of a collection."""
+    path, face = split_spec(font)
+    return [file_digest(path), face]
 
 
 def _is_made_from(path: Path, inputs: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from tests.glyphs.font_files import font_file
 def test_both_trainings_are_told_in_each_font_and_done_once(
     atlas: GlyphAtlas, tokenizer: GlyphCRMTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The numbers are those of the runs' own files; a second call trains nothing."""
+    """The numbers are those of the runs' own files; a second call, from another directory, trains nothing."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stages, "VALIDATION_SAMPLES", 8)
     torch.manual_seed(0)
     model = tmp_path / "model"
@@ -40,12 +42,12 @@ def test_both_trainings_are_told_in_each_font_and_done_once(
     fonts = []
     for name, right, up in (("Left", 9, 0), ("Low", 0, 9)):
         boxes = {char: (50 + right * i, up * i, 900, 800) for i, char in enumerate(TEXT)}
-        fonts.append(str(font_file(tmp_path / f"{name}.ttf", boxes, family=name)))
-    words = f"--preset nano --text {text} --tasks {task} --output-dir {tmp_path / 'out'} --seeds 1 --max-length 32"
+        fonts.append(font_file(tmp_path / f"{name}.ttf", boxes, family=name).name)
+    words = f"--preset nano --text text.txt --tasks reviews.toml --output-dir out --seeds 1 --max-length 32"
     options = ReproduceOptions.parse([*words.split(), "--batch-size", "4"])
     plan = Plan(4, 1, 4, 4, 32, 2, {})
     workers = Workers(options.output_dir, 2)
-    arguments = options, plan, find_task(str(task)), model, fonts[:1], fonts[1], workers
+    arguments = options, plan, find_task("reviews.toml"), Path("model"), fonts[:1], fonts[1], workers
     found = compare_fonts(*arguments)
     assert found is not None, workers.failures
     for name in ("one font", "several fonts"):
@@ -59,4 +61,7 @@ def test_both_trainings_are_told_in_each_font_and_done_once(
         assert scores == {font: expected[font]["accuracy"] for font in scores}
     assert found["mlm_loss"]["one font"] != found["mlm_loss"]["several fonts"]
     done = dict(workers.seconds)
-    assert compare_fonts(*arguments) == found and workers.seconds == done
+    monkeypatch.chdir("/")
+    elsewhere = replace(options, text=[str(text)], tasks=[str(task)], output_dir=tmp_path / "out")
+    absolute = elsewhere, plan, find_task(str(task)), model, [str(tmp_path / fonts[0])], str(tmp_path / fonts[1]), workers
+    assert compare_fonts(*absolute) == found and workers.seconds == done

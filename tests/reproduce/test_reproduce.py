@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 import multiprocessing
 import os
 import random
@@ -322,13 +323,16 @@ def test_a_stage_takes_no_runs_of_other_settings_for_its_own(
 ) -> None:
     """They would be told under the name of what they are not: runs that are there are not done again."""
     begun: list[str] = []
+    a, b, c = (tmp_path.with_name(f"{tmp_path.name}-{name}.ttf") for name in "abc")
+    for font in (a, b, c):
+        font.write_text(font.name)
 
     def stopped(options: ReproduceOptions, plan: Plan, task: Task, *_: Any) -> None:
         begun.append(task.name)
         (tmp_path / stage / "pretraining").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(run, compare, stopped)
-    options = ReproduceOptions(preset="nano", output_dir=tmp_path, train_font=["a.ttf"], other_font="b.ttf")
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path, train_font=[str(a)], other_font=str(b))
     choices = {"glyphcrm": stages.Choice("study/glyphcrm", ())}
 
     def do(task: str, text: str = "好", **changed: Any) -> None:
@@ -337,10 +341,10 @@ def test_a_stage_takes_no_runs_of_other_settings_for_its_own(
         run.STAGES[stage](run.Reproduction(asked, tasks, Plan(10, 1, 6, 4, 64, 1, {}), choices, workers))
 
     do("demo_sentiment")
-    do("demo_sentiment")
+    do("demo_sentiment", other_font=str(shutil.copy(b, b.with_suffix(".otf"))))  # the same font in another place
     others: list[tuple[str, dict[str, Any]]] = [("toutiao", {}), ("demo_sentiment", {"text": "坏"})]
     if stage == "other_fonts":
-        others += [("demo_sentiment", {"train_font": ["c.ttf"]}), ("demo_sentiment", {"other_font": "c.ttf"})]
+        others += [("demo_sentiment", {"train_font": [str(c)]}), ("demo_sentiment", {"other_font": str(c)})]
     for task, changed in others:
         with pytest.raises(UserError, match=f"{stage} holds a run with other settings"):
             do(task, **changed)
