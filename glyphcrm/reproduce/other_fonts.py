@@ -66,12 +66,12 @@ def compare_fonts(
     own, font = load_atlas(model), open_font(test_font)
     fonts = {"own": own, font.name: own.redrawn(font, progress=True)}
     result: dict[str, Any] = {"task": task.name, "metric": task.metric, "mlm_loss": {}, "score": {}}
-    for name, run in runs.items():
+    for name, training in trainings.items():
         summary = read_json(tuned[name] / SUMMARY_FILE)
         scores = {"own": summary["test"], **summary["test_fonts"]}
         result["score"][name] = {font: scores[font][task.metric] for font in fonts}
         # As they are asked for now: a run keeps paths as they were given, maybe in another directory.
-        result["mlm_loss"][name] = mlm_losses(PretrainOptions.parse(trainings[name].arguments), fonts)
+        result["mlm_loss"][name] = mlm_losses(PretrainOptions.parse(training.arguments), fonts)
     return result
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from glyphcrm.data.permutation import visit
 from glyphcrm.errors import LISTED_NAMES, UserError, listed, shown
-from glyphcrm.normalization import normalize
+from glyphcrm.normalization import clusters, normalize
 from glyphcrm.tasks.examples import Example, Kind, MissingFilesError, Splits, TaggedExample, Task, TextExample
 
 E = TypeVar("E", TextExample, TaggedExample)
@@ -148,6 +148,9 @@ def check(splits: Splits, task: Task) -> None:
     if task.kind is Kind.TAGGING:
         if learnt == {""}:
             raise UserError(f"{splits.train[0].where}: no entity in train, all tags are O; nothing can be learnt")
+        tagged = (example for example in splits.train if isinstance(example, TaggedExample))
+        if not any(clusters("".join(example.characters)) for example in tagged):
+            raise UserError(f"{splits.train[0].where}: train has white space and the like alone; give it characters")
     elif len(learnt) < 2:
         raise UserError(
             f"{splits.train[0].where}: train has one label only, {shown(min(learnt))}; give examples of two or more"

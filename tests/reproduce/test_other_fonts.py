@@ -43,7 +43,7 @@ def test_both_trainings_are_told_in_each_font_and_done_once(
     for name, right, up in (("Left", 9, 0), ("Low", 0, 9)):
         boxes = {char: (50 + right * i, up * i, 900, 800) for i, char in enumerate(TEXT)}
         fonts.append(font_file(tmp_path / f"{name}.ttf", boxes, family=name).name)
-    words = f"--preset nano --text text.txt --tasks reviews.toml --output-dir out --seeds 1 --max-length 32"
+    words = "--preset nano --text text.txt --tasks reviews.toml --output-dir out --seeds 1 --max-length 32"
     options = ReproduceOptions.parse([*words.split(), "--batch-size", "4"])
     plan = Plan(4, 1, 4, 4, 32, 2, {})
     workers = Workers(options.output_dir, 2)
@@ -63,5 +63,6 @@ def test_both_trainings_are_told_in_each_font_and_done_once(
     done = dict(workers.seconds)
     monkeypatch.chdir("/")
     elsewhere = replace(options, text=[str(text)], tasks=[str(task)], output_dir=tmp_path / "out")
-    absolute = elsewhere, plan, find_task(str(task)), model, [str(tmp_path / fonts[0])], str(tmp_path / fonts[1]), workers
+    left, low = (str(tmp_path / font) for font in fonts)
+    absolute = elsewhere, plan, find_task(str(task)), model, [left], low, workers
     assert compare_fonts(*absolute) == found and workers.seconds == done

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shutil
 import multiprocessing
 import os
 import random
 import re
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Sequence

@@ -136,6 +136,9 @@ def test_tags_that_cannot_be_learnt() -> None:
     splits = Splits(tagged("O"), tagged("O"), tagged("O"), ())
     with pytest.raises(UserError, match="f:1: no entity in train"):
         load_splits(task(splits, Kind.TAGGING), None)
+    unseen = (TaggedExample((" ", "\u200b"), ("O", "B-LOC"), "f:1"),)
+    with pytest.raises(UserError, match="f:1: train has white space"):
+        load_splits(task(Splits(unseen, tagged("O"), tagged("O"), ()), Kind.TAGGING), None)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
