@@ -7,7 +7,7 @@ tests of recorded steps, and measures the operations in bfloat16. If it is given
 follows what takes long: pre-training steps of both backends, compute-sanitizer's race, memory and synchronisation
 checks over every kernel (if it is installed), all tests of what a GPU does, the static report, all benchmarks.
 Writes report.json and report.md, anew after each step, and a log for each step, into the output folder.
-Exit code: 0 if all that ran passed, 1 if not, 2 if there is no GPU that the kernels support.
+Exit code: 0 if all that ran passed, 1 if not or if nothing ran, 2 if there is no GPU that the kernels support.
 
 `--dry-run` needs no GPU: the same commands, with the kernels in Triton's interpreter and what would take long
 cut down (each step in the report has its command). It proves the way, not the kernels.
@@ -34,9 +34,12 @@ from typing import Any
 
 import torch
 
+from bench.arguments import minutes as minutes_of
 from bench.environment import ROOT, first_line
 from bench.environment import versions as versions_of
 from bench.results import read, table
+from glyphcrm.data.text_files import expand
+from glyphcrm.errors import exit_code_of
 
 TAIL_LINES = 25
 BENCHMARKS = "benchmarks.json"
@@ -252,7 +255,8 @@ def prove(proof: Sequence[Step], output: Path, dry_run: bool, minutes: float = m
             write_report(proof, facts, output, dry_run)
         print(f"skipped: {step.skip}" if step.skip else f"{step.status}, {step.seconds:,.0f} s", flush=True)
     print(f"{verdict(proof, dry_run)}\n{output / 'report.md'}")
-    return 0 if all(step.status in ("passed", "skipped") for step in proof) else 1
+    found = {step.status for step in proof}
+    return 0 if "passed" in found and found <= {"passed", "skipped"} else 1
 
 
 def verdict(proof: Sequence[Step], dry_run: bool) -> str:
@@ -267,7 +271,7 @@ def verdict(proof: Sequence[Step], dry_run: bool) -> str:
     elif missing:
         text = f"UNFINISHED: {ran} steps passed, not run to the end: {'; '.join(missing)}"
     else:
-        text = f"PASSED: all {ran} steps that ran"
+        text = f"PASSED: all {ran} steps that ran" if ran else "NOTHING RAN"
     if skipped:
         text += f"; skipped: {'; '.join(skipped)}"
     return f"DRY RUN, no kernel ran on a GPU. {text}" if dry_run else text
@@ -313,12 +317,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", nargs="+", default=[], help="files for the training steps; default: the demo corpus")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: everything else that can run")
     parser.add_argument("--only", nargs="+", default=[], help="words, of which a step's name has one; default: all")
-    parser.add_argument("--minutes", type=float, help=f"time for all; default: {MINUTES:g}, in a dry run no limit")
+    parser.add_argument("--minutes", type=minutes_of, help=f"time for all; default: {MINUTES:g}, in a dry run no limit")
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported; the steps of a dry run get it back
     if not options.dry_run and (missing := missing_gpu()):
         print(f"error: {missing}; --dry-run runs what can run without", file=sys.stderr)
         return 2
+    if options.text:
+        expand(options.text)  # what is not there is told now
     output = options.output.resolve()
     proof = steps(output, options.dry_run, options.text)
     chosen = [step for step in proof if not options.only or any(word in step.name for word in options.only)]
@@ -331,4 +337,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code_of(main))

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from bench.markdown import table
 from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.errors import exit_code_of
 from glyphcrm.modeling.model import GlyphCRMModel
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
@@ -115,8 +116,8 @@ def rows_of(run: Path) -> Iterator[Row]:
         yield measure(model, batch, step_of(path))
 
 
-def main() -> None:
-    """Print a table for each run."""
+def main() -> int:
+    """Print a table for each run; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     for run in parser.parse_args().runs:
@@ -142,7 +143,8 @@ def main() -> None:
             )
         print(f"\n{run.name}\n")
         print("\n".join(table(HEADER, lines)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code_of(main))

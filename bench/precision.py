@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench import markdown
+from bench.arguments import positive
 from bench.clock import interquartile_range, ratios, seconds_by_turns
-from glyphcrm.errors import UserError
+from glyphcrm.errors import exit_code_of
 from glyphcrm.finetuning.metrics import Prediction, score
 from glyphcrm.finetuning.models import load_finetuned, reads_glyphs
 from glyphcrm.finetuning.prediction import predict
@@ -108,20 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="a fine-tuned model")
     parser.add_argument("--task", required=True, help="the task that it was fine-tuned on")
     parser.add_argument("--data", type=Path, help="folder with the task folders")
-    parser.add_argument("--test-samples", type=int, default=600, help="the first so many of the test set")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--test-samples", type=positive, default=600, help="the first so many of the test set")
+    parser.add_argument("--rounds", type=positive, default=3)
     asked = parser.parse_args(arguments)
-    try:
-        if min(asked.test_samples, asked.rounds) < 1:
-            raise UserError("--test-samples and --rounds: give 1 or more")
-        task = find_task(asked.task)
-        examples = load_splits(task, asked.data).test[: asked.test_samples]
-        model, tokenizer = load_finetuned(asked.model)
-        labels = [model.config.id2label[i] for i in range(len(model.config.id2label))]
-        rows = compare(model.cpu(), tokenizer, task, examples, labels, asked.rounds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    task = find_task(asked.task)
+    examples = load_splits(task, asked.data).test[: asked.test_samples]
+    model, tokenizer = load_finetuned(asked.model)
+    labels = [model.config.id2label[i] for i in range(len(model.config.id2label))]
+    rows = compare(model.cpu(), tokenizer, task, examples, labels, asked.rounds)
     print(
         f"{task.title}, {len(examples):,} test examples, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
@@ -130,4 +124,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(exit_code_of(main))

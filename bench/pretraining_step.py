@@ -22,7 +22,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.arguments import positive
 from bench.environment import ROOT
+from glyphcrm.config_values import PRESETS
 
 STEPS = 2
 MEASURES = ("mlm_loss", "nsp_loss", "grad_norm")
@@ -95,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="directory for the runs")
-    parser.add_argument("--preset", default="base")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="base")
+    parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--no-bf16", action="store_true", help="float32 only (Triton's interpreter needs that)")
     parser.add_argument("--text", nargs="+", default=[], help="files to read instead of the demo corpus")
     parser.add_argument("--small-text", action="store_true", help="a few sentences instead of the demo corpus")

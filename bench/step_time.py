@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench import ceilings, markdown
+from bench import arguments, ceilings, markdown
 from bench.clock import ratios, seconds_by_turns
 from bench.environment import first_line, versions
 from bench.throughput.material import Material, documents, limited, sizes
@@ -48,7 +48,7 @@ from bench.throughput.models import GlyphStep, bert_arguments, build_bert, build
 from glyphcrm.config_values import PRESETS
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import Sample
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, exit_code_of
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.objective import PretrainingObjective
@@ -236,9 +236,9 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     has_gpu = torch.cuda.is_available()
     parser.add_argument("--preset", choices=tuple(PRESETS), default="base" if has_gpu else "nano")
-    parser.add_argument("--shapes", nargs="+", help="sequences x tokens; default by preset")
+    parser.add_argument("--shapes", nargs="+", type=arguments.shape, help="sequences x tokens; default by preset")
     parser.add_argument("--text", nargs="+", default=[], help="training text; default: the demo corpus")
-    parser.add_argument("--rounds", type=int, default=5 if has_gpu else 2)
+    parser.add_argument("--rounds", type=arguments.positive, default=5 if has_gpu else 2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(words)
@@ -294,4 +294,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code_of(main))

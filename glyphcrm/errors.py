@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
@@ -45,3 +48,31 @@ def listed(names: Iterable[object]) -> str:
     quoted = [shown(str(name)) for name in names]
     more = len(quoted) - LISTED_NAMES
     return ", ".join(quoted[:LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """Return the exit code of a program that `run` is all of, after a line about an error that its user can mend.
+
+    That is 2 after a `UserError` and after what the machine refuses, 130 after Ctrl-C.
+    """
+    try:
+        exit_code = run()
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
+        return exit_code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # nor shall Python's own flush at exit complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: the program that reads the output has ended", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except OSError as error:
+        if error.errno is None:
+            raise
+        what = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {one_line(what + str(error.strerror))}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE

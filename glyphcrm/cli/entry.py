@@ -7,9 +7,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
-from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError, one_line
+from glyphcrm.errors import exit_code_of
 from glyphcrm.version import __version__
 
 # Name -> where its command line is read, and what it does.
@@ -49,9 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, words: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run one command on `words` and return its exit code.
-
-    That is 2 after a `UserError` and after what the machine refuses, 130 after Ctrl-C.
+    """Run one command on `words` and return its exit code, see `exit_code_of`.
 
     Args:
         name: one of `COMMANDS`.
@@ -60,32 +57,17 @@ def run_command(name: str, words: Sequence[str] | None = None, prog: str | None 
     """
     prepare_streams()
     module, _, parse = COMMANDS[name][0].partition(":")
-    try:
+
+    def parse_and_run() -> int:
         run = getattr(importlib.import_module(f"glyphcrm.cli.{module}"), parse)(words, prog)
         import transformers  # not before: --help need not wait for it
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         exit_code: int = run()
-        sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
         return exit_code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_EXIT_CODE
-    except BrokenPipeError:
-        with suppress(OSError, ValueError):  # nor shall Python's own flush at exit complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error: the program that reads the output has ended", file=sys.stderr)
-        return USER_ERROR_EXIT_CODE
-    except OSError as error:
-        if error.errno is None:
-            raise
-        what = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {one_line(what + str(error.strerror))}", file=sys.stderr)
-        return USER_ERROR_EXIT_CODE
-    except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
+
+    return exit_code_of(parse_and_run)
 
 
 def prepare_streams() -> None:

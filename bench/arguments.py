@@ -1,0 +1,32 @@
+"""Arguments of the benches that argparse refuses in a line, with exit code 2."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentTypeError
+
+
+def positive(text: str) -> int:
+    """Return a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def minutes(text: str) -> float:
+    """Return a time of more than 0 minutes."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+    return number
+
+
+def shape(text: str) -> str:
+    """Return sequences x tokens as they are, both positive: 32x512."""
+    numbers = text.split("x")
+    if len(numbers) != 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ArgumentTypeError(f"{text!r} is not SEQUENCESxTOKENS, as in 32x512")
+    return text
