@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from glyphcrm.config_values import POSITION_INITIALIZERS, PRESETS
+from glyphcrm.config_values import POSITION_INITIALIZERS, PRESETS, SIZES
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
 from glyphcrm.tokens import SPECIAL_TOKENS
@@ -110,6 +110,10 @@ class PretrainOptions(TextOptions):
     init: str | None = option(
         None, "start from this GlyphCRM checkpoint (its size, vocabulary and atlas) instead of from scratch"
     )
+    glyph_channels: int | None = option(
+        None,
+        "channels of HanGlyph's second block in a new model; nine times as many numbers make a character's vector",
+    )
     position_initializer: str = option(
         "normal",
         "what the position embeddings of a new model, of either architecture, start from",
@@ -150,6 +154,11 @@ class PretrainOptions(TextOptions):
         "in so many first steps HanGlyph's convolutions stand still, and what they make of each picture is computed "
         "once: such a step costs what BERT's does; afterwards their rates rise, in as many steps as the warm-up",
     )
+    character_scaling: float = option(
+        0.0,
+        "divide the gradients of each character's vectors by their running root mean square, to this power, so that "
+        "rare characters move beside frequent ones; 0: do not, 1: all weigh alike",
+    )
     weight_decay: float = option(0.01, "AdamW's, not on biases, norms, and projections with a rate of their own")
     dropout: float | None = option(None, "everywhere, attention too")
     mask_probability: float = option(MASK_PROBABILITY, "share of the characters to predict")
@@ -189,6 +198,10 @@ class PretrainOptions(TextOptions):
         has_convolutions = self.arch == "glyphcrm" and self.ablation != FREE
         if self.still_steps and not has_convolutions:
             raise UserError("--still-steps is for models with convolutions; this one has a table of characters")
+        if self.character_scaling and not has_convolutions:
+            raise UserError("--character-scaling is for models that read pictures; this one has a table of characters")
+        if self.glyph_channels is not None and (self.init is not None or self.arch != "glyphcrm"):
+            raise UserError("--glyph-channels is for a new GlyphCRM; leave it out with --init and with --arch bert")
         recipe = self.over(RECIPES[self.preset])
         self.recipe = recipe = recipe if has_convolutions else replace(recipe, still_steps=0)
         if self.ablation == PLAIN and recipe.projection_learning_rate is None:
@@ -209,7 +222,8 @@ class PretrainOptions(TextOptions):
                 (0, math.inf): ("warmup_steps", "hold_steps", "still_steps", "save_minutes", *rates),
                 (0, 1024): ("workers",),
                 (0, 2**32 - 1): ("seed",),
-                (0, 1): ("weight_decay", "hold_share"),
+                (0, 1): ("weight_decay", "hold_share", "character_scaling"),
+                SIZES["glyph_channels"]: ("glyph_channels",),
                 (0, 0.99): ("dropout",),
                 (0.001, 1): ("mask_probability",),
                 (1e-9, 0.99): ("held_out",),

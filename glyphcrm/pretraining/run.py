@@ -154,6 +154,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
             options.hold_steps,
             options.hold_share,
             recipe.still_steps,
+            options.character_scaling,
         ),
         logs=range(0, steps + 1, recipe.log_every),
         validations={*range(0, steps + 1, recipe.eval_every), steps},
@@ -205,6 +206,7 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
         vocab_size=vocabulary_size,
         num_glyphs=len(atlas),
         position_initializer=options.position_initializer,
+        **({} if options.glyph_channels is None else {"glyph_channels": options.glyph_channels}),
         **_changed(options),
     )
     check_length(options.recipe.max_length, config.max_position_embeddings)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from glyphcrm.modeling.glyph_vectors import ranks
-from glyphcrm.modeling.glyph_vectors.share import leaves_of, vectors_read, with_vectors
+from glyphcrm.modeling.glyph_vectors.share import Rescale, leaves_of, vectors_read, with_vectors
 from glyphcrm.modeling.model import GlyphCRMModel
 from glyphcrm.training.graph import Graphs, Recording
 
@@ -40,6 +40,7 @@ class GraphedGradients:
         glyph_model: the encoder, whose characters all micro-batches share; None for a model that reads no pictures.
         autocast: gives the context of HanGlyph's forward.
         device: of the model.
+        rescale: what HanGlyph's backward gets, of the gradients that there are; it is not recorded.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class GraphedGradients:
         autocast: Callable[[], AbstractContextManager[Any]],
         device: torch.device,
         graphs: Graphs,
+        rescale: Rescale | None = None,
     ) -> None:
         self._accumulate, self._model, self._autocast = accumulate, glyph_model, autocast
-        self._device, self._graphs = device, graphs
+        self._device, self._graphs, self._rescale = device, graphs, rescale
         self._tables: dict[int, _Table] = {}  # by capacity, a few powers of two
         self._totals: Tensor | None = None
         self._loss = torch.zeros((), device=device)
@@ -72,7 +74,7 @@ class GraphedGradients:
             for batch in micro_batches:
                 self._run_micro_batch(batch, table)
             if share is not None and table is not None:
-                for gradient, own in zip(share.gradients, table.own_gradients(share), strict=True):
+                for gradient, own in zip(share.gradients, table.own_gradients(share, self._rescale), strict=True):
                     gradient.copy_(own)
                 self._graphs.run(share.recording, 1)
         return self._loss.clone()
@@ -193,10 +195,11 @@ class _Table:
         """Return a batch as the model takes it."""
         return with_vectors(batch, self.ids, self._leaves, self._dtype)
 
-    def own_gradients(self, share: _Share) -> list[Tensor]:
-        """Return the gradients of a process's vectors, summed over the processes."""
+    def own_gradients(self, share: _Share, rescale: Rescale | None) -> Sequence[Tensor]:
+        """Return the gradients of a process's vectors, summed over the processes, then rescaled."""
         size = len(share.rows) * ranks.world()
-        return ranks.reduce_scatter([gradient[:size] for gradient in self._gradients[: len(share.gradients)]])
+        own = ranks.reduce_scatter([gradient[:size] for gradient in self._gradients[: len(share.gradients)]])
+        return own if rescale is None else rescale(self.ids[:size], own)
 
 
 def _share_size(characters: int) -> int:

@@ -30,6 +30,7 @@ from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.modeling.glyph_vectors import SharedGlyphs, hold_convolutions
 from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.training import run_checkpoint
+from glyphcrm.training.character_scaling import CharacterScaling
 from glyphcrm.training.graph import CudaRecorder, Graphs, in_place_of
 from glyphcrm.training.graphed_gradients import GraphedGradients
 from glyphcrm.training.machine import GradientSum, Machine
@@ -63,12 +64,18 @@ class Step:
     ) -> None:
         self.model, self.objective, self.optimizer, self.machine = model, objective, optimizer, machine
         self.parts = parts_of(model)
+        self.scaling = CharacterScaling.of(optimizer)
         self.sum_gradients = GradientSum(list(model.parameters()), machine)
         self.graphed: GraphedGradients | None = None
         if graphs is not None:
             base = model.base_model if isinstance(model, GlyphCRMPreTrainedModel) else None
             self.graphed = GraphedGradients(
-                self.accumulate, cast(GlyphCRMModel | None, base), machine.autocast, machine.device, graphs
+                self.accumulate,
+                cast(GlyphCRMModel | None, base),
+                machine.autocast,
+                machine.device,
+                graphs,
+                self.scaling,
             )
 
     def __call__(self, micro_batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
@@ -82,7 +89,7 @@ class Step:
         for batch in batches:
             loss += self.accumulate(batch, batch if glyphs is None else glyphs.arguments(batch), totals)
         if glyphs is not None:
-            glyphs.backward()
+            glyphs.backward(self.scaling)
         return loss, self.update()
 
     def hold_convolutions(self, held: bool) -> None:
@@ -117,8 +124,9 @@ class Step:
         return self.machine.sum(counts).clamp_min(1).float()
 
     def share_glyphs(self, batches: Sequence[Batch]) -> SharedGlyphs | None:
-        """Run HanGlyph for all characters of the step, where that is less work than micro-batch by micro-batch."""
-        if not isinstance(self.model, GlyphCRMPreTrainedModel) or len(batches) * self.machine.world == 1:
+        """Run HanGlyph for all characters of the step, where that is less work, or they are scaled together."""
+        alone = len(batches) * self.machine.world == 1 and self.scaling is None
+        if alone or not isinstance(self.model, GlyphCRMPreTrainedModel):
             return None
         with self.machine.autocast():
             return SharedGlyphs(cast(GlyphCRMModel, self.model.base_model), batches)

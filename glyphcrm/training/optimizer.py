@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.modeling.model import GlyphCRMModel
+from glyphcrm.training.character_scaling import add_to as add_character_scaling
 from glyphcrm.training.whitened_projections import WhitenedProjections
 
 MAX_NORM = 1.0  # of a part's gradients
@@ -31,6 +33,7 @@ class OptimizerSettings:
         hold_steps: so many first steps hold back what makes vectors of characters: HanGlyph, or token embeddings.
         hold_share: it moves at this share of its rates then. Afterwards the share rises to 1, in `warmup_steps`.
         still_steps: in so many first steps HanGlyph's convolutions stand still; afterwards their rates rise likewise.
+        character_scaling: the power of `CharacterScaling`; 0: none.
     """
 
     learning_rate: float
@@ -41,6 +44,7 @@ class OptimizerSettings:
     hold_steps: int = 0
     hold_share: float = 0.0
     still_steps: int = 0
+    character_scaling: float = 0.0
 
 
 def hanglyph_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -104,6 +108,9 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         whitened.attach(optimizer)
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
+    if of_hanglyph and settings.character_scaling:
+        bitmaps = cast(GlyphCRMModel, model.base_model).glyph_table.bitmaps
+        add_character_scaling(optimizer, len(bitmaps), settings.character_scaling, bitmaps.device)
     return optimizer
 
 

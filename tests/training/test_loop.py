@@ -100,9 +100,14 @@ def new_model(dropout: float = 0.0) -> GlyphCRMForMaskedLM:
     return model.train()
 
 
-def plan(still_steps: int = 0, **changes: Any) -> Plan:
+def plan(still_steps: int = 0, character_scaling: float = 0.0, **changes: Any) -> Plan:
     settings = OptimizerSettings(
-        1e-3, warmup_steps=2, glyph_learning_rate=1e-4, projection_learning_rate=3e-5, still_steps=still_steps
+        1e-3,
+        warmup_steps=2,
+        glyph_learning_rate=1e-4,
+        projection_learning_rate=3e-5,
+        still_steps=still_steps,
+        character_scaling=character_scaling,
     )
     course = {"logs": range(0, 99, 3), "validations": {0, 4}, "saves": {4}, "end": 8}
     sizes = {"batch_size": 4, "micro_batch_size": 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,10 @@ from glyphcrm.modeling.hanglyph import GlyphVectors
 
 if TYPE_CHECKING:
     from glyphcrm.modeling.model import GlyphCRMModel
+
+
+# (atlas rows of a step, gradients of this process's share) to the gradients that go on through HanGlyph.
+Rescale = Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]
 
 
 class SharedGlyphs:
@@ -55,11 +59,13 @@ class SharedGlyphs:
         """Return a batch as the model takes it, with the vectors instead of `glyph_ids`."""
         return with_vectors(batch, self._ids, self._leaves, self._made[0].dtype)
 
-    def backward(self) -> None:
-        """Continue the backwards of all batches through HanGlyph."""
+    def backward(self, rescale: Rescale | None = None) -> None:
+        """Continue the backwards of all batches through HanGlyph, with what `rescale` makes of the gradients."""
         made, leaves = self._made[: self._read], self._leaves[: self._read]
         gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        own = ranks.reduce_scatter(gradients)
+        own: Sequence[Tensor] = ranks.reduce_scatter(gradients)
+        if rescale is not None:
+            own = rescale(self._ids, own)
         torch.autograd.backward(made, [gradient.to(part.dtype) for gradient, part in zip(own, made, strict=True)])
 
 
