@@ -22,6 +22,7 @@ from glyphcrm.modeling.glyph_vectors import SharedGlyphs, hold_convolutions
 from glyphcrm.modeling.hanglyph import GlyphVectors
 from glyphcrm.pretraining.ablations import FreeGlyphs, free_glyphs
 from glyphcrm.training import graphed_gradients
+from glyphcrm.training.character_scaling import CharacterScaling, add_to
 from glyphcrm.training.graph import CudaRecorder, Graphs, Recording, Work, in_place_of, no_graph_because
 from glyphcrm.training.graphed_gradients import Batch, GraphedGradients
 from tests.robustness.processes import run_ranks
@@ -138,15 +139,21 @@ everywhere = pytest.mark.parametrize(
 class Trained:
     """Plain gradient descent over steps, run or recorded."""
 
-    def __init__(self, model: GlyphCRMForPreTraining, recorder: Any = None, most: int = 24) -> None:
-        self.model, self.recorder, self.messages = model, recorder, list[str]()
+    def __init__(
+        self,
+        model: GlyphCRMForPreTraining,
+        recorder: Any = None,
+        most: int = 24,
+        scaling: CharacterScaling | None = None,
+    ) -> None:
+        self.model, self.recorder, self.messages, self.scaling = model, recorder, list[str](), scaling
         self.device = next(model.parameters()).device
         self.losses: list[float] = []
         self.drop = False  # the gradients, instead of setting them to 0
         if recorder is not None:
             graphs = Graphs(recorder, in_place_of(model), self.messages.append, most)
             self.graphed = GraphedGradients(
-                self.accumulate, model.glyphcrm, contextlib.nullcontext, self.device, graphs
+                self.accumulate, model.glyphcrm, contextlib.nullcontext, self.device, graphs, scaling
             )
 
     def accumulate(self, batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
@@ -166,7 +173,7 @@ class Trained:
         batches = [{name: value.to(self.device) for name, value in batch.items()} for batch in micro_batches]
         glyphs = SharedGlyphs(self.model.glyphcrm, batches)
         shares = [self.accumulate(batch, glyphs.arguments(batch), totals) for batch in batches]
-        glyphs.backward()
+        glyphs.backward(self.scaling)
         return torch.stack(shares).sum()
 
     def __call__(self, steps: Steps) -> Trained:
@@ -198,6 +205,24 @@ def test_a_recorded_step_is_the_one_that_is_run(place: Place, atlas: GlyphAtlas,
     found = place.trained(small_model(atlas, convolves=convolves), recorder)(steps)
     assert found.distance(expected) <= place.tolerance
     assert recorder.recorded >= 3 and recorder.replayed >= 4 and not found.messages
+
+
+@everywhere
+def test_gradients_are_scaled_by_character_beside_recordings(place: Place, atlas: GlyphAtlas) -> None:
+    """Vectors lie in larger tables then, and the last character fills them up."""
+    steps = steps_of(MIXED)
+
+    def trained(recorder: Any, scaled: bool = True) -> Trained:
+        model = small_model(atlas).to(place.device, place.dtype)
+        optimizer = torch.optim.SGD(model.parameters())
+        add_to(optimizer, len(model.glyphcrm.glyph_table.bitmaps), 0.5, torch.device(place.device))
+        return Trained(model, recorder, scaling=CharacterScaling.of(optimizer) if scaled else None)(steps)
+
+    expected, recorder = trained(None), place.recorder()
+    found = trained(recorder)
+    # The squares are in float32, whatever the model is in.
+    assert found.distance(expected) <= 1e-5 < 1e-4 < expected.distance(trained(None, scaled=False))
+    assert recorder.replayed > 0 and not found.messages
 
 
 @everywhere
