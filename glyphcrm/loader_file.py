@@ -1,4 +1,4 @@
-"""The file beside saved models and tokenizers by which transformers finds this package where nothing has imported it."""
+"""The file beside saved models by which transformers finds this package where nothing has imported it."""
 
 from __future__ import annotations
 
