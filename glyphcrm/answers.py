@@ -183,7 +183,11 @@ class Filler(Answerer):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, top: int) -> None:
         super().__init__(model, tokenizer)
-        self.top = min(top, model.config.vocab_size)
+        ids = torch.arange(model.config.vocab_size, device=model.device)
+        known = model.predicts(ids) if isinstance(model, GlyphCRMForMaskedLM) else ids >= 0
+        known[[i for i in tokenizer.all_special_ids if i < len(known)]] = False  # [UNK] fills no gap
+        self._answers = ids[known]
+        self.top = min(top, len(self._answers))
 
     @torch.no_grad()
     def __call__(self, text: str, where: str) -> Answer:
@@ -197,8 +201,15 @@ class Filler(Answerer):
         if ids.shape[1] > self.longest:
             raise UserError(f"{where}: {ids.shape[1]} tokens; the model reads {self.longest} at once, shorten the text")
         positions = (ids[0] == self.tokenizer.mask_token_id).nonzero().squeeze(1)
-        shares, best = self.model(**batch).logits[0, positions].float().softmax(-1).topk(self.top)
-        characters = [self.tokenizer.convert_ids_to_tokens(row) for row in best.tolist()]
-        choices = tuple(tuple(zip(*row, strict=True)) for row in zip(characters, shares.tolist(), strict=True))
+        choices = self.best(self.model(**batch).logits[0, positions])
         filled = pieces[0] + "".join(row[0][0] + piece for row, piece in zip(choices, pieces[1:], strict=True))
         return Answer(filled, {"text": text, "filled": filled, "masks": choices}, choices=choices)
+
+    def best(self, logits: torch.Tensor) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """Return of n places, by logits ``(n, V)``, the `top` best characters each, and how probable they are.
+
+        Special tokens are no answers, though they have a share in what is probable.
+        """
+        shares, places = logits.float().softmax(-1)[:, self._answers].topk(self.top)
+        rows = map(self.tokenizer.convert_ids_to_tokens, self._answers[places].tolist())
+        return tuple(tuple(zip(row, of_row, strict=True)) for row, of_row in zip(rows, shares.tolist(), strict=True))

@@ -23,6 +23,7 @@ from glyphcrm.modeling import (
     GlyphCRMModel,
 )
 from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.classic import READ_ONLY, TEXT
 
 SHIPPED = str(Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny")
@@ -155,6 +156,20 @@ def test_masks_are_filled(capsys: pytest.CaptureFixture[str]) -> None:
     for row in masks:
         shares = [share for _, share in row]
         assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+
+
+def test_masks_are_filled_with_characters_alone(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not with [UNK], however likely it is, nor with what an extended decoder still lacks."""
+    model.extend_decoder(READ_ONLY[2])
+    with torch.no_grad():
+        model.mlm.decoder.bias[: len(SPECIAL_TOKENS)] = 2.0
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    (answer,) = answers(capsys, "--model", str(tmp_path / "model"), "--top", "9999", f"{TEXT[:3]}▢")
+    (found,) = answer["masks"]  # type: ignore[misc]
+    assert sorted(char for char, _ in found) == sorted(TEXT + READ_ONLY[2])  # type: ignore[has-type]
+    assert answer["filled"][-1] == found[0][0] and 0 < sum(share for _, share in found) < 0.95  # type: ignore[index, has-type]
 
 
 def test_texts_of_a_file_and_of_standard_input(
