@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.config_file import architecture_of, read_config
 from glyphcrm.errors import UserError, listed
 from glyphcrm.finetuning.encoding import encode
-from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, load_bert_for_masked_lm, load_finetuned
+from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, Reading, load_bert_for_masked_lm, load_finetuned
 from glyphcrm.finetuning.prediction import OUTSIDE, collator_for, predict
 from glyphcrm.modeling import GlyphCRMForMaskedLM
 from glyphcrm.modeling.heads import HEADS
@@ -96,9 +96,9 @@ def load_answerer(
     if name in BERT_FILLERS:
         return Filler(*load_bert_for_masked_lm(directory), top)
     if name in {model_class.__name__ for model_class in CLASSIFIERS.values()}:
-        return Classifier(*load_finetuned(directory))
+        return Classifier(*load_finetuned(directory), directory)
     if name in {model_class.__name__ for model_class in TAGGERS.values()}:
-        tagger = Tagger(*load_finetuned(directory))
+        tagger = Tagger(*load_finetuned(directory), directory)
         check_tags(directory, tagger.labels)
         return tagger
     raise UserError(
@@ -115,7 +115,18 @@ def check_tags(directory: Path, tags: Iterable[str]) -> None:
         )
 
 
-class Classifier(Answerer):
+class FineTuned(Answerer):
+    """A fine-tuned model, which reads as it did in training."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+        super().__init__(model, tokenizer)
+        try:
+            self.reading = Reading.of(model.config)
+        except UserError as error:
+            raise UserError(f"{directory / 'config.json'}: {error}") from None
+
+
+class Classifier(FineTuned):
     """Labels of a text, or of two with a tab between them, and how probable each is."""
 
     @torch.no_grad()
@@ -126,26 +137,28 @@ class Classifier(Answerer):
             self.check(part, where)
         example = TextExample(first, self.labels[0], second if tab else None)
         kind = Kind.PAIR if tab else Kind.SENTENCE
-        (feature,) = encode(self.tokenizer, [example], kind, self.labels, self.longest)
+        reading = self.reading if not tab else replace(self.reading, truncation="head")
+        (feature,) = encode(self.tokenizer, [example], kind, self.labels, **asdict(reading))
         batch = collator_for(self.model)([feature])
         del batch["labels"]
         logits = self.model(**{key: value.to(self.model.device) for key, value in batch.items()}).logits[0].float()
         several = self.model.config.problem_type == "multi_label_classification"
         shares = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
         ranked = tuple(sorted(zip(self.labels, shares, strict=True), key=lambda pair: -pair[1]))
-        note = f"too long: the first {self.longest} tokens were read" if feature.truncated else ""
+        read = "the first" if reading.truncation == "head" else "at its beginning and its end"
+        note = f"too long: {read} {reading.max_length} tokens were read" if feature.truncated else ""
         as_json = {"text": text, "label": ranked[0][0], "probabilities": dict(ranked)}
         return Answer(text, as_json, choices=(ranked[:SHOWN_LABELS],), note=note)
 
 
-class Tagger(Answerer):
+class Tagger(FineTuned):
     """Names in a text; a long one is read in windows."""
 
     def __call__(self, text: str, where: str) -> Answer:
         """Return the names, in their order."""
         self.check(text, where)
         example = TaggedExample(tuple(text), (OUTSIDE,) * len(text))
-        (tags,) = predict(self.model, self.tokenizer, [example], Kind.TAGGING, self.labels, self.longest)
+        (tags,) = predict(self.model, self.tokenizer, [example], Kind.TAGGING, self.labels, self.reading.max_length)
         names = tuple(Name(start, end, text[start:end], label) for start, end, label in spans(tags))
         labels = tuple(sorted({tag.partition("-")[2] for tag in self.labels if tag != OUTSIDE}))
         return Answer(text, {"text": text, "names": [asdict(name) for name in names]}, names, labels)
@@ -170,7 +183,11 @@ class Filler(Answerer):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, top: int) -> None:
         super().__init__(model, tokenizer)
-        self.top = min(top, model.config.vocab_size)
+        ids = torch.arange(model.config.vocab_size, device=model.device)
+        known = model.predicts(ids) if isinstance(model, GlyphCRMForMaskedLM) else ids >= 0
+        known[[i for i in tokenizer.all_special_ids if i < len(known)]] = False  # [UNK] fills no gap
+        self._answers = ids[known]
+        self.top = min(top, len(self._answers))
 
     @torch.no_grad()
     def __call__(self, text: str, where: str) -> Answer:
@@ -184,8 +201,15 @@ class Filler(Answerer):
         if ids.shape[1] > self.longest:
             raise UserError(f"{where}: {ids.shape[1]} tokens; the model reads {self.longest} at once, shorten the text")
         positions = (ids[0] == self.tokenizer.mask_token_id).nonzero().squeeze(1)
-        shares, best = self.model(**batch).logits[0, positions].float().softmax(-1).topk(self.top)
-        characters = [self.tokenizer.convert_ids_to_tokens(row) for row in best.tolist()]
-        choices = tuple(tuple(zip(*row, strict=True)) for row in zip(characters, shares.tolist(), strict=True))
+        choices = self.best(self.model(**batch).logits[0, positions])
         filled = pieces[0] + "".join(row[0][0] + piece for row, piece in zip(choices, pieces[1:], strict=True))
         return Answer(filled, {"text": text, "filled": filled, "masks": choices}, choices=choices)
+
+    def best(self, logits: torch.Tensor) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """Return of n places, by logits ``(n, V)``, the `top` best characters each, and how probable they are.
+
+        Special tokens are no answers, though they have a share in what is probable.
+        """
+        shares, places = logits.float().softmax(-1)[:, self._answers].topk(self.top)
+        rows = map(self.tokenizer.convert_ids_to_tokens, self._answers[places].tolist())
+        return tuple(tuple(zip(row, of_row, strict=True)) for row, of_row in zip(rows, shares.tolist(), strict=True))

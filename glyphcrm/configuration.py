@@ -22,14 +22,9 @@ from glyphcrm.config_values import (
     check_values,
 )
 from glyphcrm.errors import UserError, shown
+from glyphcrm.loader_file import in_loader, write_loader
 
-# Beside every saved config.json: lets `trust_remote_code=True` find this package where nothing has imported it.
-LOADER_FILE = "load_glyphcrm.py"
-LOADER = '''"""With this file transformers loads the model given trust_remote_code=True; the code is in the package."""
-
-from glyphcrm import GlyphCRMConfig as GlyphCRMConfig
-'''
-AUTO_MAP = {"AutoConfig": f"{Path(LOADER_FILE).stem}.GlyphCRMConfig"}  # which registers all the others
+AUTO_MAP = {"AutoConfig": in_loader("GlyphCRMConfig")}  # which registers all the others
 
 # Called whenever a configuration is made; `glyphcrm.registration` waits for the first.
 WHEN_MADE: list[Callable[[], None]] = []
@@ -115,9 +110,7 @@ class GlyphCRMConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers; writes `LOADER_FILE`, too."""
-        path = Path(save_directory, LOADER_FILE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(LOADER, encoding="utf-8")
+        write_loader(Path(save_directory))
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod

@@ -16,6 +16,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from glyphcrm.charsmap import precompiled
 from glyphcrm.errors import UserError, shown
+from glyphcrm.loader_file import in_loader, write_loader
 from glyphcrm.normalization import DROPPED, clusters, normalize, stand_ins
 from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 
@@ -25,6 +26,7 @@ LARGEST_FILE = 1 << 26  # bytes of a .json; ours have about one million
 _NOT_FROM_FILES = (
     *("tokenizer_file", "tokenizer_object", "gguf_file", "vocab", "merges", "backend"),
     *("post_processor", "tokenizer_truncation", "tokenizer_padding", "_json_truncation", "_json_padding"),
+    "auto_map",  # it is written by the class
 )
 _END = "\x01"  # behind a character that is replaced; no text has it, since it is dropped
 _NO_ID = np.int32(-1).tobytes()
@@ -54,6 +56,8 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
 
     vocab_files_names = {"vocab_file": VOCABULARY_FILE, "tokenizer_file": TOKENIZER_FILE}
     model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    # For `AutoTokenizer` where nothing has imported this package: it says what is missing, or asks for trust.
+    _auto_map = {"AutoTokenizer": [None, in_loader("GlyphCRMTokenizer")]}
 
     def __init__(
         self,
@@ -111,6 +115,10 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
         if kwargs.get("vocab_file") is None:
             raise UserError(f"{kwargs.get('name_or_path')}: no {VOCABULARY_FILE}; copy it from where it was saved")
         return {name: value for name, value in kwargs.items() if name not in _NOT_FROM_FILES}
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoTokenizer") -> None:
+        """Nothing: else transformers would put copies of this module beside the tokenizers that it saves."""
 
     @property
     def vocab_size(self) -> int:
@@ -215,6 +223,7 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
         filename_prefix: str | None = None,
     ) -> tuple[str, ...]:
         written = self.save_vocabulary(save_directory, filename_prefix)
+        write_loader(Path(save_directory))
         backend: Any = self._tokenizer
         with _lock:  # what the last call asked for is no property of the tokenizer
             backend.no_truncation()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; rooms of one floor know nothing of each other.
 FLOORS = (
     ("command_line", "errors", "version"),
-    ("charsmap", "files", "normalization", "config_values", "tokens"),
+    ("charsmap", "files", "normalization", "config_values", "loader_file", "tokens"),
     ("config_file", "configuration", "glyphs", "tokenization", "vocabulary"),
     ("data",),
     ("atlas_sources",),

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from glyphcrm.checkpoint import WEIGHTS_FILE, load_atlas
-from glyphcrm.configuration import LOADER_FILE, GlyphCRMConfig
+from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
+from glyphcrm.loader_file import LOADER_FILE
 
 COPIED_FILES = (
     *("config.json", LOADER_FILE, "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,23 @@ from transformers import (
     BertForMaskedLM,
     BertForTokenClassification,
     BertModel,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.config_file import architecture_of, read_config
+from glyphcrm.config_values import check_number
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, shown
 from glyphcrm.finetuning.bert_heads import BertForClsClassification
+from glyphcrm.finetuning.options import SHORTEST, TRUNCATIONS
 from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
 from glyphcrm.modeling.heads import HEADS
 from glyphcrm.tasks import Kind
 
+READING = "reading"  # in config.json
 BERT = "bert"
 GLYPHCRM = GlyphCRMConfig.model_type
 CLASSIFIERS: dict[str, type[PreTrainedModel]] = {
@@ -36,6 +41,36 @@ TAGGERS: dict[str, type[PreTrainedModel]] = {
     GLYPHCRM: HEADS["AutoModelForTokenClassification"],
     BERT: BertForTokenClassification,
 }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model has read, in training and for its scores, of a text that is too long; arguments of `encode`."""
+
+    max_length: int
+    truncation: str = "head"
+
+    def record(self, config: PreTrainedConfig) -> None:
+        """Let it be saved with a model, whatever is then made of it."""
+        setattr(config, READING, asdict(self))
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Reading:
+        """Return that of a saved model: what fits its positions, if it was not fine-tuned here.
+
+        Raises:
+            UserError: a wrong record.
+        """
+        positions: int = config.max_position_embeddings
+        kept = getattr(config, READING, None)
+        if kept is None:
+            return cls(positions)
+        if not isinstance(kept, dict) or kept.keys() != {"max_length", "truncation"}:
+            raise UserError(f"{READING} is {shown(str(kept))}; give max_length and truncation, or leave it out")
+        check_number(f"max_length of {READING}", kept["max_length"], min(SHORTEST, positions), positions, int)
+        if kept["max_length"] is None or kept["truncation"] not in TRUNCATIONS:
+            raise UserError(f"{READING} is {shown(str(kept))}; give a number and one of {', '.join(TRUNCATIONS)}")
+        return cls(**kept)
 
 
 def load_model(

@@ -20,6 +20,7 @@ from glyphcrm.training.options import (
 from glyphcrm.training.run_directory import MODEL_DIRECTORY
 
 TRUNCATIONS = ("head", "head+tail")
+SHORTEST = 8  # tokens that a sequence may have at most
 MICRO_BATCH_TOKENS = 8192  # as many as a base model trains on in some 10 GB
 # Of the learning rate. At the full rate a few hundred examples undo what pre-training has taught HanGlyph: `tiny` on
 # 500 titles of TouTiao has an accuracy of 0.12 at the full rate, 0.20 at 0.07 of it, 0.24 at these shares, and 0.24
@@ -102,7 +103,7 @@ class FinetuneOptions(CommandLineOptions):
                 (1, 10_000): ("seeds",),
                 (1, math.inf): (*sizes, "patience", "evaluations_per_epoch"),
                 (2, math.inf): ("train_samples",),
-                (8, math.inf): ("max_length",),
+                (SHORTEST, math.inf): ("max_length",),
                 (0, math.inf): ("learning_rate", "save_minutes"),
                 (0, 1): ("warmup", "weight_decay"),
                 (0, 0.99): ("dropout",),

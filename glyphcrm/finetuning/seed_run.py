@@ -21,7 +21,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.finetuning.data import RunData
 from glyphcrm.finetuning.encoding import TEXT_SPECIALS, Feature, Integers, encode
 from glyphcrm.finetuning.metrics import Prediction, entity_scores, score
-from glyphcrm.finetuning.models import load_model
+from glyphcrm.finetuning.models import Reading, load_model
 from glyphcrm.finetuning.objective import FinetuningObjective
 from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.finetuning.prediction import assemble
@@ -108,6 +108,7 @@ class SeedRun:
             check_kernel_backend(model.config, self.machine.device)
             cast(GlyphCRMPreTrainedModel, model).set_training_fonts(self.fonts.train)
         max_length = length_of(options, model.config.max_position_embeddings)
+        Reading(max_length, options.truncation).record(model.config)
         shown = "encoding" if self.machine.is_first else None
         train, dev, test = (
             encode(tokenizer, part, kind, splits.labels, max_length, options.truncation, shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from transformers import pipeline
 
@@ -11,6 +12,7 @@ from glyphcrm.data.sentence_pairs import SentencePairs
 from glyphcrm.tokenization import GlyphCRMTokenizer
 
 COUNT = 6  # sentences
+GUESSES = 5  # for each
 SHORTEST, LONGEST = 8, 36  # characters
 
 
@@ -40,6 +42,10 @@ def print_fill_mask(model_dir: Path, pairs: SentencePairs, tokenizer: GlyphCRMTo
         tokenizer: that of the text's ids.
     """
     fill = pipeline("fill-mask", model=str(model_dir), device="cpu")
+    own: Any = fill.tokenizer
+    special = set(own.all_special_ids)  # [UNK] fills no gap
+    count = min(GUESSES + len(special), fill.model.config.vocab_size)
     for sentence, answer in held_out_sentences(pairs, tokenizer):
-        guesses = "  ".join(f"{guess['token_str']} {guess['score']:.1%}" for guess in fill(sentence, top_k=5))
+        found = [guess for guess in fill(sentence, top_k=count) if guess["token"] not in special]
+        guesses = "  ".join(f"{guess['token_str']} {guess['score']:.1%}" for guess in found[:GUESSES])
         print(f"  {sentence.replace('[MASK]', '▢')}  ({answer})\n      {guesses}")

@@ -16,7 +16,7 @@ from glyphcrm.modeling.hanglyph import GlyphVectors
 from glyphcrm.normalization import normalize
 from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.web.drawing import picture_of
-from glyphcrm.web.models import SHOWN, Models, bounded
+from glyphcrm.web.models import Models, bounded
 
 NEIGHBOURS = 10
 
@@ -82,10 +82,5 @@ def _in_sentence(models: Models, shown: GlyphVectors, sentence: str) -> tuple[Sh
     vectors = GlyphVectors(*(torch.cat(parts) for parts in zip(own, shown, strict=True)))
     index = torch.arange(len(ids)).repeat(2, 1)
     index[0, places] = len(ids)
-    logits = model(glyph_vectors=vectors, glyph_index=index).logits[:, places[0]].float()
-    shares, best = logits.softmax(-1).topk(min(SHOWN, logits.shape[-1]))
-    read, hidden = (
-        tuple(zip(tokenizer.convert_ids_to_tokens(row.tolist()), values.tolist(), strict=True))
-        for row, values in zip(best, shares, strict=True)
-    )
+    read, hidden = filler.best(model(glyph_vectors=vectors, glyph_index=index).logits[:, places[0]])
     return read, hidden

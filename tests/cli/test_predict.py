@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from glyphcrm.answers import spans
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.cli.entry import main
+from glyphcrm.finetuning.models import Reading
 from glyphcrm.modeling import (
     GlyphCRMForPreTraining,
     GlyphCRMForSequenceClassification,
@@ -21,6 +23,7 @@ from glyphcrm.modeling import (
     GlyphCRMModel,
 )
 from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.classic import READ_ONLY, TEXT
 
 SHIPPED = str(Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny")
@@ -121,6 +124,25 @@ def test_names_are_where_the_tags_are(
     assert coloured.count("\033[0m") == len(names) and "[" not in coloured.replace("\033[", "")
 
 
+def test_names_are_found_in_windows_as_long_as_in_training(
+    directories: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In windows of six characters, each is read as a text by itself."""
+    tagger = GlyphCRMForTokenClassification.from_pretrained(directories["tagger"])
+    with torch.no_grad():
+        tagger.classifier.linear.weight.normal_(0, 1)
+    Reading(8).record(tagger.config)
+    tagger.save_pretrained(directories["tagger"])
+    pieces = [TEXT[start : start + 6] for start in range(0, 36, 6)]
+    whole, *parts = answers(capsys, "--model", directories["tagger"], TEXT[:36], *pieces)
+
+    def named(answer: dict[str, Any], begin: int = 0) -> set[tuple[int, str]]:
+        spans = [(name["start"], name["end"], name["label"]) for name in answer["names"]]
+        return {(begin + place, label) for start, end, label in spans for place in range(start, end)}
+
+    assert named(whole) == set().union(*(named(part, 6 * i) for i, part in enumerate(parts))) != set()
+
+
 def test_spans_of_tags() -> None:
     tags = ["O", "B-PER", "I-PER", "B-PER", "I-LOC", "I-LOC", "O", "I-PER", "B-LOC"]
     assert spans(tags) == [(1, 3, "PER"), (3, 4, "PER"), (4, 6, "LOC"), (7, 8, "PER"), (8, 9, "LOC")]
@@ -134,6 +156,20 @@ def test_masks_are_filled(capsys: pytest.CaptureFixture[str]) -> None:
     for row in masks:
         shares = [share for _, share in row]
         assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+
+
+def test_masks_are_filled_with_characters_alone(
+    model: GlyphCRMForPreTraining, tokenizer: GlyphCRMTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not with [UNK], however likely it is, nor with what an extended decoder still lacks."""
+    model.extend_decoder(READ_ONLY[2])
+    with torch.no_grad():
+        model.mlm.decoder.bias[: len(SPECIAL_TOKENS)] = 2.0
+    save_checkpoint(model, tokenizer, tmp_path / "model")
+    (answer,) = answers(capsys, "--model", str(tmp_path / "model"), "--top", "9999", f"{TEXT[:3]}▢")
+    (found,) = answer["masks"]  # type: ignore[misc]
+    assert sorted(char for char, _ in found) == sorted(TEXT + READ_ONLY[2])  # type: ignore[has-type]
+    assert answer["filled"][-1] == found[0][0] and 0 < sum(share for _, share in found) < 0.95  # type: ignore[index, has-type]
 
 
 def test_texts_of_a_file_and_of_standard_input(
@@ -167,6 +203,10 @@ def test_what_a_terminal_would_obey_is_not_printed(
         ({"id2label": {"0": ["x"], "1": "y"}}, "id2label has the label"),
         ({"id2label": dict(enumerate(["O", "S-PER", "B-PER", "I-PER", "E-PER"]))}, "('S-PER', 'E-PER')"),
         ({"id2label": {i: f"LABEL_{i}" for i in range(5)}}, "give a model whose tags are O, B-x and I-x"),
+        ({"reading": 5}, "reading is '5'; give max_length and truncation"),
+        ({"reading": {"max_length": 10**9, "truncation": "head"}}, "max_length of reading is '1000000000'"),
+        ({"reading": {"max_length": None, "truncation": "head"}}, "give a number and one of head"),
+        ({"reading": {"max_length": 12, "truncation": ["head"]}}, "give a number and one of head, head+tail"),
     ],
 )
 def test_configurations_that_it_cannot_answer_by(

@@ -27,6 +27,7 @@ from glyphcrm.finetuning.run import finetune
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.tasks import Kind, find_task, load_splits
 from tests.classic import TEXT
+from tests.finetuning.conftest import CHARACTERS
 from tests.glyphs.font_files import SQUARE, font_file
 from tests.robustness.processes import Run
 
@@ -153,6 +154,44 @@ def test_a_run_learns_and_leaves_scores_predictions_chart_and_model(
     assert run_command("predict", [*shlex.split(told)[5:], splits.test[0].text]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == predictions(run, best)[0]["predicted"]
     assert content(run) == before
+
+
+@pytest.mark.parametrize(("name", "truncation"), [("bert", "head"), ("glyphcrm", "head+tail")])
+def test_predict_reads_a_long_text_as_training_did(
+    name: str,
+    truncation: str,
+    sentiment: Path,
+    directories: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A text's beginning or, with its tail, its end decides; what is not read speaks for the other label."""
+    task, run = tmp_path / "task" / "sentiment.toml", tmp_path / "run"
+    shutil.copytree(sentiment.parent, task.parent)
+    unread = {"有": CHARACTERS[26:], "无": CHARACTERS[:26]}
+    for file in task.parent.glob("*.tsv"):
+        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+        if truncation == "head":
+            texts = [f"{text}{unread[label]}" for text, label in rows]
+        else:
+            texts = [f"{text[:3]}{unread[label]}{text}" for text, label in rows]
+        lines = ["text\tlabel", *(f"{text}\t{label}" for text, (_, label) in zip(texts, rows, strict=True))]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = ("--max-length", "12", "--truncation", truncation, "--keep-model", "best", "--dropout", "0")
+    assert main(command(task, directories[name], run, *options)) == 0
+    assert result(run)["test"]["accuracy"] > 0.7  # type: ignore[index]
+    texts_file = tmp_path / "texts"
+    texts_file.write_text("".join(f"{row['text']}\n" for row in predictions(run)), encoding="utf-8")
+    kept = run / "seed-0" / "model"
+    assert run_command("convert-half", ["--model", str(kept), "--out", str(tmp_path / "half")]) == 0
+    for model in (kept, tmp_path / "half"):
+        capsys.readouterr()
+        assert run_command("predict", ["--json", "--model", str(model), "--file", str(texts_file)]) == 0
+        output = capsys.readouterr()
+        labels = [json.loads(line)["label"] for line in output.out.splitlines()]
+        assert labels == [row["predicted"] for row in predictions(run)]
+        read = "the first" if truncation == "head" else "at its beginning and its end"
+        assert output.err.splitlines()[0] == f"{texts_file}:1: too long: {read} 12 tokens were read"
 
 
 @pytest.mark.parametrize("name", ["glyphcrm", "bert", "twin"])

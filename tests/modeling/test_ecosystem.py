@@ -45,6 +45,8 @@ from glyphcrm.modeling.heads import HEADS, GlyphCRMHead
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
+SHIPPED = Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny"
+
 
 def test_every_auto_class_loads_the_same_encoder(model: GlyphCRMForPreTraining, directory: Path) -> None:
     assert type(AutoConfig.from_pretrained(directory)) is GlyphCRMConfig
@@ -282,34 +284,47 @@ def test_read_only_characters_are_read_apart(model: GlyphCRMForPreTraining, toke
     assert not any(torch.allclose(states[0], other, atol=1e-4) for other in states[1:])
 
 
-def run_without_import(program: str, directory: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+def run_without_import(program: str, directory: Path, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a program in which nothing imports glyphcrm but transformers itself."""
     program = f"from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, pipeline\n{program}"
     environment = {**os.environ, "HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", program, str(directory)]
+    command = [sys.executable, "-c", program, str(directory), *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, input="")
 
 
-def test_a_saved_model_is_loaded_without_import(directory: Path, tmp_path: Path) -> None:
-    """By `trust_remote_code=True`; without it transformers says what is missing."""
+@pytest.mark.parametrize("where", ["saved", "shipped"])
+def test_a_saved_model_is_loaded_without_import(where: str, directory: Path, tmp_path: Path) -> None:
+    """By `trust_remote_code=True`; without it transformers says what is missing, of the tokenizer, too."""
     program = (
-        "import sys; where = sys.argv[1]\n"
-        "try:\n    AutoConfig.from_pretrained(where, trust_remote_code=False)\n"
-        "except ValueError as error:\n    assert 'trust_remote_code=True' in str(error), error\n"
+        "import sys; where, out = sys.argv[1:]\n"
+        "for auto_class in (AutoConfig, AutoModelForMaskedLM, AutoTokenizer):\n"
+        "    try:\n        auto_class.from_pretrained(where)\n"
+        "    except ValueError as error:\n        assert 'trust_remote_code=True' in str(error), error\n"
+        "    else:\n        raise AssertionError(auto_class)\n"
         "assert 'glyphcrm' not in sys.modules\n"
+        "tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=True)\n"
+        "assert type(tokenizer).__module__ == 'glyphcrm.tokenization'\n"
+        "tokenizer.save_pretrained(out + '-tokenizer')\n"
         "fill = pipeline('fill-mask', where, trust_remote_code=True)\n"
         "assert type(fill.model).__module__ == 'glyphcrm.modeling.heads'\n"
-        "assert type(fill.tokenizer).__module__.startswith('glyphcrm')\n"
+        "assert type(fill.tokenizer).__module__ == 'glyphcrm.tokenization'\n"
+        "assert type(AutoTokenizer.from_pretrained(where)) is type(tokenizer)\n"
         "print(len(fill('天地[MASK]黄', top_k=3)))\n"
-        "fill.model.save_pretrained(where + '-again')\n"
+        "fill.model.save_pretrained(out + '-model')\n"
     )
-    result = run_without_import(program, directory, tmp_path / "cache")
+    source = directory if where == "saved" else SHIPPED
+    result = run_without_import(program, source, tmp_path / "cache", str(tmp_path / "again"))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "3"
-    again = {path.name for path in Path(f"{directory}-again").iterdir()}
-    assert again == {"config.json", "load_glyphcrm.py", "model.safetensors"}  # and no copies of our modules
-    config = json.loads(Path(f"{directory}-again", "config.json").read_text(encoding="utf-8"))
-    assert config["auto_map"] == {"AutoConfig": "load_glyphcrm.GlyphCRMConfig"}
+    assert result.stdout.split()[-1] == "3"
+    model, tokenizer = (tmp_path / name for name in ("again-model", "again-tokenizer"))
+    assert {path.name for path in model.iterdir()} == {"config.json", "load_glyphcrm.py", "model.safetensors"}
+    names = {"load_glyphcrm.py", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert {path.name for path in tokenizer.iterdir()} == names  # and no copies of our modules
+    for again, name, classes in (
+        (model, "config.json", {"AutoConfig": "load_glyphcrm.GlyphCRMConfig"}),
+        (tokenizer, "tokenizer_config.json", {"AutoTokenizer": [None, "load_glyphcrm.GlyphCRMTokenizer"]}),
+    ):
+        assert json.loads((again / name).read_text(encoding="utf-8"))["auto_map"] == classes
 
 
 def test_without_the_package_a_saved_model_says_what_is_missing(directory: Path, tmp_path: Path) -> None:
