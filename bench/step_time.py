@@ -34,17 +34,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench import arguments, ceilings, markdown
 from bench.clock import ratios, seconds_by_turns
 from bench.environment import first_line, versions
 from bench.throughput.material import Material, documents, limited, sizes
-from bench.throughput.models import GlyphStep, bert_arguments, build_bert, build_glyphcrm
+from bench.throughput.models import GlyphStep, PlainBert, build_bert, build_glyphcrm, training_step
 from glyphcrm.config_values import PRESETS
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import Sample
@@ -53,10 +51,7 @@ from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.training.graph import CudaRecorder, Graphs, in_place_of, no_graph_because
-from glyphcrm.training.loop import Step
 from glyphcrm.training.machine import Machine
-from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer, set_rates
-from glyphcrm.training.step_loader import Batch
 
 SHAPES = {"base": ("32x512", "256x128", "128x512", "256x512"), "nano": ("8x64",)}
 # Of a micro-batch, padding included: of the shapes only 256x512 is cut in two. All ways lie in the memory together,
@@ -66,7 +61,6 @@ GLYPHS = {"base": (1700, 3000), "nano": (12,)}
 STEPS = 3  # of different text, one after the other without a wait
 WARM_UP = 3  # times all of them: kernels compile, each size of a graph runs, is recorded, is replayed
 PEER, MASKED, RECORDED, STILL = "BERT", "BERT, masked logits", "GlyphCRM, recorded", "GlyphCRM, still"
-SETTINGS = OptimizerSettings(1e-4, glyph_learning_rate=1e-4)
 
 
 @dataclass(frozen=True)
@@ -83,41 +77,27 @@ class Row:
     loss: float
 
 
-class PlainBert(PretrainingObjective):
-    """transformers' own loss, of logits at every position."""
-
-    def loss(self, model: PreTrainedModel, batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
-        """As `PretrainingObjective.loss`; the two means are one tensor, so that all micro-batches weigh alike."""
-        outputs: Any = model(**bert_arguments(inputs))
-        return outputs.loss * (self.counts(batch)[1] * totals[1].reciprocal())
-
-
 class Way:
-    """A model with its optimiser, and the steps that it takes."""
+    """A model with its optimiser, and the steps, each of some samples, that it takes."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         objective: PretrainingObjective,
         machine: Machine,
+        steps: Sequence[Sequence[Sample]],
         recorded: bool = False,
         still: bool = False,
     ) -> None:
-        self.model, self._objective, self._machine = model.train(), objective, machine
+        self.model, self._machine = model.train(), machine
         model.to(machine.device)  # type: ignore[arg-type]
-        optimizer = make_optimizer(self.model, SETTINGS)
-        set_rates(optimizer, SETTINGS, step=0, steps=1)
         graphs = Graphs(CudaRecorder(machine.device), in_place_of(model), _tell) if recorded else None
-        self._step = Step(self.model, objective, optimizer, machine, graphs)
+        self._step = training_step(model, objective, machine, graphs)
         if still:
             self._step.hold_convolutions(True)
-        self._batches: list[list[Batch]] = []
+        self._batches = [objective.micro_batches(samples) for samples in steps]
         self.loss = math.nan
         self.peak = 0
-
-    def read(self, steps: Sequence[Sequence[Sample]]) -> None:
-        """Make the micro-batches of each step."""
-        self._batches = [self._objective.micro_batches(samples) for samples in steps]
 
     def __call__(self, _: int) -> None:
         """Take all steps, to their end."""
@@ -149,18 +129,17 @@ def measure(
     tokens = sum(len(sample["input_ids"]) for step in steps for sample in step) / STEPS
     micro = max(1, min(count, micro_tokens(machine.device) // length))
 
-    def objective(kind: type[PretrainingObjective], packed: PackedCollator | None = None) -> PretrainingObjective:
-        return kind(stream, stream, material.special.pad, micro, machine, 1, packed)
-
-    def glyphcrm(packed: bool, recorded: bool = False, still: bool = False) -> Way:
+    def way(model: PreTrainedModel, kind: type[PretrainingObjective], packed: bool = False, **more: bool) -> Way:
         collator = PackedCollator(material.special.pad, micro * length, length) if packed else None
-        return Way(copy.deepcopy(new), objective(PretrainingObjective, collator), machine, recorded, still)
+        objective = kind(stream, stream, material.special.pad, micro, machine, 1, collator)
+        return Way(model, objective, machine, steps, **more)
+
+    def glyphcrm(**more: bool) -> Way:
+        return way(copy.deepcopy(new), PretrainingObjective, **more)
 
     ways = {
-        PEER: Way(build_bert(new.config), objective(PlainBert), machine),
-        MASKED: Way(
-            BertBaseline.for_config(new.config, attn_implementation="sdpa"), objective(PretrainingObjective), machine
-        ),
+        PEER: way(build_bert(new.config), PlainBert),
+        MASKED: way(BertBaseline.for_config(new.config, attn_implementation="sdpa"), PretrainingObjective),
         "GlyphCRM, padded": glyphcrm(packed=False),
         "GlyphCRM, packed": glyphcrm(packed=True),
     }
@@ -168,15 +147,14 @@ def measure(
     if can_record:
         ways[RECORDED] = glyphcrm(packed=True, recorded=True)
     ways[STILL] = glyphcrm(packed=True, recorded=can_record, still=True)
-    for way in ways.values():
-        way.read(steps)
+    for each in ways.values():
         for number in range(WARM_UP):
-            way(number)
+            each(number)
     seconds = seconds_by_turns(ways, rounds)
-    for name, way in ways.items():
+    for name, each in ways.items():
         beside = [median(ratios(seconds[peer], seconds[name])) for peer in (PEER, MASKED)]
         own = median(seconds[name]) / STEPS
-        yield Row(shape, name, 1e3 * own, tokens / own, *beside, way.gigabytes, way.loss)
+        yield Row(shape, name, 1e3 * own, tokens / own, *beside, each.gigabytes, each.loss)
 
 
 def micro_tokens(device: torch.device) -> int:

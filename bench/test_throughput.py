@@ -26,30 +26,30 @@ from bench.throughput.history import RATE, Row, row
 from bench.throughput.material import Batch, Material, documents, limited, real_tokens, reviews
 from bench.throughput.models import (
     GlyphStep,
-    TrainingStep,
     bert_arguments,
     build_bert,
     build_glyphcrm,
     check_backends,
     check_finite,
-    glyphcrm_arguments,
     read_texts,
+    step_on_cpu,
 )
 from bench.throughput.options import ROWS, Options, read_options
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.training.freed_memory import keep_freed_memory
+from glyphcrm.training.loop import Step
 
 BERT_TRAINING = "BertForPreTraining, SDPA, padded, logits everywhere"
 WARM_UP = 4  # sequences
 
 
 class Models(NamedTuple):
-    """Both models, in training mode, with their optimisers."""
+    """Both models, in training mode, with pre-training's step of each."""
 
     glyphcrm: GlyphCRMForPreTraining
     bert: BertForPreTraining
-    glyphcrm_step: TrainingStep
-    bert_step: TrainingStep
+    glyphcrm_step: Step
+    bert_step: Step
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def models(material: Material) -> Models:
     config = material.sizes.configuration(len(material.atlas))
     glyphcrm, bert = build_glyphcrm(config, material.atlas), build_bert(config)
     batch = next(material.real_batches(WARM_UP))
-    check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
-    check_finite("BERT", bert, bert_arguments, batch)
+    check_finite("GlyphCRM", glyphcrm, batch)
+    check_finite("BERT", bert, bert_arguments(batch))
     check_backends(glyphcrm, batch)
-    models = Models(glyphcrm, bert, TrainingStep(glyphcrm, glyphcrm_arguments), TrainingStep(bert, bert_arguments))
+    models = Models(glyphcrm, bert, step_on_cpu(glyphcrm), step_on_cpu(bert))
     for step in (models.glyphcrm_step, models.bert_step):
         step([batch])
     return models
@@ -136,7 +136,7 @@ def test_data(asked: Options, material: Material, rows: list[Row]) -> None:
 def test_training(
     asked: Options, material: Material, models: Models, rows: list[Row], lengths: str, larger: bool
 ) -> None:
-    """A step on batches of pre-training, and on sequences without any padding; a round has a batch of its own."""
+    """Pre-training's own step, of both models, on its batches and on sequences without padding; a batch a round."""
     sequences = asked.sizes.batch * (asked.sizes.accumulated if larger else 1)
     rounds = (asked.rounds + 1) // 2 if larger else asked.rounds
     drawn = _steps(material, lengths, sequences, asked.micro_batch)

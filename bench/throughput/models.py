@@ -1,4 +1,4 @@
-"""The two models of a comparison, a training step of each, and HanGlyph alone."""
+"""The two models of a comparison, pre-training's step of each, and HanGlyph alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from glyphcrm_kernels import glyph_conv, glyph_stem
 from torch import Tensor, nn
-from transformers import BertForPreTraining
+from transformers import BertForPreTraining, PreTrainedModel
 
 from bench.clock import seconds_by_turns
 from bench.throughput.material import Batch
@@ -20,7 +21,11 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMModel
 from glyphcrm.modeling.bert import bert_config
-from glyphcrm.modeling.glyph_vectors import SharedGlyphs
+from glyphcrm.pretraining.objective import PretrainingObjective
+from glyphcrm.training.graph import Graphs
+from glyphcrm.training.loop import Step
+from glyphcrm.training.machine import Machine
+from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer
 
 LEARNING_RATE = 1e-4  # the paper's
 TOLERANCE = 1e-4  # of a loss
@@ -29,8 +34,7 @@ NOTHING = 1e-9  # a dropout that is on and drops nothing
 PROBE = 64  # characters that decide which memory order is the faster one
 PIECE = 128  # characters at once, as HanGlyph takes them on a CPU
 ORDERS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
-
-Arguments = Callable[[Batch], Batch]
+CPU = Machine(torch.device("cpu"))
 
 
 def build_glyphcrm(config: GlyphCRMConfig, atlas: GlyphAtlas) -> GlyphCRMForPreTraining:
@@ -45,20 +49,15 @@ def build_bert(config: GlyphCRMConfig) -> BertForPreTraining:
     return BertForPreTraining(bert_config(config, attn_implementation="sdpa")).train()
 
 
-def glyphcrm_arguments(batch: Batch) -> Batch:
-    """Return all that the collator made."""
-    return batch
-
-
 def bert_arguments(batch: Batch) -> Batch:
-    """Return the same batch as BERT takes it: padded ids, and labels from which it makes logits everywhere."""
+    """Return a collator's batch as BERT takes it: padded ids, and labels from which it makes logits everywhere."""
     names = ("input_ids", "attention_mask", "token_type_ids", "labels", "next_sentence_label")
     return {name: batch[name] for name in names}
 
 
-def check_finite(name: str, model: nn.Module, arguments: Arguments, batch: Batch) -> None:
+def check_finite(name: str, model: nn.Module, batch: Batch) -> None:
     """Fail unless a forward and backward pass gives a finite loss and finite gradients."""
-    loss = model(**arguments(batch)).loss
+    loss = model(**batch).loss
     loss.backward()
     assert math.isfinite(loss.item()), f"{name}: the loss of a training step is {loss.item()}"
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -106,28 +105,26 @@ def _results(model: GlyphCRMForPreTraining, batch: Batch) -> tuple[float, Tensor
     return float(loss.detach()), torch.cat([gradient.flatten() for gradient in gradients])
 
 
-class TrainingStep:
-    """A step of a model with fused AdamW; what it is called with are the micro-batches whose gradients add up."""
+class PlainBert(PretrainingObjective):
+    """transformers' own loss, of logits at every position."""
 
-    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
-        self.model, self.arguments = model, arguments
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
+    def loss(self, model: PreTrainedModel, batch: Batch, inputs: Batch, totals: Tensor) -> Tensor:
+        """As `PretrainingObjective.loss`; the two means are one tensor, so that all micro-batches weigh alike."""
+        outputs: Any = model(**bert_arguments(inputs))
+        return outputs.loss * (self.counts(batch)[1] * totals[1].reciprocal())
 
-    def __call__(self, micro_batches: Sequence[Batch]) -> float:
-        """Take the step and return the loss; HanGlyph runs once for several micro-batches, as in pre-training."""
-        total = 0.0
-        batches = [self.arguments(batch) for batch in micro_batches]
-        shares = len(batches) > 1 and isinstance(self.model, GlyphCRMForPreTraining)
-        glyphs = SharedGlyphs(self.model.glyphcrm, batches) if shares else None
-        for batch in batches:
-            loss: Tensor = self.model(**(glyphs.arguments(batch) if glyphs else batch)).loss / len(batches)
-            loss.backward()
-            total += loss.item()
-        if glyphs:
-            glyphs.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return total
+
+def training_step(
+    model: PreTrainedModel, objective: PretrainingObjective, machine: Machine, graphs: Graphs | None = None
+) -> Step:
+    """Return pre-training's own step; the rates are the paper's and stay."""
+    return Step(model, objective, make_optimizer(model, OptimizerSettings(LEARNING_RATE)), machine, graphs)
+
+
+def step_on_cpu(model: PreTrainedModel) -> Step:
+    """Return the step of one of the two models, for micro-batches of `PretrainingCollator`."""
+    objective, nothing = PlainBert if isinstance(model, BertForPreTraining) else PretrainingObjective, cast(Any, ())
+    return training_step(model, objective(nothing, nothing, 0, 1, CPU, 1), CPU)
 
 
 @torch.inference_mode()

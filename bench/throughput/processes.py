@@ -13,7 +13,7 @@ from transformers import BertModel, BertTokenizerFast
 
 from bench.environment import ROOT
 from bench.throughput.material import Material, sizes
-from bench.throughput.models import TrainingStep, bert_arguments, build_bert, build_glyphcrm, glyphcrm_arguments
+from bench.throughput.models import build_bert, build_glyphcrm, step_on_cpu
 from glyphcrm.configuration import preset
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining
@@ -79,11 +79,7 @@ def main(model: str, size: str, atlas_file: str, batch_file: str) -> None:
     config = sizes(size).configuration(len(atlas))
     before = _resident("VmRSS")
     keep_freed_memory()  # as pretrain.py does
-    if model == "glyphcrm":
-        step = TrainingStep(build_glyphcrm(config, atlas), glyphcrm_arguments)
-    else:
-        step = TrainingStep(build_bert(config), bert_arguments)
-    step([batch])
+    step_on_cpu(build_glyphcrm(config, atlas) if model == "glyphcrm" else build_bert(config))([batch])
     print(json.dumps({"before": before, "peak": _resident("VmHWM")}))
 
 

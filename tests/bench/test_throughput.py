@@ -26,13 +26,12 @@ from bench.throughput.material import Material, real_tokens, sizes
 from bench.throughput.models import (
     ORDERS,
     GlyphStep,
-    TrainingStep,
     bert_arguments,
     build_bert,
     build_glyphcrm,
     check_backends,
     check_finite,
-    glyphcrm_arguments,
+    step_on_cpu,
 )
 from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining
@@ -198,20 +197,26 @@ def test_bert_reads_the_same_batch_and_makes_logits_everywhere(material: Materia
     assert bert(**arguments).prediction_logits.shape == (*batch["labels"].shape, material.vocabulary)
 
 
-def test_a_step_is_that_of_all_its_micro_batches(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
-    """Two equal halves have the loss and the update of one of them."""
+@pytest.mark.parametrize("peer", [False, True], ids=["glyphcrm", "bert"])
+def test_a_step_is_that_of_all_its_micro_batches(
+    material: Material, glyphcrm: GlyphCRMForPreTraining, peer: bool
+) -> None:
+    """Two equal halves have the loss, which is the model's own, and the update of one of them."""
     batch = next(material.full_batches(4))
-    before = {name: p.clone() for name, p in glyphcrm.named_parameters()}
-    glyphcrm.eval()
-    updates, losses = [], []
+    model = (build_bert(glyphcrm.config) if peer else glyphcrm).eval()
+    with torch.no_grad():
+        own = model(**bert_arguments(batch) if peer else batch).loss
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    weight = next(name for name in before if name.endswith("output.dense.weight" if peer else "0.output.weight"))
+    updates = []
     for batches in ([batch], [batch, batch]):
-        glyphcrm.load_state_dict(before, strict=False)
-        losses.append(TrainingStep(glyphcrm, glyphcrm_arguments)(batches))
-        updates.append(glyphcrm.glyphcrm.blocks[0].output.weight.detach().clone())
-        assert all(p.grad is None for p in glyphcrm.parameters())
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+        model.load_state_dict(before, strict=False)
+        loss, _ = step_on_cpu(model)(batches)
+        updates.append(model.get_parameter(weight).detach().clone())
+        assert all(p.grad is None for p in model.parameters())
+        assert loss.item() == pytest.approx(own.item(), abs=1e-5)
     assert torch.allclose(*updates, atol=1e-6)
-    assert not updates[0].equal(before["glyphcrm.blocks.0.output.weight"])
+    assert not updates[0].equal(before[weight])
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -228,7 +233,7 @@ def test_hanglyph_of_the_references_is_that_of_the_model(
 def test_wrong_results_are_not_timed(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:
     batch = next(material.real_batches(4))
     check_backends(glyphcrm, batch)
-    check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
+    check_finite("GlyphCRM", glyphcrm, batch)
     assert glyphcrm.training
 
     def wrong(*arguments: Any) -> Tensor:
@@ -244,7 +249,7 @@ def test_wrong_results_are_not_timed(material: Material, glyphcrm: GlyphCRMForPr
     with torch.no_grad():
         glyphcrm.mlm.decoder.bias[0] = torch.nan
     with pytest.raises(AssertionError, match="GlyphCRM: the loss of a training step is nan"):
-        check_finite("GlyphCRM", glyphcrm, glyphcrm_arguments, batch)
+        check_finite("GlyphCRM", glyphcrm, batch)
 
 
 def test_files_of_text(tmp_path: Path) -> None:
