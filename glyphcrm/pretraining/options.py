@@ -10,7 +10,7 @@ from glyphcrm.config_values import POSITION_INITIALIZERS, PRESETS
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, CommandLineOptions, check_ranges, option
+from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, SEEDS, CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
@@ -208,7 +208,7 @@ class PretrainOptions(TextOptions):
                 (len(SPECIAL_TOKENS) + 1, math.inf): ("vocabulary_size",),
                 (0, math.inf): ("warmup_steps", "hold_steps", "still_steps", "save_minutes", *rates),
                 (0, 1024): ("workers",),
-                (0, 2**32 - 1): ("seed",),
+                (0, SEEDS - 1): ("seed",),
                 (0, 1): ("weight_decay", "hold_share"),
                 (0, 0.99): ("dropout",),
                 (0.001, 1): ("mask_probability",),
