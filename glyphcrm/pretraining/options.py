@@ -88,6 +88,11 @@ class TextOptions(CommandLineOptions):
         "Default: data/ in --output-dir",
     )
 
+    def check_init(self, init: str | None) -> None:
+        """Raise `UserError` for fonts to draw with where the model to start from has its pictures."""
+        if init is not None and self.font:
+            raise UserError("--font draws a new atlas; the model of --init has its own, leave one of them out")
+
 
 @dataclass
 class PretrainOptions(TextOptions):
@@ -180,6 +185,7 @@ class PretrainOptions(TextOptions):
             self.output_dir = str(Path("runs") / (self.preset if self.arch == "glyphcrm" else f"{self.preset}-bert"))
         if self.init is not None and self.arch != "glyphcrm":
             raise UserError("--init continues a GlyphCRM; a --arch bert starts from scratch, leave it out")
+        self.check_init(self.init)
         if self.ablation is not None and self.init is not None:
             raise UserError("--ablation starts from scratch; leave --init out")
         if self.ablation is not None and self.arch != ABLATIONS[self.ablation]:

@@ -299,6 +299,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path: Path) -> N
         ),
         (["pretrain", "--preset", "nano", "--max-length", "65"], "the model has 64 positions"),
         (["pretrain", "--init", SHIPPED, "--max-length", "513"], "the model has 512 positions"),
+        (["pretrain", "--init", SHIPPED, "--font", absent], "--font draws a new atlas"),
         (["pretrain", "--batch-size", "9"], "or another --micro-batch-size"),
         (["pretrain", "--output-dir", inside], unwritten),
         (["pretrain", "--steps", "9" * 20], "give 1 to 100000000000"),
