@@ -38,6 +38,8 @@ MAX_LABELS = 1 << 16
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
+POSITIONS = 512  # tokens that a model reads at most if its configuration does not say
+
 # Sizes of the presets; "nano" is for tests.
 PRESETS: dict[str, dict[str, int]] = {
     "base": {},

@@ -14,6 +14,7 @@ from glyphcrm.config_values import (
     DTYPES,
     FRACTIONS,
     OPTIONAL,
+    POSITIONS,
     PRESETS,
     PROBLEMS,
     SIZES,
@@ -72,7 +73,7 @@ class GlyphCRMConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     classifier_dropout: float | int | None = None
-    max_position_embeddings: int = 512
+    max_position_embeddings: int = POSITIONS
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     glyph_initializer_spread: float = 0.02

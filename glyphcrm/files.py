@@ -43,6 +43,32 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_place(path: Path) -> None:
+    """Raise `UserError` if nothing could be made at `path`; its folder may be missing, as `path` may.
+
+    It is asked before work that takes long. What is there stays; whether there is room shows in the end.
+    """
+    _check_folder(path.resolve().parent, path)
+
+
+def check_directory(directory: Path) -> None:
+    """As `check_place`, of files in `directory`."""
+    _check_folder(directory.resolve(), directory)
+
+
+def _check_folder(folder: Path, named: Path) -> None:
+    there = folder
+    while not there.exists():
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        if there.exists():  # else another process has just removed what it had made
+            raise UserError(f"{named}: cannot be written: {error.strerror or error}; name another place") from None
+    _check_folder(folder, named)
+
+
 @contextmanager
 def whole_directory(directory: Path) -> Iterator[Path]:
     """Give the block an empty directory that takes the name `directory` at its end, and is gone if it fails.
@@ -60,7 +86,8 @@ def whole_directory(directory: Path) -> Iterator[Path]:
             directory.rmdir()  # only an empty one gives way
         temporary.rename(directory)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory} could not be written ({error}); make room or name another") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{directory}: cannot be written: {reason}; make room or name another place") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

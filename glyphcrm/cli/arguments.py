@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from glyphcrm.errors import UserError
+from glyphcrm.errors import SHOWN_CHARACTERS, UserError
+from glyphcrm.files import check_place
 
 
 def add_font(parser: argparse.ArgumentParser) -> None:
@@ -35,15 +38,29 @@ def add_counts_from(parser: argparse.ArgumentParser, needed: str) -> None:
 def add_top(parser: argparse.ArgumentParser, default: int, what: str) -> None:
     """Let a command be told how many answers to print."""
 
-    def number(word: str) -> int:
-        if not word.isdecimal() or int(word) < 1:
-            raise argparse.ArgumentTypeError(f"{word}; give a whole number, 1 or more")
-        return int(word)
-
-    parser.add_argument("--top", type=number, default=default, metavar="N", help=f"{what} (default: %(default)s)")
+    parser.add_argument(
+        "--top", type=whole_number(1), default=default, metavar="N", help=f"{what} (default: %(default)s)"
+    )
 
 
-def refuse_used(out: Path) -> None:
-    """Raise `UserError` if the directory `out` has something in it."""
+def whole_number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
+    """Return what reads a whole number from `low` to `high`."""
+    allowed = f"{low} or more" if high == sys.maxsize else f"from {low} to {high}"
+
+    def read(word: str) -> int:
+        try:
+            number = int(word)
+        except ValueError:  # no number, or one of thousands of digits
+            number = low - 1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{word[:SHOWN_CHARACTERS]}; give a whole number, {allowed}")
+        return number
+
+    return read
+
+
+def check_new(out: Path) -> None:
+    """Raise `UserError` if the directory `out` has something in it, or cannot be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not empty; name a new directory")
+    check_place(out)

@@ -22,15 +22,17 @@ from glyphcrm.atlas_sources import (
     read_pictures,
     with_input_only,
 )
-from glyphcrm.cli.arguments import add_counts_from, add_font, add_top, refuse_used
+from glyphcrm.cli.arguments import add_counts_from, add_font, add_top, check_new, whole_number
 from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError, listed
+from glyphcrm.files import check_directory, check_place
 from glyphcrm.glyphs.atlas import GlyphAtlas, check_fonts_draw
 from glyphcrm.glyphs.fonts import REGULAR_WEIGHT, font_chain, open_font
 from glyphcrm.glyphs.picture_file import PICTURE_SOURCE
 from glyphcrm.glyphs.sheet import contact_sheet, save_sheet
 from glyphcrm.normalization import normalize
+from glyphcrm.tokens import SPECIAL_TOKENS, VOCABULARY_FILE, read_vocabulary
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 
@@ -51,15 +53,15 @@ def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     add_font(parser)
-    weight_help = "the weight of variable fonts (default: %(default)s)"
-    add("--weight", type=float, default=REGULAR_WEIGHT, metavar="N", help=weight_help)
+    weight_help = f"with --font: the weight of variable fonts (default: {REGULAR_WEIGHT:g})"
+    add("--weight", type=float, metavar="N", help=weight_help)
     source = parser.add_mutually_exclusive_group(required=True)
     listed_help = "the vocabulary: the file's characters, in their order"
     source.add_argument("--characters", type=Path, metavar="FILE", help=listed_help)
     text_help = "UTF-8 text; its most frequent characters are the vocabulary"
     source.add_argument("--text", type=Path, nargs="+", metavar="FILE", help=text_help)
-    size_help = "with --text: how many tokens at most (default: %(default)s)"
-    add("--vocabulary-size", type=int, default=DEFAULT_VOCABULARY_SIZE, metavar="N", help=size_help)
+    size_help = f"with --text: how many tokens at most (default: {DEFAULT_VOCABULARY_SIZE})"
+    add("--vocabulary-size", type=whole_number(len(SPECIAL_TOKENS) + 1), metavar="N", help=size_help)
     only_help = "leave out what the fonts draw beyond the vocabulary, which a model reads but cannot predict"
     add("--no-input-only", dest="input_only", action="store_false", help=only_help)
     add("--force", action="store_true", help="write over --out when it exists")
@@ -111,18 +113,25 @@ def _add_nearest(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def build(arguments: argparse.Namespace) -> int:
     """Draw an atlas; print how many rows each font drew."""
-    out = arguments.out
+    out, weight, size = arguments.out, arguments.weight, arguments.vocabulary_size
+    if weight is not None and not arguments.font:
+        raise UserError("--weight is of the fonts that --font names; give one, or leave it out")
+    if size is not None and arguments.text is None:
+        raise UserError("--vocabulary-size is for --text; all that --characters lists is taken, leave it out")
+    if out.is_dir():
+        raise UserError(f"{out}: is a directory; name a file")
     if out.exists() and not arguments.force:
         raise UserError(f"{out}: exists; give another --out, or --force to write over it")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; make it first")
-    fonts = [open_font(spec, weight=arguments.weight) for spec in arguments.font]
+    check_place(out)
+    fonts = [open_font(spec, weight=REGULAR_WEIGHT if weight is None else weight) for spec in arguments.font]
     chain = font_chain(fonts)
     if arguments.characters is not None:
         vocabulary = listed_characters(arguments.characters, chain)
     else:
         files = arguments.text
-        vocabulary = frequent_characters(counts_in(files) or {}, files[0], chain, arguments.vocabulary_size)
+        vocabulary = frequent_characters(counts_in(files) or {}, files[0], chain, size or DEFAULT_VOCABULARY_SIZE)
     atlas = with_input_only(vocabulary, chain) if arguments.input_only else vocabulary
     check_fonts_draw(fonts, atlas)
     atlas.save(out)
@@ -168,9 +177,6 @@ def show(arguments: argparse.Namespace) -> int:
 
 def add_to_model(arguments: argparse.Namespace) -> int:
     """Write a copy of a model that reads more characters; print the new rows and what drew them."""
-    from glyphcrm.checkpoint import load_as_saved, save_with_tokens
-    from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining
-
     characters = list(dict.fromkeys(normalize(arguments.characters)))
     pictures = read_pictures(arguments.png)
     if not characters and not pictures:
@@ -179,14 +185,19 @@ def add_to_model(arguments: argparse.Namespace) -> int:
         raise UserError(f"{named(min(twice))} is to be drawn by a font and by --png; give it once")
     if arguments.counts_from and not arguments.predict:
         raise UserError("--counts-from is for --predict; give both, or leave it out")
-    refuse_used(arguments.out)
+    check_new(arguments.out)
+    read = frozenset(read_vocabulary(arguments.model / VOCABULARY_FILE))
+    if known := [char for char in (*characters, *pictures) if char in read]:
+        raise UserError(f"{arguments.model}: reads {named(known[0])} already; leave it out")
     fonts = [open_font(spec) for spec in arguments.font]
     counts = counts_in(arguments.counts_from)
-    model, atlas = load_as_saved(arguments.model)
-    if known := [char for char in (*characters, *pictures) if char in atlas.rows]:
-        raise UserError(f"{arguments.model}: reads {named(known[0])} already; leave it out")
     drawn = GlyphAtlas.build(characters, font_chain(fonts))
     check_fonts_draw(fonts, drawn)
+
+    from glyphcrm.checkpoint import load_as_saved, save_with_tokens  # torch: what is wrong above is told before
+    from glyphcrm.modeling import GlyphCRMForMaskedLM, GlyphCRMForPreTraining
+
+    model, atlas = load_as_saved(arguments.model)
     extended = atlas.extended(drawn)
     if pictures:
         extended = extended.append(tuple(pictures), np.stack(list(pictures.values())), PICTURE_SOURCE)
@@ -207,17 +218,19 @@ def add_to_model(arguments: argparse.Namespace) -> int:
 
 def show_nearest(arguments: argparse.Namespace) -> int:
     """Print for each character those that the model sees as most alike, with the cosines of their vectors."""
-    import torch
+    characters = list(dict.fromkeys(normalize(arguments.text)))
+    if not characters:
+        raise UserError(f"the text {arguments.text!r} has no characters that are drawn")
+    read = frozenset(read_vocabulary(arguments.model / VOCABULARY_FILE))
+    if unknown := [char for char in characters if char not in read]:
+        raise UserError(f"{arguments.model}: has no picture of {named(unknown[0])}; `glyphcrm atlas add` gives it one")
+
+    import torch  # takes seconds: what is wrong above is told before
 
     from glyphcrm.checkpoint import load_as_saved
     from glyphcrm.modeling import nearest
 
-    characters = list(dict.fromkeys(normalize(arguments.text)))
-    if not characters:
-        raise UserError(f"the text {arguments.text!r} has no characters that are drawn")
-    model, atlas = load_as_saved(arguments.model, dtype=torch.float32)
-    if unknown := [char for char in characters if char not in atlas.rows]:
-        raise UserError(f"{arguments.model}: has no picture of {named(unknown[0])}; `glyphcrm atlas add` gives it one")
+    model, _ = load_as_saved(arguments.model, dtype=torch.float32)
     for char in characters:
         found = nearest(model.eval(), char, arguments.top)
         print(named(char))
@@ -228,7 +241,10 @@ def show_nearest(arguments: argparse.Namespace) -> int:
 
 def encode(arguments: argparse.Namespace) -> int:
     """Write the vectors of all characters of a model beside it; print what was written."""
-    import torch
+    check_directory(arguments.model)
+    read_vocabulary(arguments.model / VOCABULARY_FILE)
+
+    import torch  # takes seconds: what is wrong above is told before
 
     from glyphcrm.checkpoint import load_as_saved
     from glyphcrm.modeling.glyph_vectors import DTYPES, VECTORS_FILE, save_vectors

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glyphcrm.cli.arguments import add_font, refuse_used
+from glyphcrm.cli.arguments import add_font, check_new, whole_number
 from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
+from glyphcrm.errors import UserError
+from glyphcrm.tokens import read_vocabulary
 
 if TYPE_CHECKING:
     from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -20,18 +22,27 @@ if TYPE_CHECKING:
 def parse_release(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-release`; return the work that it asks for."""
     parser = Parser(prog=prog)
-    parser.add_argument("--weights", type=Path, required=True, help="the torch-saved checkpoint")
-    parser.add_argument("--vocab", type=Path, required=True, help="its vocabulary, a token a line")
-    parser.add_argument("--bitmaps", type=Path, required=True, help="its images, .npz of (V, 288) uint8")
-    return partial(_convert_release, _with_out(parser, words))
+    add = partial(parser.add_argument, type=Path, required=True, metavar="FILE")
+    add("--weights", help="the torch-saved checkpoint")
+    add("--vocab", help="its vocabulary, a token a line")
+    add("--bitmaps", help="its images, .npz of (V, 288) uint8")
+    arguments = _with_out(parser, words)
+    read_vocabulary(arguments.vocab)
+    for file in (arguments.weights, arguments.bitmaps):
+        if not file.is_file():
+            raise UserError(
+                f"{file}: {'is a directory' if file.is_dir() else 'no such file'}; give that of the release"
+            )
+    return partial(_convert_release, arguments)
 
 
 def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-bert`; return the work that it asks for."""
     parser = Parser(prog=prog)
-    parser.add_argument("--bert", type=Path, required=True, help="directory that save_pretrained wrote")
+    parser.add_argument("--bert", type=Path, required=True, metavar="DIR", help="directory that save_pretrained wrote")
     add_font(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of HanGlyph's initial weights")
+    seed_help = "of HanGlyph's initial weights (default: %(default)s)"
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help=seed_help)
     arguments = _with_out(parser, words)
     read_config(arguments.bert, ("BERT",))
     return partial(_convert_bert, arguments)
@@ -40,16 +51,16 @@ def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], in
 def parse_half(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-half`; return the work that it asks for."""
     parser = Parser(prog=prog)
-    parser.add_argument("--model", type=Path, required=True, help="directory that save_pretrained wrote")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="directory that save_pretrained wrote")
     arguments = _with_out(parser, words)
     read_config(arguments.model)
     return partial(_convert_half, arguments)
 
 
 def _with_out(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     arguments = parser.parse_args(words)
-    refuse_used(arguments.out)
+    check_new(arguments.out)
     return arguments
 
 
@@ -60,10 +71,11 @@ def _convert_release(arguments: argparse.Namespace) -> int:
 
 
 def _convert_bert(arguments: argparse.Namespace) -> int:
-    from glyphcrm.conversion.bert import convert_bert
     from glyphcrm.glyphs.fonts import font_chain, open_font
 
     fonts = font_chain([open_font(font) for font in arguments.font])
+    from glyphcrm.conversion.bert import convert_bert  # imports torch: what is wrong above is told before
+
     return _write(*convert_bert(arguments.bert, fonts, arguments.seed), arguments.out)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
+from glyphcrm.errors import UserError
+from glyphcrm.files import check_place
 
 
 def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
@@ -24,6 +26,12 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
     arguments = parser.parse_args(words)
     read_config(arguments.model, ("GlyphCRM",))
+    file = arguments.onnx
+    if file.is_dir() or not file.parent.is_dir():
+        raise UserError(f"{file}: {'is a directory' if file.is_dir() else 'there is no such folder'}; name a file")
+    if file.suffix.lower() != ".onnx":  # it may be a mistake for another file, which would be written over
+        raise UserError(f"{file}: no name of an ONNX file; give one that ends in .onnx")
+    check_place(file)
     return partial(_run, arguments)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from glyphcrm.config_file import read_config
+from glyphcrm.config_values import POSITIONS, PRESETS
+from glyphcrm.files import check_directory
+from glyphcrm.training.options import accumulation, check_length
 
 
 def parse_pretrain(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
@@ -14,8 +18,9 @@ def parse_pretrain(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     from glyphcrm.pretraining.options import PretrainOptions
 
     options = PretrainOptions.parse(words, prog)
-    if options.init is not None:
-        read_config(Path(options.init), ("GlyphCRM",))
+    check_length(options.recipe.max_length, _positions(options.preset, options.init))
+    accumulation(options.recipe.batch_size, options.recipe.micro_batch_size, _processes())
+    check_directory(options.run_dir)
 
     def run() -> int:
         from glyphcrm.pretraining.run import pretrain
@@ -31,8 +36,8 @@ def parse_tokenize(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     from glyphcrm.pretraining.shards import TokenizeOptions, tokenize_text
 
     options = TokenizeOptions.parse(words, prog)
-    if options.init is not None:
-        read_config(Path(options.init), ("GlyphCRM",))
+    check_length(options.max_length, _positions(options.preset, options.init))
+    check_directory(options.run_dir)
 
     def run() -> int:
         print(tokenize_text(options))
@@ -46,7 +51,9 @@ def parse_finetune(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     from glyphcrm.finetuning.options import FinetuneOptions
 
     options = FinetuneOptions.parse(words, prog)
-    read_config(Path(options.model))
+    check_length(options.max_length, _positions_in(read_config(Path(options.model))))
+    options.micro_batch(_processes())  # or it is refused
+    check_directory(options.run_dir)
 
     def run() -> int:
         from glyphcrm.finetuning.results import describe
@@ -65,6 +72,7 @@ def parse_reproduce(words: Sequence[str] | None, prog: str | None) -> Callable[[
     from glyphcrm.reproduce.options import ReproduceOptions
 
     options = ReproduceOptions.parse(words, prog)
+    check_directory(options.run_dir)
 
     def run() -> int:
         from glyphcrm.reproduce.run import reproduce
@@ -73,3 +81,16 @@ def parse_reproduce(words: Sequence[str] | None, prog: str | None) -> Callable[[
         return 0
 
     return run
+
+
+def _positions(preset: str, init: str | None) -> int:
+    """Return how many tokens the model of a pre-training reads at most; raise `UserError` if `init` is none."""
+    return _positions_in(PRESETS[preset] if init is None else read_config(Path(init), ("GlyphCRM",)))
+
+
+def _positions_in(config: Mapping[str, Any]) -> int:
+    return int(config.get("max_position_embeddings") or POSITIONS)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -45,8 +45,6 @@ def export_onnx(directory: Path, file: Path) -> tuple[str, ...]:
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"export to ONNX needs {' and '.join(missing)}: pip install 'glyphcrm[onnx]'")
-    if file.is_dir() or not file.parent.is_dir():
-        raise UserError(f"{file}: {'is a directory' if file.is_dir() else 'there is no such folder'}; name a file")
     settings = {"dtype": torch.float32, "attn_implementation": "sdpa", "glyph_cache": False}
     recorded = dict.fromkeys(("output_hidden_states", "output_attentions"), False)
     model = load_as_saved(directory, **settings, **recorded)[0].eval()

@@ -96,12 +96,12 @@ class FinetuneOptions(CommandLineOptions):
             name = model.parent.name if model.name == MODEL_DIRECTORY else model.name
             self.output_dir = str(Path("runs") / "finetune" / task.name / name)
         self.recipe = self.over(Recipe(task.epochs, task.batch_size, task.learning_rate, task.max_length))
-        sizes = ("epochs", "batch_size", "micro_batch_size", "dev_samples", "test_samples")
+        sizes = ("batch_size", "micro_batch_size", "dev_samples", "test_samples")
         check_ranges(
             {**asdict(self), **asdict(self.recipe)},
             {
-                (1, 10_000): ("seeds",),
-                (1, math.inf): (*sizes, "patience", "evaluations_per_epoch"),
+                (1, 10_000): ("seeds", "epochs", "evaluations_per_epoch"),
+                (1, math.inf): (*sizes, "patience"),
                 (2, math.inf): ("train_samples",),
                 (SHORTEST, math.inf): ("max_length",),
                 (0, math.inf): ("learning_rate", "save_minutes"),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from glyphcrm.checkpoint import digests_of_model, load_atlas
 from glyphcrm.config_file import read_config
+from glyphcrm.config_values import POSITIONS
 from glyphcrm.errors import UserError
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 from glyphcrm.finetuning.data import RunData, load_data
@@ -54,7 +55,7 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
     check_reports(options.report_to)
     model = Path(options.model)
     config = read_config(model)
-    longest = length_of(options, int(config.get("max_position_embeddings") or 512))
+    longest = length_of(options, int(config.get("max_position_embeddings") or POSITIONS))
     options.micro_batch(machine.world)  # or it is refused
     train_fonts, test_fonts = (list(map(open_font, specs)) for specs in (options.train_font, options.test_font))
     if (train_fonts or test_fonts) and config["model_type"] != GLYPHCRM:

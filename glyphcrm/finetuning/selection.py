@@ -9,6 +9,7 @@ from glyphcrm.training.progress import Entry
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     """Return the steps after which dev is scored, at even distances, the last step among them."""
+    evaluations = min(evaluations, steps)
     return {-(-steps * i // evaluations) for i in range(1, evaluations + 1)}
 
 

@@ -10,7 +10,7 @@ from glyphcrm.config_values import POSITION_INITIALIZERS, PRESETS, SIZES
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, CommandLineOptions, check_ranges, option
+from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, SEEDS, CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
@@ -87,6 +87,11 @@ class TextOptions(CommandLineOptions):
         "where vocabulary, atlas and tokenised text are kept; runs over the same text may share it. "
         "Default: data/ in --output-dir",
     )
+
+    def check_init(self, init: str | None) -> None:
+        """Raise `UserError` for fonts to draw with where the model to start from has its pictures."""
+        if init is not None and self.font:
+            raise UserError("--font draws a new atlas; the model of --init has its own, leave one of them out")
 
 
 @dataclass
@@ -189,6 +194,7 @@ class PretrainOptions(TextOptions):
             self.output_dir = str(Path("runs") / (self.preset if self.arch == "glyphcrm" else f"{self.preset}-bert"))
         if self.init is not None and self.arch != "glyphcrm":
             raise UserError("--init continues a GlyphCRM; a --arch bert starts from scratch, leave it out")
+        self.check_init(self.init)
         if self.ablation is not None and self.init is not None:
             raise UserError("--ablation starts from scratch; leave --init out")
         if self.ablation is not None and self.arch != ABLATIONS[self.ablation]:
@@ -221,7 +227,7 @@ class PretrainOptions(TextOptions):
                 (len(SPECIAL_TOKENS) + 1, math.inf): ("vocabulary_size",),
                 (0, math.inf): ("warmup_steps", "hold_steps", "still_steps", "save_minutes", *rates),
                 (0, 1024): ("workers",),
-                (0, 2**32 - 1): ("seed",),
+                (0, SEEDS - 1): ("seed",),
                 (0, 1): ("weight_decay", "hold_share", "character_scaling"),
                 SIZES["glyph_channels"]: ("glyph_channels",),
                 (0, 0.99): ("dropout",),

@@ -32,7 +32,7 @@ from glyphcrm.training.freed_memory import keep_freed_memory
 from glyphcrm.training.graph import no_graph_because
 from glyphcrm.training.loop import Training
 from glyphcrm.training.machine import Machine
-from glyphcrm.training.objective import Plan
+from glyphcrm.training.objective import Plan, Regularly
 from glyphcrm.training.optimizer import OptimizerSettings
 from glyphcrm.training.options import accumulation, check_length
 from glyphcrm.training.progress import METRICS_FILE, Display, MetricsFile, read_metrics
@@ -157,7 +157,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
             options.character_scaling,
         ),
         logs=range(0, steps + 1, recipe.log_every),
-        validations={*range(0, steps + 1, recipe.eval_every), steps},
+        validations=Regularly(recipe.eval_every, steps),
         saves=range(0, steps + 1, recipe.save_every),
         save_minutes=options.save_minutes,
         seed=options.seed,

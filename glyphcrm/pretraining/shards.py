@@ -60,6 +60,7 @@ class TokenizeOptions(TextOptions):
 
     def __post_init__(self) -> None:
         self.data_dir = self.output_dir
+        self.check_init(self.init)
         self.max_length = self.max_length or RECIPES[self.preset].max_length
         check_ranges(
             asdict(self),

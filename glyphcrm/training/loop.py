@@ -36,6 +36,7 @@ from glyphcrm.training.graphed_gradients import GraphedGradients
 from glyphcrm.training.machine import GradientSum, Machine
 from glyphcrm.training.objective import Objective, Plan
 from glyphcrm.training.optimizer import clip_by_part, make_optimizer, parts_of, set_rates
+from glyphcrm.training.options import SEEDS
 from glyphcrm.training.orderly_stop import OrderlyStop
 from glyphcrm.training.progress import Display, Entry, Record
 from glyphcrm.training.run_checkpoint import Progress, TrainingState, generator_states, restore_generators
@@ -198,7 +199,7 @@ class Training:
 
     def _train(self, checkpoint: Path | None, stop: OrderlyStop) -> None:
         plan, machine, model = self.plan, self.machine, self.model
-        set_seed(plan.seed + machine.rank)
+        set_seed((plan.seed + machine.rank) % SEEDS)
         if checkpoint is not None:
             self.progress, self.saved = run_checkpoint.read_progress(checkpoint), checkpoint
             run_checkpoint.read_weights(checkpoint, model)
@@ -274,7 +275,7 @@ class Training:
         if len(state.generators) == machine.world:
             restore_generators(state.generators[machine.rank], machine.device)
         else:  # another number of processes continues: random numbers that the run has not seen
-            set_seed(self.plan.seed + self.progress.step * machine.world + machine.rank)
+            set_seed((self.plan.seed + self.progress.step * machine.world + machine.rank) % SEEDS)
 
     def _after_step(self, loss: Tensor, norm: Tensor) -> None:
         """Log, validate and save where the plan says so; only there a GPU is waited for."""

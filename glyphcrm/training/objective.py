@@ -71,6 +71,17 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
+class Regularly(Container[int]):
+    """The steps 0, `every`, twice `every` ..., and the last one; however many they are, they take no memory."""
+
+    every: int
+    last: int
+
+    def __contains__(self, step: object) -> bool:
+        return step == self.last or step in range(0, self.last, self.every)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The course of a run.
 

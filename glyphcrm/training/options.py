@@ -17,6 +17,8 @@ from glyphcrm.training.recipe_file import SUFFIXES, read_recipe
 AnyRecipe = TypeVar("AnyRecipe", bound=Any)  # a frozen dataclass
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 BF16 = ("auto", "on", "off")
+LARGEST = 10**11  # of any number that an option has no smaller bound for
+SEEDS = 2**32  # as many as NumPy's generators have
 REPORT_TO = "where losses and scores are reported: tensorboard wandb mlflow trackio comet_ml ..., several, or none"
 
 
@@ -107,8 +109,10 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[tuple[float, float],
     for (low, high), names in ranges.items():
         for name in names:
             value = values[name]
-            if value is not None and (not low <= value <= high or value == math.inf):
-                allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            most = min(high, LARGEST)
+            if value is not None and not low <= value <= most:
+                is_open = high == math.inf and not value > most
+                allowed = f"{low:.12g} or more" if is_open else f"{low:.12g} to {most:.12g}"
                 raise UserError(f"--{name.replace('_', '-')} is {value}; give {allowed}")
 
 
@@ -117,7 +121,7 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
     if batch_size % (micro_batch_size * processes):
         raise UserError(
             f"a batch of {batch_size} sequences cannot be made of {processes} processes x micro-batches of "
-            f"{micro_batch_size}; choose --batch-size as a multiple of both"
+            f"{micro_batch_size}; choose --batch-size as a multiple of both, or another --micro-batch-size"
         )
     return batch_size // (micro_batch_size * processes)
 

@@ -22,6 +22,7 @@ from glyphcrm.cli import entry
 from glyphcrm.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
+SHIPPED = str(REPOSITORY / "checkpoints" / "glyphcrm-tiny")
 
 
 def exit_code_and_output(*words: str) -> tuple[object, str]:
@@ -68,6 +69,14 @@ def test_a_checkout_that_is_not_installed_works(tmp_path: Path) -> None:
         (["atlas", "nearest", "--modle", "m", "请"], "no option is named --modle; is --model meant?"),
         (["predict", "北▢", "--modle=m"], "no option is named --modle; is --model meant?"),
         (["finetune", "--tsak", "hotel"], "no option is named --tsak; is --task meant?"),
+        (
+            ["atlas", "build", "--text", "t", "--out", "o", "--vocabulary-size", "5"],
+            "5; give a whole number, 6 or more",
+        ),
+        (
+            ["convert-bert", "--bert", "b", "--out", "o", "--seed", "-1"],
+            "-1; give a whole number, from 0 to 4294967295",
+        ),
         (["pretrain", "--learning-rate", "1e"], "argument --learning-rate: invalid float value: '1e'"),
         (["predict", "-5", "-- 北▢", "--", "--modle"], "required: --model"),
     ],
@@ -244,3 +253,74 @@ def test_a_wrong_directory_of_a_model_is_told_before_anything_slow_is_imported(t
     complaints = done.stderr.splitlines()
     assert len(complaints) == len(commands)
     assert all(line.startswith(f"error: {nowhere}: no config.json there") for line in complaints)
+
+
+def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    """Nothing is left behind. A file in the place of a folder stands for one in which nothing can be written."""
+    bert, text, absent = tmp_path / "bert", tmp_path / "text.txt", str(tmp_path / "absent")
+    bert.mkdir()
+    (bert / "config.json").write_text('{"model_type": "bert"}')
+    text.write_text("天地玄黄", encoding="utf-8")
+    ours, theirs, inside = ["--model", SHIPPED], ["--bert", str(bert)], str(text / "inside")
+    unwritten = "inside: cannot be written: Not a directory"
+    commands: list[tuple[list[str], str]] = [
+        (["atlas", "add", *ours, "--out", absent], "no character to add was given"),
+        (["atlas", "add", "龘", *ours, "--out", absent], "reads 龘 U+9F98 already"),
+        (["atlas", "add", "\ue123", *ours, "--out", absent], "no font has"),
+        (["atlas", "add", "\ue123", *ours, "--out", absent, "--counts-from", str(text)], "--counts-from is for"),
+        (["atlas", "add", "\ue123", *ours, "--out", inside], unwritten),
+        (["atlas", "nearest", " ", *ours], "has no characters"),
+        (["atlas", "nearest", "\ue123", *ours], "has no picture of"),
+        (["atlas", "build", "--text", str(text), "--out", str(bert), "--force"], "bert: is a directory"),
+        (["atlas", "build", "--text", str(text), "--out", absent, "--weight", "700"], "--weight is of the fonts"),
+        (["atlas", "build", "--characters", str(text), "--out", absent, "--vocabulary-size", "9"], "is for --text"),
+        (["export", *ours, "--onnx", str(bert)], "is a directory"),
+        (["export", *ours, "--onnx", str(text)], "ends in .onnx"),
+        (["convert-half", *ours, "--out", inside], unwritten),
+        (["convert-bert", *theirs, "--out", inside], unwritten),
+        (["convert-bert", *theirs, "--out", absent, "--font", absent], "no such file"),
+        (
+            ["convert-release", "--weights", absent, "--vocab", absent, "--bitmaps", absent, "--out", "x"],
+            "No such file",
+        ),
+        (
+            [
+                "convert-release",
+                "--weights",
+                absent,
+                "--vocab",
+                f"{SHIPPED}/vocab.txt",
+                "--bitmaps",
+                absent,
+                "--out",
+                "x",
+            ],
+            "absent: no such file",
+        ),
+        (["pretrain", "--preset", "nano", "--max-length", "65"], "the model has 64 positions"),
+        (["pretrain", "--init", SHIPPED, "--max-length", "513"], "the model has 512 positions"),
+        (["pretrain", "--init", SHIPPED, "--font", absent], "--font draws a new atlas"),
+        (["pretrain", "--batch-size", "9"], "or another --micro-batch-size"),
+        (["pretrain", "--output-dir", inside], unwritten),
+        (["pretrain", "--steps", "9" * 20], "give 1 to 100000000000"),
+        (["pretrain", "--seed", "4294967296"], "give 0 to 4294967295"),
+        (["pretrain", "--vocabulary-size", "9" * 20], "give 6 to 100000000000"),
+        (["finetune", "--task", "demo_ner", *ours, "--max-length", "513"], "the model has 512 positions"),
+        (["finetune", "--task", "demo_ner", *ours, "--batch-size", "3", "--micro-batch-size", "2"], "a batch of 3"),
+        (["finetune", "--task", "demo_ner", *ours, "--output-dir", inside], unwritten),
+        (["reproduce", "--output-dir", inside], unwritten),
+    ]
+    program = (
+        "import json, sys\nfrom glyphcrm.cli.entry import main\nfor words in json.loads(sys.argv[1]):\n"
+        "    print(main(words), 'torch' in sys.modules)"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    words = json.dumps([command for command, _ in commands])
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, words], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.stdout.splitlines() == ["2 False"] * len(commands), done.stderr
+    for (_, complaint), line in zip(commands, done.stderr.splitlines(), strict=True):
+        assert line.startswith("error: ") and complaint in line
+    assert sorted(tmp_path.rglob("*")) == before

@@ -88,5 +88,8 @@ def test_what_is_wrong_is_said_in_one_line(
     assert "no config.json there" in refused(capsys, tmp_path / "nothing", tmp_path / "a.onnx")
     assert "there is no such folder" in refused(capsys, directory, tmp_path / "absent" / "a.onnx")
     assert "is a directory" in refused(capsys, directory, directory)
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "give one that ends in .onnx" in refused(capsys, directory, tmp_path / "mine.txt")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
     monkeypatch.setattr(onnx, "LARGEST", 1000)
     assert "GiB of weights; an ONNX file holds 2" in refused(capsys, directory, tmp_path / "a.onnx")

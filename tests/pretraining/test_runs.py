@@ -227,6 +227,15 @@ def test_processes_and_accumulation_do_not_change_the_loss(text_file: Path, tmp_
         assert first_norm == pytest.approx(one[1], rel=1e-4)
 
 
+def test_the_largest_seed_serves_several_processes(text_file: Path, tmp_path: Path) -> None:
+    """Also where their number changes on the way."""
+    largest = command(text_file, tmp_path / "run", "--seed", str(2**32 - 1), "--steps", "4", "--save-every", "2")
+    for ranks, end in ((2, "2"), (1, "4")):
+        code, output = pretrain([*largest, "--stop-after", end], ranks)
+        assert code == 0, output
+    assert (tmp_path / "run" / "model").exists()
+
+
 def kill_torchrun(arguments: list[str], run: Path) -> None:
     """Start it, kill it with SIGKILL after three steps, and wait until its two processes have ended."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

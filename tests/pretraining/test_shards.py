@@ -138,6 +138,8 @@ def test_parts_that_do_not_belong_together(text: Path, tmp_path: Path) -> None:
     for shard in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(UserError, match=f"--shard {shard}: give the part"):
             make(text, tmp_path / "other", "--shard", shard)
+    with pytest.raises(UserError, match="--font draws a new atlas"):
+        make(text, tmp_path / "other", "--init", "somewhere", "--font", "kai.ttf")
 
 
 def test_pretraining_needs_no_more_than_the_directory(text_file: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from glyphcrm.modeling.heads import GlyphCRMForMaskedLM
 from glyphcrm.training import optimizer as optimizer_module
 from glyphcrm.training.loop import Step, Training, TrainingDiverged
 from glyphcrm.training.machine import Machine
-from glyphcrm.training.objective import Plan
+from glyphcrm.training.objective import Plan, Regularly
 from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer
 from glyphcrm.training.progress import Display, Entry
 from glyphcrm.training.run_directory import check_whole, last_checkpoint
@@ -185,6 +185,13 @@ def test_a_step_is_one_of_transformers_trainer(tmp_path: Path, monkeypatch: pyte
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if name in certain:
             torch.testing.assert_close(mine[certain[name]], other[certain[name]], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("every", "last"), [(1, 5), (3, 10), (5, 10), (12, 10)])
+def test_regular_steps_are_as_counted_out(every: int, last: int) -> None:
+    """And of a run without an end, too, in no time."""
+    assert {step for step in range(99) if step in Regularly(every, last)} == {*range(0, last + 1, every), last}
+    assert 3 * 10**10 in Regularly(3, 10**11) and 10**10 + 1 not in Regularly(10, 10**11)
 
 
 def test_a_run_that_continues_is_bit_for_bit_the_undisturbed_one(tmp_path: Path) -> None:
