@@ -84,7 +84,8 @@ def run_study(options: ReproduceOptions, plan: Plan, workers: Workers) -> dict[s
     """Run the beginning of every variant; return the best of each architecture's trials, by validation MLM loss.
 
     Raises:
-        UserError: of one architecture none came to its end.
+        UserError: of one architecture none came to its end; or a run ended by something else than its settings, such as
+            a full disk, and is to be repeated.
     """
     stop = ("--stop-after", str(plan.study_steps))
     tried = variants(options.preset)
@@ -101,13 +102,17 @@ def run_study(options: ReproduceOptions, plan: Plan, workers: Workers) -> dict[s
             for variant in tried
         ]
     )
+    if unfinished := [failure for failure in workers.failures if failure not in workers.diverged]:
+        raise UserError(
+            f"the settings cannot be compared yet; the same command tries again: {'; '.join(unfinished[:3])}"
+        )
     losses = {variant: studied_loss(options, plan, variant) for variant in tried if not variant.is_ablation}
     best = {}
     for arch in ARCHITECTURES:
         best[arch] = min((v for v in losses if v.arch == arch), key=lambda v: losses[v])
         if losses[best[arch]] == math.inf:
             raise UserError(f"no setting of {arch} came to its end; {workers.failures[-1]}")
-    workers.failures.clear()  # a setting that fails has lost; the report's table of the study names it
+    workers.failures.clear()  # a setting that diverges has lost; the report's table of the study names it
     return {arch: Choice(f"{STUDY}/{variant.name}", variant.arguments) for arch, variant in best.items()}
 
 
