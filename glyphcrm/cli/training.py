@@ -9,7 +9,13 @@ from typing import Any
 
 from glyphcrm.config_file import read_config
 from glyphcrm.config_values import POSITIONS, PRESETS
+from glyphcrm.data.dataset_rows import PREFIX
+from glyphcrm.data.excluded_characters import read_characters
+from glyphcrm.data.remote_files import is_url
+from glyphcrm.data.text_files import expand
 from glyphcrm.files import check_directory
+from glyphcrm.glyphs.fonts import open_font
+from glyphcrm.pretraining.options import TextOptions
 from glyphcrm.training.options import accumulation, check_length
 
 
@@ -21,6 +27,7 @@ def parse_pretrain(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     check_length(options.recipe.max_length, _positions(options.preset, options.init))
     accumulation(options.recipe.batch_size, options.recipe.micro_batch_size, _processes())
     check_directory(options.run_dir)
+    _check_files(options, options.train_font)
 
     def run() -> int:
         from glyphcrm.pretraining.run import pretrain
@@ -38,6 +45,7 @@ def parse_tokenize(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     options = TokenizeOptions.parse(words, prog)
     check_length(options.max_length, _positions(options.preset, options.init))
     check_directory(options.run_dir)
+    _check_files(options)
 
     def run() -> int:
         print(tokenize_text(options))
@@ -54,6 +62,8 @@ def parse_finetune(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     check_length(options.max_length, _positions_in(read_config(Path(options.model))))
     options.micro_batch(_processes())  # or it is refused
     check_directory(options.run_dir)
+    for font in (*options.train_font, *options.test_font):
+        open_font(font)
 
     def run() -> int:
         from glyphcrm.finetuning.results import describe
@@ -69,10 +79,12 @@ def parse_finetune(words: Sequence[str] | None, prog: str | None) -> Callable[[]
 
 def parse_reproduce(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `reproduce`; return the work that it asks for."""
+    from glyphcrm.reproduce.inputs import check_inputs
     from glyphcrm.reproduce.options import ReproduceOptions
 
     options = ReproduceOptions.parse(words, prog)
     check_directory(options.run_dir)
+    check_inputs(options)
 
     def run() -> int:
         from glyphcrm.reproduce.run import reproduce
@@ -81,6 +93,16 @@ def parse_reproduce(words: Sequence[str] | None, prog: str | None) -> Callable[[
         return 0
 
     return run
+
+
+def _check_files(options: TextOptions, train_font: Sequence[str] = ()) -> None:
+    """Raise `UserError` for a file of this machine that cannot be read; others are asked for once, when they are."""
+    if local := [name for name in options.data if not is_url(name) and not name.startswith(PREFIX)]:
+        expand(local)
+    if options.exclude_characters is not None:
+        read_characters(Path(options.exclude_characters))
+    for font in (*options.font, *train_font):
+        open_font(font)
 
 
 def _positions(preset: str, init: str | None) -> int:

@@ -22,6 +22,7 @@ STAGES = (
     "other_fonts",
 )  # those that may be left out
 FEWEST_STEPS = 4
+MOST_AT_ONCE = 64  # runs side by side
 # These decide what is reported, not what is trained.
 REPORTED = (
     *("output_dir", "data", "tasks", "without"),
@@ -67,7 +68,9 @@ class ReproduceOptions(CommandLineOptions):
             asdict(self),
             {
                 (0.01, math.inf): ("hours",),
-                (1, math.inf): ("seeds", "batch_size", "side_by_side"),
+                (1, math.inf): ("batch_size",),
+                (1, 10_000): ("seeds",),
+                (1, MOST_AT_ONCE): ("side_by_side",),
                 (0.01, 1e6): ("stop_after",),
                 (16, math.inf): ("max_length",),
                 (10, math.inf): ("vocabulary_size",),

@@ -13,14 +13,14 @@ from typing import Any
 
 from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.data.text_files import expand
 from glyphcrm.errors import UserError
 from glyphcrm.files import file_digest
-from glyphcrm.glyphs.fonts import open_font, split_spec
+from glyphcrm.glyphs.fonts import split_spec
 from glyphcrm.pretraining.corpus import DIGESTS_FILE, Text
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce import held_out, other_fonts
 from glyphcrm.reproduce.held_out import compare_held_out
+from glyphcrm.reproduce.inputs import check_inputs
 from glyphcrm.reproduce.kept import keep
 from glyphcrm.reproduce.open_vocabulary import held_out_sentences, open_prediction
 from glyphcrm.reproduce.options import ReproduceOptions
@@ -41,7 +41,7 @@ from glyphcrm.reproduce.stages import (
     seed_directory,
     summaries,
 )
-from glyphcrm.reproduce.substitutions import read_look_alikes, to_traditional, whole_text
+from glyphcrm.reproduce.substitutions import whole_text
 from glyphcrm.reproduce.trials import variants
 from glyphcrm.reproduce.unknown_characters import beyond, count_unknown, unknown_to_bert
 from glyphcrm.tasks import Splits, Task
@@ -111,7 +111,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _reproduce(options: ReproduceOptions) -> Path:
-    _check_files(options)
+    check_inputs(options)
     tasks = available_tasks(options)
     text = Text(PretrainOptions(data=list(options.text)))
     contents = text.contents(options.output_dir / DATA_DIRECTORY / DIGESTS_FILE)
@@ -139,20 +139,6 @@ def _write(reproduction: Reproduction) -> tuple[Path, str]:
     seeds = range(plan.pretraining_seeds)
     keep(options.output_dir, [seed_directory(options, choice, seed) for seed in seeds for choice in choices.values()])
     return results, table
-
-
-def _check_files(options: ReproduceOptions) -> None:
-    """Read what is needed late, so that a wrong file, or a missing package, is found before anything is written."""
-    if options.text:
-        expand(options.text)
-    if options.bert_vocabulary:
-        unknown_to_bert(options.bert_vocabulary)
-    if options.look_alikes:
-        read_look_alikes(options.look_alikes)
-    if "robustness" not in options.without:
-        to_traditional("")
-    for font in filter(None, (options.other_font, *options.train_font)):
-        open_font(font)
 
 
 def _plan(options: ReproduceOptions, tasks: dict[Task, Splits], workers: Workers) -> Plan:

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 
 from glyphcrm.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE, UserError, one_line
+from glyphcrm.training.loop import TrainingDiverged
 from glyphcrm.training.run_directory import LOGS_DIRECTORY
 
 # Seven runs on one H200 had 45 % of their single speed each; more were not tried.
 MOST = 7
 GIGABYTES = {"base": 20, "small": 9, "tiny": 6, "nano": 4}  # of a GPU, for a run
+DIVERGED_EXIT_CODE = 3
 STOP_SECONDS = 60.0  # for the step that is being computed, and a checkpoint
 TAIL_BYTES = 4000
 # Imported once, in a process that is forked for each piece of work. None of these looks for a GPU on import: a process
@@ -56,12 +58,19 @@ class Job:
 
 
 class Workers:
-    """Does pieces of work, `at_once` of them side by side, with logs in ``logs/`` of `output_dir`."""
+    """Does pieces of work, `at_once` of them side by side, with logs in ``logs/`` of `output_dir`.
+
+    Attributes:
+        failures: of each that did not come to its end its name, how it ended, its log.
+        diverged: those of them that would end so again, as the training diverged.
+        seconds: how long each has taken.
+    """
 
     def __init__(self, output_dir: Path, at_once: int) -> None:
         self.output_dir, self.at_once = output_dir, at_once
-        self.failures: list[str] = []  # of each that did not come to its end: its name, how it ended, its log
-        self.seconds: dict[str, float] = {}  # that each piece took
+        self.failures: list[str] = []
+        self.diverged: list[str] = []
+        self.seconds: dict[str, float] = {}
 
     def run(self, jobs: Sequence[Job]) -> bool:
         """Do what is not done yet, the longest first; return whether all of it is done.
@@ -106,6 +115,8 @@ class Workers:
         said = _last_line(_log(self.output_dir, job.name))
         self.failures.append(f"{job.name}: {end}: {said}; all of it: {show(self.output_dir, job.name)}")
         print(self.failures[-1], flush=True)
+        if code == DIVERGED_EXIT_CODE:
+            self.diverged.append(self.failures[-1])
 
 
 def show(output_dir: Path, name: str) -> str:
@@ -158,7 +169,7 @@ def _work(log: Path, threads: int, work: Callable[..., object], arguments: tuple
         work(*arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_EXIT_CODE)
+        sys.exit(DIVERGED_EXIT_CODE if isinstance(error, TrainingDiverged) else USER_ERROR_EXIT_CODE)
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT_CODE)

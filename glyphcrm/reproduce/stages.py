@@ -19,6 +19,7 @@ from glyphcrm.finetuning.results import describe
 from glyphcrm.finetuning.run import SUMMARY_FILE, finetune
 from glyphcrm.pretraining.options import RECIPES, PretrainOptions
 from glyphcrm.pretraining.run import pretrain
+from glyphcrm.reproduce.inputs import tasks_there
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.plan import (
     FEWEST_TEST_SAMPLES,
@@ -31,7 +32,7 @@ from glyphcrm.reproduce.plan import (
 )
 from glyphcrm.reproduce.side_by_side import Job, Workers
 from glyphcrm.reproduce.trials import Variant, variants
-from glyphcrm.tasks import TASKS, Splits, Task, find_task, load_splits
+from glyphcrm.tasks import Splits, Task, load_splits
 from glyphcrm.training.progress import METRICS_FILE, read_metrics
 from glyphcrm.training.run_directory import COMPLETE_FILE, DATA_DIRECTORY, MODEL_DIRECTORY, read_json
 
@@ -41,25 +42,11 @@ SAVE_MINUTES = 1  # a log may come a minute later
 VALIDATION_SAMPLES = 512
 # The paper's rates are those of a base model; smaller ones, trained for less long, need larger steps.
 FINETUNING_RATES = {"base": None, "small": 1e-4, "tiny": 3e-4, "nano": 1e-3}
-DEMO_TASKS = ("demo_sentiment", "demo_ner")
 
 
 def available_tasks(options: ReproduceOptions) -> dict[Task, Splits]:
-    """Return the tasks to fine-tune on with their examples: those named, or all whose files are there.
-
-    Raises:
-        UserError: a task that was named cannot be read, or none is there.
-    """
-    if options.tasks:
-        return {task: load_splits(task, options.data) for task in map(find_task, options.tasks)}
-    if options.data is None:
-        return {task: load_splits(task, None) for task in map(find_task, DEMO_TASKS)}
-    with_files = [task for name, task in TASKS.items() if name not in DEMO_TASKS]
-    there = [task for task in with_files if (options.data / task.folder).is_dir()]
-    if not there:
-        folders = ", ".join(task.folder for task in with_files)
-        raise UserError(f"{options.data}: no folder of a task there; give --data a folder with any of {folders}")
-    return {task: load_splits(task, options.data) for task in there}
+    """Return the tasks of `tasks_there` with their examples; raise `UserError` if one cannot be read."""
+    return {task: load_splits(task, options.data) for task in tasks_there(options)}
 
 
 def probe(options: ReproduceOptions, workers: Workers) -> dict[str, Speed]:
@@ -97,7 +84,8 @@ def run_study(options: ReproduceOptions, plan: Plan, workers: Workers) -> dict[s
     """Run the beginning of every variant; return the best of each architecture's trials, by validation MLM loss.
 
     Raises:
-        UserError: of one architecture none came to its end.
+        UserError: of one architecture none came to its end; or a run ended by something else than its settings, such as
+            a full disk, and is to be repeated.
     """
     stop = ("--stop-after", str(plan.study_steps))
     tried = variants(options.preset)
@@ -114,13 +102,17 @@ def run_study(options: ReproduceOptions, plan: Plan, workers: Workers) -> dict[s
             for variant in tried
         ]
     )
+    if unfinished := [failure for failure in workers.failures if failure not in workers.diverged]:
+        raise UserError(
+            f"the settings cannot be compared yet; the same command tries again: {'; '.join(unfinished[:3])}"
+        )
     losses = {variant: studied_loss(options, plan, variant) for variant in tried if not variant.is_ablation}
     best = {}
     for arch in ARCHITECTURES:
         best[arch] = min((v for v in losses if v.arch == arch), key=lambda v: losses[v])
         if losses[best[arch]] == math.inf:
             raise UserError(f"no setting of {arch} came to its end; {workers.failures[-1]}")
-    workers.failures.clear()  # a setting that fails has lost; the report's table of the study names it
+    workers.failures.clear()  # a setting that diverges has lost; the report's table of the study names it
     return {arch: Choice(f"{STUDY}/{variant.name}", variant.arguments) for arch, variant in best.items()}
 
 

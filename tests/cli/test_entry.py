@@ -308,7 +308,19 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path: Path) -> N
         (["finetune", "--task", "demo_ner", *ours, "--max-length", "513"], "the model has 512 positions"),
         (["finetune", "--task", "demo_ner", *ours, "--batch-size", "3", "--micro-batch-size", "2"], "a batch of 3"),
         (["finetune", "--task", "demo_ner", *ours, "--output-dir", inside], unwritten),
+        (["finetune", "--task", "demo_ner", *ours, "--test-font", absent], "absent: no such file"),
+        (["pretrain", "--data", f"{absent}.txt"], "absent.txt: no such file"),
+        (["pretrain", "--exclude-characters", absent], "absent: cannot be read"),
+        (["pretrain", "--train-font", absent], "absent: no such file"),
         (["reproduce", "--output-dir", inside], unwritten),
+        (["reproduce", "--preset", "nano", "--max-length", "65"], "the model has 64 positions"),
+        (["reproduce", "--side-by-side", "999"], "give 1 to 64"),
+        (["reproduce", "--tasks", "none"], "no task is named 'none'"),
+        (["reproduce", "--data", absent], "no folder of a task there"),
+        (["reproduce", "--text", f"{absent}.txt"], "absent.txt: no such file"),
+        (["reproduce", "--look-alikes", absent], "absent: cannot be read"),
+        (["reproduce", "--bert-vocabulary", absent], "absent: cannot be read"),
+        (["reproduce", "--other-font", absent], "absent: no such file"),
     ]
     program = (
         "import json, sys\nfrom glyphcrm.cli.entry import main\nfor words in json.loads(sys.argv[1]):\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -266,6 +267,22 @@ def test_a_reproduction_that_has_measured_nothing_gives_way_to_other_settings(tm
         stages.probe(ReproduceOptions(output_dir=tmp_path), workers)  # type: ignore[arg-type]
     claim(tmp_path, {"text": "mended.txt"})
     assert json.loads((tmp_path / "run.json").read_text()) == {"text": "mended.txt"}
+
+
+def test_a_setting_loses_by_what_it_does_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that diverged has lost; while one had no room on the disk, nothing is chosen."""
+    plan = Plan(10, 1, 6, 4, 64, 1, {arch: Speed(1.0, 1.0, 1.0) for arch in stages.ARCHITECTURES})
+    workers = SimpleNamespace(run=lambda jobs: False, failures=["rate: diverged", "half-rate: no space"], diverged=[])
+    workers.diverged = workers.failures[:1]
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path)
+    losses = {"glyphcrm-half-rate": 3.0, "glyphcrm-double-rate": 2.0, "bert-rate": 1.0}
+    monkeypatch.setattr(stages, "studied_loss", lambda _o, _p, variant: losses.get(variant.name, math.inf))
+    with pytest.raises(UserError, match="cannot be compared yet; the same command tries again: half-rate: no space"):
+        stages.run_study(options, plan, workers)  # type: ignore[arg-type]
+    workers.failures.pop()
+    chosen = stages.run_study(options, plan, workers)  # type: ignore[arg-type]
+    assert [choice.directory for choice in chosen.values()] == ["study/glyphcrm-double-rate", "study/bert-rate"]
+    assert not workers.failures
 
 
 def test_a_disk_that_is_full_for_what_is_kept_is_told_as_one(tmp_path: Path) -> None:

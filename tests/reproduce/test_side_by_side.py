@@ -15,6 +15,7 @@ import pytest
 
 from glyphcrm.errors import UserError
 from glyphcrm.reproduce.side_by_side import PRELOADED, Job, Workers
+from glyphcrm.training.loop import TrainingDiverged
 from tests.robustness.processes import warm_up
 
 
@@ -24,6 +25,10 @@ def write(path: Path) -> None:
 
 def refuse(path: Path) -> None:
     raise UserError(f"{path.name} is refused")
+
+
+def diverge(path: Path) -> None:
+    raise TrainingDiverged("the loss is nan")
 
 
 def be_killed(path: Path) -> None:
@@ -66,15 +71,16 @@ def test_a_failure_ends_nothing_else_and_names_its_log(tmp_path: Path) -> None:
     (tmp_path / "made").write_text("before")
     jobs = [job(tmp_path, name, work) for name, work in (("one", write), ("two", write), ("made", refuse))]
     jobs += [job(tmp_path, "refused", refuse, 9.0), job(tmp_path, "killed", be_killed, 8.0)]
+    jobs.append(job(tmp_path, "diverged", diverge))
     assert not workers.run(jobs)
     assert all((tmp_path / name).exists() for name in ("one", "two")) and (tmp_path / "made").read_text() == "before"
     said = {failure.split(":")[0]: failure for failure in workers.failures}
-    assert set(said) == {"refused", "killed"}
+    assert set(said) == {"refused", "killed", "diverged"} and workers.diverged == [said["diverged"]]
     assert "exit code 2: error: refused is refused" in said["refused"]
     assert "killed by SIGKILL: about to end" in said["killed"]
     for name, line in said.items():
         assert line.endswith(f"less {tmp_path}/logs/{name}.log")
-    assert workers.run(jobs[:3]) and len(workers.failures) == 2
+    assert workers.run(jobs[:3]) and len(workers.failures) == 3
 
 
 def test_an_interruption_lets_all_save_and_leaves_nobody(tmp_path: Path) -> None:
