@@ -17,7 +17,7 @@ from glyphcrm.training.recipe_file import SUFFIXES, read_recipe
 AnyRecipe = TypeVar("AnyRecipe", bound=Any)  # a frozen dataclass
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 BF16 = ("auto", "on", "off")
-LARGEST = 10**11  # of any number that an option has no smaller bound for
+LARGEST = 10**11  # of whole numbers that have no smaller bound
 SEEDS = 2**32  # as many as NumPy's generators have
 REPORT_TO = "where losses and scores are reported: tensorboard wandb mlflow trackio comet_ml ..., several, or none"
 
@@ -109,9 +109,9 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[tuple[float, float],
     for (low, high), names in ranges.items():
         for name in names:
             value = values[name]
-            most = min(high, LARGEST)
-            if value is not None and not low <= value <= most:
-                is_open = high == math.inf and not value > most
+            most = min(high, LARGEST) if isinstance(value, int) else high
+            if value is not None and (not low <= value <= most or value == math.inf):
+                is_open = high == math.inf and not most < value < math.inf
                 allowed = f"{low:.12g} or more" if is_open else f"{low:.12g} to {most:.12g}"
                 raise UserError(f"--{name.replace('_', '-')} is {value}; give {allowed}")
 

@@ -111,9 +111,9 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_the_place_free(tmp_
 
 def test_a_forked_process_that_lives_on_does_not_hold_the_lock(tmp_path: Path) -> None:
     """As data loading processes do for some seconds when the training process is killed."""
-    body = HOLD.replace("    print", "    if os.fork() == 0:\n        time.sleep(60)\n        os._exit(0)\n    print")
-    body = body.replace("os.fork() == 0", "not (child := os.fork())").replace("'ready'", "f'ready\\n{child}'")
-    first = process(body, tmp_path / "run")
+    # The child says that it lives: only then has it done what it does after a fork.
+    forked = "    if os.fork():\n        time.sleep(60)\n    print(f'ready\\n{os.getpid()}', flush=True)\n"
+    first = process(HOLD.replace("    print('ready', flush=True)\n", forked), tmp_path / "run")
     assert first.stdout is not None
     child = int(first.stdout.readline())
     first.kill()
