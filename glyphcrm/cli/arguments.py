@@ -18,7 +18,8 @@ def add_font(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help='a font to draw with, before the default one; "FILE.ttc#NAME" for a face of a collection',
+        help='a font to draw with, before the default one; "FILE.ttc#NAME" for a face of a collection. It may be given '
+        "again",
     )
 
 

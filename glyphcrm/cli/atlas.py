@@ -49,7 +49,7 @@ def parse(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
 
 
 def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser("build", help="draw an atlas from fonts")
+    parser = _described(commands, "build", "draw an atlas from fonts")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     add_font(parser)
@@ -69,8 +69,8 @@ def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser("show", help="look at the pictures of some characters")
-    parser.add_argument("text", metavar="TEXT")
+    parser = _described(commands, "show", "look at the pictures of some characters")
+    parser.add_argument("text", metavar="TEXT", help="the characters")
     atlas_help = "an atlas file, or a checkpoint directory (default: draw from the fonts)"
     parser.add_argument("--atlas", type=Path, metavar="PATH", help=atlas_help)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a contact sheet to this PNG file")
@@ -80,8 +80,7 @@ def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_add(commands: argparse._SubParsersAction[Parser]) -> None:
-    help = "let a trained model read more characters: a copy of it with rows added"
-    parser = commands.add_parser("add", help=help)
+    parser = _described(commands, "add", "let a trained model read more characters: a copy of it with rows added")
     add = parser.add_argument
     add("characters", metavar="CHARACTERS", nargs="?", default="", help="those that fonts are to draw")
     add("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
@@ -96,7 +95,7 @@ def _add_add(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_encode(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser("encode", help="keep the vectors of all characters beside a model, for inference")
+    parser = _described(commands, "encode", "keep the vectors of all characters beside a model, for inference")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
     dtype_help = "of the vectors (default: %(default)s)"
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=dtype_help)
@@ -104,11 +103,15 @@ def _add_encode(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_nearest(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser("nearest", help="find the characters that a model sees as most alike")
+    parser = _described(commands, "nearest", "find the characters that a model sees as most alike")
     parser.add_argument("text", metavar="TEXT", help="a table is printed for each of its characters")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint directory, of any head")
     add_top(parser, 10, "characters for each")
     parser.set_defaults(run=show_nearest)
+
+
+def _described(commands: argparse._SubParsersAction[Parser], name: str, what: str) -> Parser:
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
 
 def build(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def parse_release(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-release`; return the work that it asks for."""
-    parser = Parser(prog=prog)
+    parser = Parser(prog=prog, description="Convert a checkpoint of the authors' release.")
     add = partial(parser.add_argument, type=Path, required=True, metavar="FILE")
     add("--weights", help="the torch-saved checkpoint")
     add("--vocab", help="its vocabulary, a token a line")
@@ -38,7 +38,7 @@ def parse_release(words: Sequence[str] | None, prog: str | None) -> Callable[[],
 
 def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-bert`; return the work that it asks for."""
-    parser = Parser(prog=prog)
+    parser = Parser(prog=prog, description="Make a GlyphCRM of a BERT's encoder and heads, to be pre-trained further.")
     parser.add_argument("--bert", type=Path, required=True, metavar="DIR", help="directory that save_pretrained wrote")
     add_font(parser)
     seed_help = "of HanGlyph's initial weights (default: %(default)s)"
@@ -50,7 +50,9 @@ def parse_bert(words: Sequence[str] | None, prog: str | None) -> Callable[[], in
 
 def parse_half(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `convert-half`; return the work that it asks for."""
-    parser = Parser(prog=prog)
+    parser = Parser(
+        prog=prog, description="Store a checkpoint's weights in float16; they are computed with in float32."
+    )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="directory that save_pretrained wrote")
     arguments = _with_out(parser, words)
     read_config(arguments.model)

@@ -50,12 +50,14 @@ class FinetuneOptions(CommandLineOptions):
     )
     output_dir: str | None = option(None, "where the run lives; default runs/finetune/TASK/NAME-OF-MODEL")
     seeds: int = option(3, "runs; seeds 0, 1, 2, ...")
-    epochs: int | None = option(None, "default: the task's, as for batch size, rate and length")
+    epochs: int | None = option(
+        None, "passes over the training examples; default: the task's, as of batch size, rate and length"
+    )
     batch_size: int | None = option(None, "sequences a step, over all processes")
     learning_rate: float | None = option(None, "peak, reached after the warm-up")
     one_rate: bool = option(
         False,
-        "train HanGlyph at --learning-rate, too, as the paper does; default: its convolutions at "
+        "train HanGlyph at --learning-rate, too, as the paper does; without it, its convolutions at "
         f"{GLYPH_SHARE} of it, its projections at {PROJECTION_SHARE} in whitened coordinates",
     )
     max_length: int | None = option(

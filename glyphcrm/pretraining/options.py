@@ -76,7 +76,7 @@ class TextOptions(CommandLineOptions):
     exclude_characters: str | None = option(
         None, "a file of characters; sentences with any of them are left out, so that a model never saw them"
     )
-    max_length: int | None = option(None, "tokens a sequence, at most")
+    max_length: int | None = option(None, "tokens a sequence, at most; default: that of --preset")
     vocabulary_size: int = option(DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted")
     font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#NAME)")
     input_only: bool = option(
@@ -96,7 +96,9 @@ class TextOptions(CommandLineOptions):
 
 @dataclass
 class PretrainOptions(TextOptions):
-    """Pre-train GlyphCRM, or a BERT to compare it with, on text: masked characters and next sentences."""
+    """Pre-train GlyphCRM, or a BERT to compare it with, on text: masked characters and next sentences.
+
+    Numbers without a default are those of --preset."""
 
     arch: str = option(
         "glyphcrm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter
+from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
 from pathlib import Path
@@ -22,13 +22,28 @@ SEEDS = 2**32  # as many as NumPy's generators have
 REPORT_TO = "where losses and scores are reported: tensorboard wandb mlflow trackio comet_ml ..., several, or none"
 
 
-class _Help(ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that there are."""
+class _Help(HelpFormatter):
+    """Tells the defaults that there are, as one would type them, and the choices of a list in words."""
 
     def _get_help_string(self, action: Action) -> str | None:
         if (name := next(iter(action.option_strings), "")).startswith("--no-"):
             return f"the opposite of --{name.removeprefix('--no-')}"
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
+        text, default = action.help or "", action.default
+        if action.nargs == "+" and action.choices:
+            text += f": {', '.join(action.choices)}"
+        if default is True:
+            return f"{text} (the default)"
+        if default is None or default is False or default in ([], SUPPRESS):
+            return text
+        values = default if isinstance(default, list) else [default]
+        return f"{text} (default: {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)})"
+
+    def _format_args(self, action: Action, default_metavar: str) -> str:
+        if isinstance(action.default, bool) and action.nargs == "?":
+            return ""  # a word of yes or no may follow; nobody needs it
+        if action.nargs == "+" and action.choices:
+            return f"{default_metavar} [{default_metavar} ...]"
+        return super()._format_args(action, default_metavar)
 
 
 def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:

@@ -213,7 +213,22 @@ def test_help_tells_defaults_and_one_name_of_each_option() -> None:
         _, output = exit_code_and_output(name, "--help")
         assert "(default: None)" not in output and "(default: " in output
         assert "--output-dir OUTPUT_DIR\n" in output and not re.search(r"--[a-z]+_", output)
+        assert not re.search(r"\[[A-Z_]+\]|\['|True|False", output.replace("[RECIPE.yaml]", "")), name
+        usual = {"tokenize": "18612", "reproduce": "8"}.get(name, "tensorboard")
+        assert f"(default: {usual})" in " ".join(output.split())
     assert re.search(r"--no-input-only\s+the opposite of --input-only\n", output)
+    reproduce, pretrain = (
+        " ".join(exit_code_and_output(name, "--help")[1].split()) for name in ("reproduce", "pretrain")
+    )
+    assert "--without WITHOUT [WITHOUT ...] stages to leave out: study, finetuning, held_out" in reproduce
+    assert "masking and dropout (default: 0)" in pretrain and "freed memory for the next step" in pretrain
+
+
+def test_each_help_says_what_the_command_does() -> None:
+    of_atlas = (("atlas", name) for name in ("build", "show", "add", "encode", "nearest"))
+    for words in (*((name,) for name in entry.COMMANDS if name != "atlas"), *of_atlas):
+        usage, described, *_ = exit_code_and_output(*words, "--help")[1].split("\n\n")
+        assert usage.startswith("usage: ") and described.endswith("."), words
 
 
 def test_help_imports_no_command() -> None:
