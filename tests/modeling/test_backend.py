@@ -153,7 +153,8 @@ def test_data_parallel(model: GlyphCRMForPreTraining, on: Any, tmp_path: Path) -
         found = on("triton", module=data_parallel(model))
     finally:
         torch.distributed.destroy_process_group()
-    assert_close(found, expected, 1e-6)
+    # Buckets lie elsewhere in memory, where products may be summed in another order.
+    assert_close(found, expected, 1e-5)
 
 
 def test_the_choice_is_saved_and_the_environment_overrides_it(
