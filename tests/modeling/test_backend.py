@@ -146,15 +146,16 @@ def test_compiled_without_a_graph_break(
 
 def test_data_parallel(model: GlyphCRMForPreTraining, on: Any, tmp_path: Path) -> None:
     """DistributedDataParallel's buckets take the gradients as they come."""
-    expected = on("triton")
+    if INTERPRETED:  # those of queries are small differences: one bit of an exponential in float32 is 1e-6 of them
+        model.double()
+    expected = on("triton", module=model)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         model.config.kernel_backend = "triton"
         found = on("triton", module=data_parallel(model))
     finally:
         torch.distributed.destroy_process_group()
-    # Buckets lie elsewhere in memory, where products may be summed in another order.
-    assert_close(found, expected, 1e-5)
+    assert_close(found, expected, 1e-6)
 
 
 def test_the_choice_is_saved_and_the_environment_overrides_it(
