@@ -6,13 +6,6 @@ import math
 from argparse import ArgumentTypeError
 
 
-def positive(text: str) -> int:
-    """Return a whole number of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
-
-
 def minutes(text: str) -> float:
     """Return a time of more than 0 minutes."""
     try:

@@ -28,9 +28,9 @@ from glyphcrm_kernels.registry import OPS
 from torch import Tensor
 
 from bench import markdown
-from bench.arguments import positive
 from bench.cases import DROPOUT, HOST, Case, Draw, all_cases
 from bench.peers import Way
+from glyphcrm.cli.arguments import whole_number
 
 CALLS = 50  # a turn; a GPU's queue holds them
 HOPPER = targets.Target("cuda", 90)
@@ -178,7 +178,9 @@ def _texts(ours: float, pytorch: float, ratio: float) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="measure the rows that have all these words in their name")
-    parser.add_argument("--rounds", type=positive, default=40, help="turns of both sides, %(default)s if not given")
+    parser.add_argument(
+        "--rounds", type=whole_number(1), default=40, help="turns of both sides, %(default)s if not given"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -21,8 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench import markdown
-from bench.arguments import positive
 from bench.clock import interquartile_range, ratios, seconds_by_turns
+from glyphcrm.cli.arguments import whole_number
 from glyphcrm.errors import exit_code_of
 from glyphcrm.finetuning.metrics import Prediction, score
 from glyphcrm.finetuning.models import load_finetuned, reads_glyphs
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="a fine-tuned model")
     parser.add_argument("--task", required=True, help="the task that it was fine-tuned on")
     parser.add_argument("--data", type=Path, help="folder with the task folders")
-    parser.add_argument("--test-samples", type=positive, default=600, help="the first so many of the test set")
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--test-samples", type=whole_number(1), default=600, help="the first so many of the test set")
+    parser.add_argument("--rounds", type=whole_number(1), default=3)
     asked = parser.parse_args(arguments)
     task = find_task(asked.task)
     examples = load_splits(task, asked.data).test[: asked.test_samples]

@@ -22,8 +22,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.arguments import positive
 from bench.environment import ROOT
+from glyphcrm.cli.arguments import whole_number
 from glyphcrm.config_values import PRESETS
 
 STEPS = 2
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="directory for the runs")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="base")
-    parser.add_argument("--batch-size", type=positive, default=16)
+    parser.add_argument("--batch-size", type=whole_number(1), default=16)
     parser.add_argument("--no-bf16", action="store_true", help="float32 only (Triton's interpreter needs that)")
     parser.add_argument("--text", nargs="+", default=[], help="files to read instead of the demo corpus")
     parser.add_argument("--small-text", action="store_true", help="a few sentences instead of the demo corpus")

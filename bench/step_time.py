@@ -43,6 +43,7 @@ from bench.clock import ratios, seconds_by_turns
 from bench.environment import first_line, versions
 from bench.throughput.material import Material, documents, limited, sizes
 from bench.throughput.models import GlyphStep, PlainBert, build_bert, build_glyphcrm, training_step
+from glyphcrm.cli.arguments import whole_number
 from glyphcrm.config_values import PRESETS
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import Sample
@@ -216,7 +217,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=tuple(PRESETS), default="base" if has_gpu else "nano")
     parser.add_argument("--shapes", nargs="+", type=arguments.shape, help="sequences x tokens; default by preset")
     parser.add_argument("--text", nargs="+", default=[], help="training text; default: the demo corpus")
-    parser.add_argument("--rounds", type=arguments.positive, default=5 if has_gpu else 2)
+    parser.add_argument("--rounds", type=whole_number(1), default=5 if has_gpu else 2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(words)

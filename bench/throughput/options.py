@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.arguments import positive
 from bench.throughput.history import DEFAULT_FILE, Row
 from bench.throughput.material import Sizes, sizes
+from glyphcrm.cli.arguments import whole_number
 from glyphcrm.config_values import PRESETS
 
 ROUNDS = 3
@@ -47,10 +47,10 @@ def add_options(parser: pytest.Parser) -> None:
     micro_batch = "sequences of a training step computed at once, gradients of the rest are added up (default: 32)"
     history = f"file that the run is added to as a line (default, with base only: bench/{DEFAULT_FILE.name})"
     add("preset", "size of both models (default: base)", choices=list(PRESETS))
-    add("rounds", f"rounds of each comparison (default: {ROUNDS})", type=positive)
+    add("rounds", f"rounds of each comparison (default: {ROUNDS})", type=whole_number(1))
     add("text", text, nargs="+", action="extend", default=[], metavar="FILE")
     add("reviews", "texts for inference: such a .tsv, or a text a line (default: the demo's reviews)", metavar="FILE")
-    add("micro-batch", micro_batch, type=positive, metavar="N")
+    add("micro-batch", micro_batch, type=whole_number(1), metavar="N")
     add("history", history, type=Path, metavar="FILE")
 
 

@@ -98,7 +98,8 @@ class TextOptions(CommandLineOptions):
 class PretrainOptions(TextOptions):
     """Pre-train GlyphCRM, or a BERT to compare it with, on text: masked characters and next sentences.
 
-    Numbers without a default are those of --preset."""
+    Numbers without a default are those of --preset.
+    """
 
     arch: str = option(
         "glyphcrm",

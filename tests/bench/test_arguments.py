@@ -22,10 +22,10 @@ def test_shapes(text: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("main", "words", "culprit"),
     [
-        (step_time.main, "--rounds 0", "'0' is no whole number"),
+        (step_time.main, "--rounds 0", "0; give a whole number, 1 or more"),
         (step_time.main, "--text missing.txt", "missing.txt"),
-        (host_time.main, "--rounds 0", "'0' is no whole number"),
-        (precision.main, "--model m --task t --test-samples -3", "'-3' is no whole number"),
+        (host_time.main, "--rounds 0", "0; give a whole number, 1 or more"),
+        (precision.main, "--model m --task t --test-samples -3", "-3; give a whole number, 1 or more"),
         (gpu_proof.main, "--dry-run --minutes 0", "'0' is no number of minutes"),
         (gpu_proof.main, "--dry-run --minutes nan", "'nan' is no number of minutes"),
         (gpu_proof.main, "--dry-run --text missing.txt", "missing.txt"),

@@ -277,6 +277,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path: Path) -> N
     (bert / "config.json").write_text('{"model_type": "bert"}')
     text.write_text("天地玄黄", encoding="utf-8")
     ours, theirs, inside = ["--model", SHIPPED], ["--bert", str(bert)], str(text / "inside")
+    release = ["--weights", absent, "--bitmaps", absent, "--out", "x"]
     unwritten = "inside: cannot be written: Not a directory"
     commands: list[tuple[list[str], str]] = [
         (["atlas", "add", *ours, "--out", absent], "no character to add was given"),
@@ -294,24 +295,8 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path: Path) -> N
         (["convert-half", *ours, "--out", inside], unwritten),
         (["convert-bert", *theirs, "--out", inside], unwritten),
         (["convert-bert", *theirs, "--out", absent, "--font", absent], "no such file"),
-        (
-            ["convert-release", "--weights", absent, "--vocab", absent, "--bitmaps", absent, "--out", "x"],
-            "No such file",
-        ),
-        (
-            [
-                "convert-release",
-                "--weights",
-                absent,
-                "--vocab",
-                f"{SHIPPED}/vocab.txt",
-                "--bitmaps",
-                absent,
-                "--out",
-                "x",
-            ],
-            "absent: no such file",
-        ),
+        (["convert-release", *release, "--vocab", absent], "No such file"),
+        (["convert-release", *release, "--vocab", f"{SHIPPED}/vocab.txt"], "absent: no such file"),
         (["pretrain", "--preset", "nano", "--max-length", "65"], "the model has 64 positions"),
         (["pretrain", "--init", SHIPPED, "--max-length", "513"], "the model has 512 positions"),
         (["pretrain", "--init", SHIPPED, "--font", absent], "--font draws a new atlas"),

@@ -146,9 +146,7 @@ def test_compiled_without_a_graph_break(
 
 def test_data_parallel(model: GlyphCRMForPreTraining, on: Any, tmp_path: Path) -> None:
     """DistributedDataParallel's buckets take the gradients as they come."""
-    if INTERPRETED:  # those of queries are small differences: one bit of an exponential in float32 is 1e-6 of them
-        model.double()
-    expected = on("triton", module=model)
+    expected = on("triton", module=model)  # of this very model: another one's first weights may differ by a bit
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         model.config.kernel_backend = "triton"

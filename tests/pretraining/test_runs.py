@@ -144,6 +144,17 @@ def test_a_run_can_stop_early_on_its_schedule_and_go_on(finished: Path, text_fil
     assert same_weights(run, finished) and losses(run) == losses(finished)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_wider_hanglyph_whose_characters_are_scaled_goes_on_bit_for_bit(text_file: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = ("--glyph-channels", "12", "--character-scaling", "0.5", "--steps", "4", "--save-every", "2")
+    for run, end in ((whole, "4"), (parts, "2"), (parts, "4")):
+        assert main(command(text_file, run, *more, "--stop-after", end)) == 0
+    assert same_weights(parts, whole) and losses(parts) == losses(whole)
+    model = AutoModelForPreTraining.from_pretrained(whole / "model")
+    assert model.glyphcrm.hanglyph.vector.in_features == 9 * model.config.glyph_channels == 9 * 12
+
+
 def test_a_run_in_several_fonts_continues_bit_for_bit_and_keeps_its_own_pictures(
     finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
