@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 
 def minutes(text: str) -> float:
@@ -15,6 +17,14 @@ def minutes(text: str) -> float:
     if not 0 < number < math.inf:
         raise ArgumentTypeError(f"{text!r} is no number of minutes above 0")
     return number
+
+
+def new_file(text: str) -> Path:
+    """Return where a file can be written, or an earlier one replaced."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ArgumentTypeError(f"{text!r} cannot be written; name a file in a folder that is there")
+    return path
 
 
 def shape(text: str) -> str:

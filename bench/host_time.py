@@ -182,15 +182,13 @@ def main() -> None:
         "--rounds", type=whole_number(1), default=40, help="turns of both sides, %(default)s if not given"
     )
     asked = parser.parse_args()
+    named = {f"{case.op} {case.size} {way}": (case, way) for case in all_cases(HOST, DEVICE) for way in ways(case.op)}
+    chosen = [named[name] for name in named if all(word in name for word in asked.only.split())]
+    if named and not chosen:
+        parser.error(f"argument --only: no row has all words of {asked.only!r}; rows are like {next(iter(named))!r}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = [
-        measure(case, way, asked.rounds)
-        for case in all_cases(HOST, DEVICE)
-        for way in ways(case.op)
-        if all(word in f"{case.op} {case.size} {way}" for word in asked.only.split())
-    ]
-    print("\n".join(table(rows)))
+    print("\n".join(table([measure(case, way, asked.rounds) for case, way in chosen])))
 
 
 if __name__ == "__main__":

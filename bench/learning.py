@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from bench.markdown import table
 from glyphcrm.data.collator import PretrainingCollator
-from glyphcrm.errors import exit_code_of
+from glyphcrm.errors import UserError, exit_code_of
 from glyphcrm.modeling.model import GlyphCRMModel
 from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.pretraining.run import prepare
@@ -120,7 +120,11 @@ def main() -> int:
     """Print a table for each run; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    for run in parser.parse_args().runs:
+    runs = parser.parse_args().runs
+    for run in runs:
+        if not (run / METRICS_FILE).is_file():
+            raise UserError(f"{run}: no run of pretrain.py; give its --output-dir")
+    for run in runs:
         losses = {entry["step"]: entry.get("eval_mlm_loss") for entry in read_metrics(run / METRICS_FILE)}
         lines, before = [], None
         for row in rows_of(run):

@@ -10,26 +10,28 @@ rounding. In bfloat16 the kernels may be as far from float32 as PyTorch's own bf
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.environment import ROOT
 from glyphcrm.cli.arguments import whole_number
 from glyphcrm.config_values import PRESETS
+from glyphcrm.errors import exit_code_of
+from glyphcrm.training.progress import METRICS_FILE, read_metrics
 
 STEPS = 2
 MEASURES = ("mlm_loss", "nsp_loss", "grad_norm")
-# Relative differences that may be rounding, in (float32, bfloat16); in bfloat16 on top of HALF_TOLERANCE times
-# PyTorch's own distance from float32. Adam divides gradients by their size, which makes rounding more visible.
+MEASURED = "losses and gradient norms"
+# Relative distances that may be rounding, in (float32, bfloat16); in bfloat16 on top of HALF_TOLERANCE times
+# PyTorch's own from float32. Adam divides gradients by their size, which makes rounding more visible in the updates.
 MEASURES_TOLERANCE = (1e-3, 1e-2)
 UPDATE_TOLERANCE = (0.05, 0.1)
 HALF_TOLERANCE = 2.0
@@ -39,25 +41,7 @@ NOISE = "attention.key.bias"
 SENTENCES = ("天地人大。", "大人天上。", "地上大天。", "上人地大。", "人上大地。")
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run of pretrain.py left behind."""
-
-    measures: dict[str, list[float]]
-    update: dict[str, Tensor]  # final weights minus the first ones
-
-    def measure_difference(self, other: Run) -> float:
-        """Return the largest relative difference of a loss or gradient norm."""
-        pairs = [pair for name in MEASURES for pair in zip(self.measures[name], other.measures[name], strict=True)]
-        return max(abs(a - b) / abs(b) for a, b in pairs)
-
-    def update_differences(self, other: Run) -> dict[str, float]:
-        """Return |difference of the updates| / |update| of each weight that is updated."""
-        return {
-            name: float((self.update[name] - t).norm() / t.norm())
-            for name, t in other.update.items()
-            if NOISE not in name and t.any()
-        }
+Run = tuple[Tensor, dict[str, Tensor]]  # (STEPS, MEASURES); final weights minus the first ones
 
 
 def pretrain(directory: Path, backend: str, arguments: Sequence[str], bf16: bool) -> None:
@@ -79,18 +63,15 @@ def pretrain(directory: Path, backend: str, arguments: Sequence[str], bf16: bool
 
 
 def read(directory: Path, first: dict[str, Tensor]) -> Run:
-    entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text("utf-8").splitlines()]
-    steps = [entry for entry in entries if "mlm_loss" in entry]
+    steps = [entry for entry in read_metrics(directory / METRICS_FILE) if "mlm_loss" in entry]
     if len(steps) != STEPS:
-        sys.exit(f"error: {directory / 'metrics.jsonl'} has {len(steps)} training steps; there should be {STEPS}")
+        sys.exit(f"error: {directory / METRICS_FILE} has {len(steps)} training steps; there should be {STEPS}")
+    measures = torch.tensor([[entry[name] for name in MEASURES] for entry in steps], dtype=torch.float64)
     weights = load_file(directory / "model" / "model.safetensors")
-    return Run(
-        {name: [float(entry[name]) for entry in steps] for name in MEASURES},
-        {name: t.double() - first[name].double() for name, t in weights.items() if t.is_floating_point()},
-    )
+    return measures, {n: t.double() - first[n].double() for n, t in weights.items() if t.is_floating_point()}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.pretraining_step",
         description=__doc__,
@@ -102,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-bf16", action="store_true", help="float32 only (Triton's interpreter needs that)")
     parser.add_argument("--text", nargs="+", default=[], help="files to read instead of the demo corpus")
     parser.add_argument("--small-text", action="store_true", help="a few sentences instead of the demo corpus")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     options.output.mkdir(parents=True, exist_ok=True)
     batch = str(options.batch_size)
     common = ["--preset", options.preset, "--dropout", "0", "--batch-size", batch, "--micro-batch-size", batch]
@@ -128,6 +109,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs[backend, bf16] = read(directory, first)
     if failures := compare(runs):
         sys.exit("error: " + "; ".join(failures))
+    return 0
+
+
+def distances(run: Run, exact: Run) -> dict[str, float]:
+    """Return |difference| / |exact|: the largest of a loss or gradient norm, and that of each weight's update."""
+    (measures, updates), (exact_measures, exact_updates) = run, exact
+    moved = {name: t for name, t in exact_updates.items() if NOISE not in name and t.any()}
+    return {
+        MEASURED: float((measures / exact_measures - 1).abs().max()),
+        **{name: float((updates[name] - t).norm() / t.norm()) for name, t in moved.items()},
+    }
 
 
 def compare(runs: dict[tuple[str, bool], Run]) -> list[str]:
@@ -136,26 +128,18 @@ def compare(runs: dict[tuple[str, bool], Run]) -> list[str]:
     failures = []
     for (backend, bf16), run in runs.items():
         name = f"{backend}, {'bfloat16' if bf16 else 'float32'}"
-        measures, updates = run.measure_difference(exact), run.update_differences(exact)
-        worst = max(updates, key=updates.__getitem__)
-        losses = ", ".join(f"{loss:.6f}" for loss in run.measures["mlm_loss"])
-        print(
-            f"{name}: MLM loss {losses}; from PyTorch in float32, relative: losses and gradient norms {measures:.1e},"
-        )
-        print(f"    updates of the weights {updates[worst]:.1e} ({worst}, the worst of {len(updates)})")
-        if backend == "reference":
-            continue
-        peer = runs["reference", bf16]  # in float32 `exact` itself, which is nowhere from itself
-        own_measures, own_updates = peer.measure_difference(exact), peer.update_differences(exact)
-        allowed = MEASURES_TOLERANCE[bf16] + HALF_TOLERANCE * own_measures
-        if not measures <= allowed:
-            failures.append(f"{name}: losses are {measures:.1e} away, allowed {allowed:.1e}")
-        for weight, found in updates.items():
-            allowed = UPDATE_TOLERANCE[bf16] + HALF_TOLERANCE * own_updates[weight]
-            if not found <= allowed:
-                failures.append(f"{name}: the update of {weight} is {found:.1e} away, allowed {allowed:.1e}")
+        found, own = distances(run, exact), distances(runs["reference", bf16], exact)
+        worst = max(list(found)[1:], key=found.__getitem__)
+        losses = ", ".join(f"{loss:.6f}" for loss in run[0][:, 0].tolist())
+        print(f"{name}: MLM loss {losses}; from PyTorch in float32, relative: {MEASURED} {found[MEASURED]:.1e},")
+        print(f"    updates of the weights {found[worst]:.1e} ({worst}, the worst of {len(found) - 1})")
+        for what, distance in found.items():
+            rounding = (MEASURES_TOLERANCE if what == MEASURED else UPDATE_TOLERANCE)[bf16]
+            allowed = rounding + HALF_TOLERANCE * own[what]
+            if not distance <= allowed:
+                failures.append(f"{name}: {what}: {distance:.1e} away, allowed {allowed:.1e}")
     return failures
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code_of(main))

@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +39,7 @@ from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.jit import create_function_from_signature
 
 from bench import markdown
+from bench.arguments import new_file
 from bench.cases import BASE, DROPOUT, Case, Draw, all_cases
 
 KIB = 1024
@@ -346,16 +346,16 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and no float16, but every kernel and target")
     parser.add_argument("--only", metavar="WORDS", default="", help="only launches whose label has all these words")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers here, too")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the report here, too")
+    parser.add_argument("--json", metavar="FILE", type=new_file, help="write the numbers here, too")
+    parser.add_argument("--markdown", metavar="FILE", type=new_file, help="write the report here, too")
     parser.add_argument("--sass", metavar="WORDS", help="print the machine code of such launches, and nothing else")
     arguments = parser.parse_args()
     if INTERPRETED:
-        sys.exit("error: TRITON_INTERPRET is set; unset it, as the interpreter compiles nothing")
+        parser.error("TRITON_INTERPRET is set; unset it, as the interpreter compiles nothing")
     words = arguments.only if arguments.sass is None else arguments.sass
     wanted = jobs(arguments.quick, words)
     if not wanted:
-        sys.exit(f"error: no launch has all of {words.split()} in its name; names are like {jobs(True)[0].label!r}")
+        parser.error(f"no launch has all of {words.split()} in its name; names are like {jobs(True)[0].label!r}")
     if arguments.sass is not None:
         for job in wanted:
             code = compile_ahead(job.what, job.target).asm

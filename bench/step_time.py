@@ -41,10 +41,11 @@ from transformers import PreTrainedModel
 from bench import arguments, ceilings, markdown
 from bench.clock import ratios, seconds_by_turns
 from bench.environment import first_line, versions
-from bench.throughput.material import Material, documents, limited, sizes
+from bench.throughput.material import SPECIALS, Material, documents, limited, sizes
 from bench.throughput.models import GlyphStep, PlainBert, build_bert, build_glyphcrm, training_step
 from glyphcrm.cli.arguments import whole_number
 from glyphcrm.config_values import PRESETS
+from glyphcrm.configuration import preset
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import Sample
 from glyphcrm.errors import UserError, exit_code_of
@@ -218,9 +219,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="+", type=arguments.shape, help="sequences x tokens; default by preset")
     parser.add_argument("--text", nargs="+", default=[], help="training text; default: the demo corpus")
     parser.add_argument("--rounds", type=whole_number(1), default=5 if has_gpu else 2)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--json", type=arguments.new_file)
+    parser.add_argument("--markdown", type=arguments.new_file)
     options = parser.parse_args(words)
+    shapes = options.shapes or SHAPES.get(options.preset, SHAPES["base"])
+    fewest, most = SPECIALS + 2, preset(options.preset).max_position_embeddings
+    if wrong := [shape for shape in shapes if not fewest <= int(shape.partition("x")[2]) <= most]:
+        parser.error(f"argument --shapes: {wrong[0]}; tokens a sequence go from {fewest} to {most}")
+    text = list(limited(documents(options.text), 4_000_000))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
     machine = Machine(device, bf16=has_gpu and torch.cuda.is_bf16_supported())
@@ -248,9 +254,9 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as directory:
         amounts = sizes(options.preset)
         # Pictures and first weights, which take a while, are the same at all shapes.
-        material = Material(amounts, list(limited(documents(options.text), 4_000_000)), [], Path(directory))
+        material = Material(amounts, text, [], Path(directory))
         new = build_glyphcrm(amounts.configuration(len(material.atlas)), material.atlas)
-        for shape in options.shapes or SHAPES.get(options.preset, SHAPES["base"]):
+        for shape in shapes:
             try:
                 for row in measure(shape, material, new, options.rounds, machine):
                     rows.append(row)

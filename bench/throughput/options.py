@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from bench.arguments import new_file
 from bench.throughput.history import DEFAULT_FILE, Row
 from bench.throughput.material import Sizes, sizes
 from glyphcrm.cli.arguments import whole_number
 from glyphcrm.config_values import PRESETS
+from glyphcrm.errors import UserError
 
 ROUNDS = 3
 
@@ -51,11 +53,14 @@ def add_options(parser: pytest.Parser) -> None:
     add("text", text, nargs="+", action="extend", default=[], metavar="FILE")
     add("reviews", "texts for inference: such a .tsv, or a text a line (default: the demo's reviews)", metavar="FILE")
     add("micro-batch", micro_batch, type=whole_number(1), metavar="N")
-    add("history", history, type=Path, metavar="FILE")
+    add("history", history, type=new_file, metavar="FILE")
 
 
 def read_options(config: pytest.Config) -> Options:
-    """Read the options; without --benchmark everything runs once, at the size of the tests."""
+    """Read the options; without --benchmark everything runs once, at the size of the tests.
+
+    Raises `UserError`: a step is no multiple of its micro-batches.
+    """
 
     def asked(name: str) -> Any:
         return config.getoption(f"--throughput-{name}")
@@ -63,11 +68,15 @@ def read_options(config: pytest.Config) -> Options:
     measure = config.getoption("--benchmark")
     preset = asked("preset") or ("base" if measure else "nano")
     amounts = sizes(preset)
+    micro_batch = asked("micro-batch") or amounts.batch
+    for sequences in (amounts.batch, amounts.batch * amounts.accumulated):
+        if sequences % min(sequences, micro_batch):
+            raise UserError(f"a step of {sequences} sequences is no multiple of --throughput-micro-batch {micro_batch}")
     return Options(
         sizes=amounts,
         rounds=asked("rounds") or (ROUNDS if measure else 1),
         text=asked("text"),
         reviews=asked("reviews"),
-        micro_batch=asked("micro-batch") or amounts.batch,
+        micro_batch=micro_batch,
         history=asked("history") or (DEFAULT_FILE if measure and preset == "base" else None),
     )

@@ -86,6 +86,11 @@ def test_without_compute_sanitizer_its_steps_are_skipped(tmp_path: Path, monkeyp
     assert "skipped: compute-sanitizer is neither in PATH" in text
 
 
+def test_steps_that_are_all_skipped_prove_nothing(tmp_path: Path) -> None:
+    assert prove([python("one", "", skip="a reason")], tmp_path, dry_run=False) == 1
+    assert report(tmp_path)[0]["verdict"] == "NOTHING RAN; skipped: one"
+
+
 def test_compute_sanitizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In PATH, in a toolkit, and where the pip package puts it."""
     tool = tmp_path / "nvidia" / "cu13" / "bin" / "compute-sanitizer"
