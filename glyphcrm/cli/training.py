@@ -56,6 +56,7 @@ def parse_tokenize(words: Sequence[str] | None, prog: str | None) -> Callable[[]
 
 def parse_finetune(words: Sequence[str] | None, prog: str | None) -> Callable[[], int]:
     """Read the command line of `finetune`; return the work that it asks for."""
+    from glyphcrm.finetuning.data import load_data
     from glyphcrm.finetuning.options import FinetuneOptions
 
     options = FinetuneOptions.parse(words, prog)
@@ -64,12 +65,13 @@ def parse_finetune(words: Sequence[str] | None, prog: str | None) -> Callable[[]
     check_directory(options.run_dir)
     for font in (*options.train_font, *options.test_font):
         open_font(font)
+    data = load_data(options)
 
     def run() -> int:
         from glyphcrm.finetuning.results import describe
         from glyphcrm.finetuning.run import finetune
 
-        summary = finetune(options)
+        summary = finetune(options, data)
         if int(os.environ.get("RANK", "0")) == 0:
             print(describe(summary))
         return 0

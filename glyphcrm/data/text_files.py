@@ -69,6 +69,11 @@ def expand(patterns: Sequence[str]) -> list[TextSource]:
     return [*sorted(found.values()), *(remote[name] for name in sorted(remote)), *pieces]
 
 
+def has_columns(source: TextSource) -> bool:
+    """Return whether its text stands in a column, or under a key, of each row."""
+    return isinstance(source, DatasetPiece) or _kind(source) != ".txt"
+
+
 def source_size(source: TextSource) -> int:
     """Return the bytes of a source, compressed or not; 1 where they are not known."""
     size = source.stat().st_size if isinstance(source, Path) else source.size

@@ -60,6 +60,11 @@ class FinetuneOptions(CommandLineOptions):
         "train HanGlyph at --learning-rate, too, as the paper does; without it, its convolutions at "
         f"{GLYPH_SHARE} of it, its projections at {PROJECTION_SHARE} in whitened coordinates",
     )
+    still_convolutions: bool = option(
+        False,
+        "leave HanGlyph's convolutions as they are; what they make of each picture is computed once, and a step costs "
+        "what BERT's does",
+    )
     max_length: int | None = option(
         None, "tokens a sequence: longer texts are truncated, longer sentences to tag are cut up"
     )

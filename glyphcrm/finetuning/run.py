@@ -37,20 +37,21 @@ SUMMARY_FILE = "summary.json"
 CHART_FILE = "chart.png"
 
 
-def finetune(options: FinetuneOptions) -> Summary:
+def finetune(options: FinetuneOptions, data: RunData | None = None) -> Summary:
     """Run, continue, or look up the fine-tuning in `options.run_dir`; return what it has come to.
 
     Seeds that are finished are not repeated. Under torchrun all processes call this, and the first writes.
+    `data` is what `load_data` returns for these options, if it has been read.
 
     Raises:
         UserError: for what the user can mend: model, data, settings, a full disk, a loss that diverged.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint is saved, and the same call continues.
     """
     with resumable(options.run_dir), Machine.joined("finetune.py", options.bf16) as machine:
-        return _finetune(options, machine)
+        return _finetune(options, data, machine)
 
 
-def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
+def _finetune(options: FinetuneOptions, data: RunData | None, machine: Machine) -> Summary:
     check_installed()
     check_reports(options.report_to)
     model = Path(options.model)
@@ -60,7 +61,7 @@ def _finetune(options: FinetuneOptions, machine: Machine) -> Summary:
     train_fonts, test_fonts = (list(map(open_font, specs)) for specs in (options.train_font, options.test_font))
     if (train_fonts or test_fonts) and config["model_type"] != GLYPHCRM:
         raise UserError(f"{model}: reads no pictures; leave --train-font and --test-font out")
-    data = load_data(options)
+    data = load_data(options) if data is None else data
     is_new = not (options.run_dir / RUN_FILE).exists()
     if machine.is_first:
         contents = {"model_files": digests_of_model(model), "data": data.splits.fingerprint()}

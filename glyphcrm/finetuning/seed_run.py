@@ -159,7 +159,11 @@ class SeedRun:
             batch_size=recipe.batch_size,
             micro_batch_size=options.micro_batch(self.machine.world),
             optimizer=OptimizerSettings(
-                recipe.learning_rate, round(options.warmup * steps), options.weight_decay, *options.hanglyph_rates()
+                recipe.learning_rate,
+                round(options.warmup * steps),
+                options.weight_decay,
+                *options.hanglyph_rates(),
+                still_steps=steps if options.still_convolutions else 0,
             ),
             logs=evaluations | set(range(0, steps, -(-steps // LOGS))),
             validations=evaluations,

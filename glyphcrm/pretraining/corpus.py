@@ -28,7 +28,7 @@ from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
 from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, check_document_count, split_documents
 from glyphcrm.data.store_format import unfinished_parts
 from glyphcrm.data.store_writer import blocks
-from glyphcrm.data.text_files import TextSource, expand, iter_documents, source_digest, source_size
+from glyphcrm.data.text_files import TextSource, expand, has_columns, iter_documents, source_digest, source_size
 from glyphcrm.data.token_store import TokenStore
 from glyphcrm.data.worker_processes import cores, ordered_map
 from glyphcrm.errors import UserError
@@ -36,7 +36,7 @@ from glyphcrm.files import file_digest
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, check_fonts_draw, tokens_digest
 from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.fonts import font_chain, open_font
-from glyphcrm.pretraining.options import PretrainOptions, TextOptions
+from glyphcrm.pretraining.options import TEXT_COLUMN, PretrainOptions, TextOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS, VOCABULARY_FILE, write_vocabulary
 from glyphcrm.training.run_directory import DATA_DIRECTORY, read_json, write_json
@@ -69,7 +69,8 @@ class Text:
     def __init__(self, options: TextOptions, workers: int | None = None) -> None:
         """Find the text; the default of `workers` is a process for each core.
 
-        Raises `UserError`: there is no such text, or what --data-dir has was made of less or more of it.
+        Raises `UserError`: there is no such text, none of it has columns though one is named, or what --data-dir has
+        was made of less or more of it.
         """
         self.workers = cores() if workers is None else workers
         self.column = options.text_column
@@ -83,6 +84,8 @@ class Text:
             self.sources = expand(options.data)
         elif not options.data_dir or not self._is_known():
             self._is_demo, self.sources = True, [corpus_path()]
+        if self.column != TEXT_COLUMN and self.sources and not any(map(has_columns, self.sources)):
+            raise UserError(f"--text-column {self.column}: no text that is given has columns or keys; leave it out")
 
     def _is_known(self) -> bool:
         path = self._directory / TEXT_RECORD
@@ -99,7 +102,7 @@ class Text:
             raise UserError(f"{path}: damaged ({type(error).__name__}); give --data again, and delete it") from None
         if excluded != "".join(sorted(self.excluded)):
             raise UserError(
-                f"{self._directory} was made with other --exclude-characters; give the same, or another --data-dir"
+                f"{self._directory} was made with other --exclude-characters; give the same, or another directory"
             )
         return True
 
@@ -262,19 +265,19 @@ def make_vocabulary(
         if not str(found.get("text")).startswith(DIGEST) or not record["sha256"]:
             raise UserError(
                 f"{directory} was made by an older version, which did not look at all bytes; "
-                "delete it, or give another --data-dir"
+                "delete it, or give another directory"
             )
         if differing := [name for name in settings if settings[name] != found.get(name)]:
             raise UserError(
                 f"{directory} holds the vocabulary of another run ({', '.join(differing)} differ); "
-                "give the same text, fonts and settings, or another --data-dir"
+                "give the same text, fonts and settings, or another directory"
             )
         return
     try:
         _write_vocabulary(counts(), options, directory, settings)
     except OSError as error:
         raise UserError(
-            f"{directory}: cannot be written in: {error.strerror or error}; make room, or give another --data-dir"
+            f"{directory}: cannot be written in: {error.strerror or error}; make room, or give another directory"
         ) from None
 
 

@@ -13,6 +13,7 @@ from glyphcrm.tokens import SPECIAL_TOKENS
 from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, SEEDS, CommandLineOptions, check_ranges, option
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
+TEXT_COLUMN = "text"
 UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
 ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the architecture that each changes
 # They change no weights, or what they name has a fingerprint of its own.
@@ -72,15 +73,17 @@ class TextOptions(CommandLineOptions):
         "documents), .jsonl, .parquet; .gz, .xz or .zst; or datasets:NAME[:CONFIG[:SPLIT]]. Default: what --data-dir "
         "was made of, or else the demo corpus, People's Daily of January 1998",
     )
-    text_column: str = option("text", "column or key with the text in .parquet, .jsonl and data sets")
+    text_column: str = option(TEXT_COLUMN, "column or key with the text in .parquet, .jsonl and data sets")
     exclude_characters: str | None = option(
         None, "a file of characters; sentences with any of them are left out, so that a model never saw them"
     )
     max_length: int | None = option(None, "tokens a sequence, at most; default: that of --preset")
-    vocabulary_size: int = option(DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted")
+    vocabulary_size: int = option(
+        DEFAULT_VOCABULARY_SIZE, "at most this many tokens can be predicted (with --init those of its vocabulary are)"
+    )
     font: list[str] = option([], "fonts to draw with before the default one (for a collection: path.ttc#NAME)")
     input_only: bool = option(
-        True, "add atlas rows for what else the fonts draw and the text lacks: read, though not predicted"
+        True, "add rows to a new atlas for what else the fonts draw and the text lacks: read, though not predicted"
     )
     data_dir: str | None = option(
         None,

@@ -104,7 +104,8 @@ def run_study(options: ReproduceOptions, plan: Plan, workers: Workers) -> dict[s
     )
     if unfinished := [failure for failure in workers.failures if failure not in workers.diverged]:
         raise UserError(
-            f"the settings cannot be compared yet; the same command tries again: {'; '.join(unfinished[:3])}"
+            "the settings cannot be compared yet; the same command tries again, or --without study, in another "
+            f"--output-dir, compares none: {'; '.join(unfinished[:3])}"
         )
     losses = {variant: studied_loss(options, plan, variant) for variant in tried if not variant.is_ablation}
     best = {}

@@ -309,6 +309,7 @@ def test_mistakes_are_told_before_anything_slow_is_imported(tmp_path: Path) -> N
         (["finetune", "--task", "demo_ner", *ours, "--batch-size", "3", "--micro-batch-size", "2"], "a batch of 3"),
         (["finetune", "--task", "demo_ner", *ours, "--output-dir", inside], unwritten),
         (["finetune", "--task", "demo_ner", *ours, "--test-font", absent], "absent: no such file"),
+        (["finetune", "--task", "hotel", *ours, "--data", absent], "absent"),
         (["pretrain", "--data", f"{absent}.txt"], "absent.txt: no such file"),
         (["pretrain", "--exclude-characters", absent], "absent: cannot be read"),
         (["pretrain", "--train-font", absent], "absent: no such file"),

@@ -454,6 +454,7 @@ def test_nothing_is_drawn_for_too_few_documents(tmp_path: Path, monkeypatch: pyt
         ("天地。玄黄。\n\n".encode() * 6, ["--log-every", "3"], "not a multiple"),
         ("天地。玄黄。\n\n".encode() * 6, ["--font", "no-such-font.ttf"], "no-such-font.ttf"),
         ("天地。玄黄。\n\n".encode() * 6, ["--init", "no-such-model"], "no-such-model"),
+        ("天地。玄黄。\n\n".encode() * 6, ["--text-column", "body"], "--text-column body: no text that is given has"),
         ("天地。玄黄。\n\n".encode() * 6, ["--train-font", "no-such-font.ttf"], "no-such-font.ttf"),
         ("天地。玄黄。\n\n".encode() * 6, ["--train-font", "x.ttf", "--arch", "bert"], "table of characters"),
     ],
