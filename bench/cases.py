@@ -43,7 +43,7 @@ class Sizes:
 
 # A pre-training batch of the base model: in news text it has 1,700 distinct characters.
 BASE = Sizes(sequences=32, length=512, rows=1_700, images=1_700, atlas_rows=28_019, c1=64, c2=128)
-# What two cores compute in a second or so, with the channels of `tiny`.
+# What two cores compute in a second or so, with the channels of the shipped model.
 CPU = Sizes(sequences=16, length=128, rows=400, images=64, atlas_rows=1_000, c1=16, c2=32)
 # As little as touches every way.
 SMOKE = Sizes(sequences=2, length=16, rows=8, images=2, atlas_rows=16, c1=16, c2=32)

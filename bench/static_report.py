@@ -46,7 +46,7 @@ KIB = 1024
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # As in a pre-training batch, but with fewer tokens and characters, whose numbers do not change the code.
 SIZES = replace(BASE, sequences=1, images=100, rows=100, atlas_rows=200)
-CHANNELS = ((64, 128), (32, 64), (16, 32))  # of the presets "base", "small" and "tiny"
+CHANNELS = ((64, 128), (32, 64), (16, 128), (16, 32))  # of "base", "small" and "tiny", and of the shipped model
 ELEMENT_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}
 # Above this a tile of floating-point numbers has to move 16 bytes a thread; below are biases and
 # statistics. Integers are indices, packed bits and winners of windows: never the bulk of a kernel.

@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "num_attention_heads": 4,
         "intermediate_size": 1024,
         "stem_channels": 16,
-        "glyph_channels": 32,
+        "glyph_channels": 128,
     },
     "nano": {
         "hidden_size": 32,

@@ -153,8 +153,8 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
             None if options.ablation == PLAIN else recipe.projection_learning_rate,
             options.hold_steps,
             options.hold_share,
-            recipe.still_steps,
-            options.character_scaling,
+            recipe.steps_of_still_convolutions,
+            recipe.character_scaling,
         ),
         logs=range(0, steps + 1, recipe.log_every),
         validations=Regularly(recipe.eval_every, steps),
@@ -263,9 +263,8 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
         f"{recipe.steps:,} steps of {recipe.batch_size} sequences of at most {recipe.max_length} characters, "
         f"peak learning rate {recipe.learning_rate:g}; results go to {options.run_dir}"
     )
-    if recipe.still_steps:
-        to_the_end = f"in all steps: --still-steps {recipe.still_steps} of {recipe.steps}"
-        end = f"up to step {recipe.still_steps}" if recipe.still_steps < recipe.steps else to_the_end
+    if still := recipe.steps_of_still_convolutions:
+        end = f"up to step {still}" if still < recipe.steps else "in all steps; --still-steps lets them move sooner"
         print(f"HanGlyph's convolutions stand still {end}")
     if options.hold_steps >= recipe.steps:
         rate = f"at {options.hold_share:g} of its rates" if options.hold_share else "not at all"

@@ -109,7 +109,7 @@ class Step:
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"the GPU's memory has no room for HanGlyph's features of {len(pictures):,} pictures; "
-                    "give --still-steps 0, with another --output-dir, or make room"
+                    "let the convolutions move, with another --output-dir, or make room"
                 ) from error
         else:
             base.hanglyph.still = None
@@ -188,7 +188,7 @@ class Training:
         try:
             self._train(checkpoint, stop)
         except torch.OutOfMemoryError as error:
-            features = ", or --still-steps 0" if self.progress.step < still_steps else ""
+            features = ", or let HanGlyph's convolutions move" if self.progress.step < still_steps else ""
             raise UserError(
                 f"the GPU's memory was full at step {self.progress.step}; {self._newest}; make room there, "
                 f"or give a smaller --micro-batch-size{features}, with another --output-dir"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -368,6 +369,20 @@ def test_the_test_set_is_scored_in_other_fonts_too_and_training_reads_others(
     ]
 
 
+def test_convolutions_can_stand_still(
+    undisturbed: Path, sentiment: Path, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    """All else learns, at the rates of a run in which they move."""
+    run = tmp_path / "still"
+    assert main(command(sentiment, directories["glyphcrm"], run, "--keep-model", "best", "--still-convolutions")) == 0
+    start = load_file(directories["glyphcrm"] / "model.safetensors")
+    moving, still = (load_file(path / "seed-0" / "model" / "model.safetensors") for path in (undisturbed, run))
+    moved = {name for name in start.keys() & still.keys() if not torch.equal(start[name], still[name])}
+    ever = {name for name in start.keys() & moving.keys() if not torch.equal(start[name], moving[name])}
+    convolutions = {name for name in ever if re.search(r"hanglyph\.(stem|block|expand)", name)}
+    assert convolutions and moved == ever - convolutions
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -403,6 +418,7 @@ def test_fonts_are_for_models_that_read_pictures(
     font, other = (str(font_file(tmp_path / f"{char}.ttf", {char: SQUARE})) for char in "天〇")
     for arch, fonts, message in (
         ("bert", ("--train-font", font), "reads no pictures"),
+        ("bert", ("--still-convolutions",), "reads no pictures"),
         ("glyphcrm", ("--train-font", other), "none of the characters"),
         ("glyphcrm", ("--test-font", font, other), "called Made Up Regular 1.500"),
     ):

@@ -73,8 +73,9 @@ def test_an_ablation_of_a_finished_model_is_refused() -> None:
 @pytest.mark.parametrize("table", [["--arch", "bert"], ["--ablation", "free-glyphs"]])
 def test_only_convolutions_can_stand_still(table: list[str]) -> None:
     """Where a recipe lets them, a model without any is trained as ever; asked for, it is refused."""
-    assert PretrainOptions.parse(["--preset", "tiny"]).recipe.still_steps > 0
-    assert PretrainOptions.parse(["--preset", "tiny", *table]).recipe.still_steps == 0
+    ours, other = (PretrainOptions.parse(["--preset", "tiny", "--steps", "7", *more]).recipe for more in ([], table))
+    assert (ours.steps_of_still_convolutions, ours.character_scaling) == (7, 0.5)
+    assert (other.steps_of_still_convolutions, other.character_scaling) == (0, 0.0)
     with pytest.raises(UserError, match="--still-steps is for models with convolutions"):
         PretrainOptions.parse(["--preset", "tiny", "--still-steps", "5", *table])
 

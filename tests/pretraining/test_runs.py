@@ -180,7 +180,7 @@ def test_what_never_moves_is_told(
     held = ("--still-steps", "12", "--hold-steps", "12", "--hold-share", hold_share, "--stop-after", "1")
     assert main(command(text_file, tmp_path / "held", *held)) == 0
     said = capsys.readouterr().out
-    assert "convolutions stand still in all steps: --still-steps 12 of 12" in said
+    assert "convolutions stand still in all steps; --still-steps lets them move sooner" in said
     moves = "not at all" if hold_share == "0" else "at 0.3 of its rates"
     assert f"what makes vectors of characters moves {moves} in all steps: --hold-steps 12 of 12" in said
     if hold_share == "0":

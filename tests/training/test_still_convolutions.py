@@ -104,10 +104,10 @@ def test_a_gpu_without_room_for_features_is_told_what_would_do(tmp_path: Path, m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(loop.Step, "accumulate", full)
-    with pytest.raises(UserError, match=r"at step 0; .*smaller --micro-batch-size, or --still-steps 0"):
+    with pytest.raises(UserError, match=r"at step 0; .*smaller --micro-batch-size, or let HanGlyph's"):
         run(tmp_path / "steps", still_plan())
     monkeypatch.setattr(loop, "hold_convolutions", full)
-    with pytest.raises(UserError, match=rf"no room for .* features of {ROWS} pictures; give --still-steps 0"):
+    with pytest.raises(UserError, match=rf"no room for .* features of {ROWS} pictures; let the convolutions move"):
         run(tmp_path / "features", still_plan())
 
 
