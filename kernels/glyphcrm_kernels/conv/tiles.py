@@ -35,7 +35,7 @@ FORWARD_TILES = {
 }
 # With padding, as in every data gradient: each pixel's place takes registers.
 PADDED_TILES = {
-    "ampere": {16: Tile(128, 32, 4, 4), 32: Tile(128, 32, 4, 4), 64: Tile(128, 32, 4, 4), 128: Tile(64, 32, 4, 4)},
+    "ampere": {16: Tile(128, 64, 4, 3), 32: Tile(128, 32, 4, 4), 64: Tile(128, 32, 4, 4), 128: Tile(64, 32, 4, 4)},
     "hopper": {16: Tile(128, 64, 4, 3), 32: Tile(128, 64, 4, 3), 64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 4, 3)},
     "blackwell": {16: Tile(128, 32, 4, 4), 32: Tile(128, 32, 4, 4), 64: Tile(64, 64, 4, 2), 128: Tile(128, 64, 4, 3)},
     "cdna": {16: Tile(128, 64, 4, 2), 32: Tile(128, 64, 4, 2), 64: Tile(128, 64, 4, 2), 128: Tile(64, 64, 4, 2)},
