@@ -277,7 +277,7 @@ def test_a_setting_loses_by_what_it_does_alone(tmp_path: Path, monkeypatch: pyte
     options = ReproduceOptions(preset="nano", output_dir=tmp_path)
     losses = {"glyphcrm-half-rate": 3.0, "glyphcrm-double-rate": 2.0, "bert-rate": 1.0}
     monkeypatch.setattr(stages, "studied_loss", lambda _o, _p, variant: losses.get(variant.name, math.inf))
-    with pytest.raises(UserError, match="cannot be compared yet; the same command tries again.*: half-rate: no space"):
+    with pytest.raises(UserError, match=r"cannot be compared yet; the same command tries again.*: half-rate: no space"):
         stages.run_study(options, plan, workers)  # type: ignore[arg-type]
     workers.failures.pop()
     chosen = stages.run_study(options, plan, workers)  # type: ignore[arg-type]
