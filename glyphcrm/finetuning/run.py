@@ -59,8 +59,8 @@ def _finetune(options: FinetuneOptions, data: RunData | None, machine: Machine) 
     longest = length_of(options, int(config.get("max_position_embeddings") or POSITIONS))
     options.micro_batch(machine.world)  # or it is refused
     train_fonts, test_fonts = (list(map(open_font, specs)) for specs in (options.train_font, options.test_font))
-    if (train_fonts or test_fonts or options.still_convolutions) and config["model_type"] != GLYPHCRM:
-        raise UserError(f"{model}: reads no pictures; leave --train-font, --test-font and --still-convolutions out")
+    if (train_fonts or test_fonts) and config["model_type"] != GLYPHCRM:
+        raise UserError(f"{model}: reads no pictures; leave --train-font and --test-font out")
     data = load_data(options) if data is None else data
     is_new = not (options.run_dir / RUN_FILE).exists()
     if machine.is_first:

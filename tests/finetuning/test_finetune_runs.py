@@ -418,7 +418,6 @@ def test_fonts_are_for_models_that_read_pictures(
     font, other = (str(font_file(tmp_path / f"{char}.ttf", {char: SQUARE})) for char in "天〇")
     for arch, fonts, message in (
         ("bert", ("--train-font", font), "reads no pictures"),
-        ("bert", ("--still-convolutions",), "reads no pictures"),
         ("glyphcrm", ("--train-font", other), "none of the characters"),
         ("glyphcrm", ("--test-font", font, other), "called Made Up Regular 1.500"),
     ):
