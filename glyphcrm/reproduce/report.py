@@ -413,6 +413,7 @@ class _Report:
             f"{evaluate_every(self.plan.pretraining_steps)} steps, dropout {recipe.dropout:g}; the paper has a rate of "
             f"1e-4. GlyphCRM's HanGlyph has a rate of its own, {recipe.glyph_learning_rate:g}, and its gradients are "
             "clipped apart.",
+            *(["HanGlyph's convolutions never move; the paper trains them."] if recipe.still_steps is None else []),
             "The sets of fine-tuning are samples where the notes say so.",
             "BERT here is not bert-base-chinese: it is trained from scratch on the same text, and reads the "
             "characters that GlyphCRM predicts.",

@@ -148,8 +148,7 @@ def pretraining(
     recipe = RECIPES[options.preset]
     fits = recipe.micro_batch_size * recipe.max_length // options.max_length  # as many characters at once
     micro = math.gcd(options.batch_size, 1 << max(fits, 1).bit_length() - 1)
-    # All steps of a run take as long as those by which the plan is made.
-    defaults = {"--warmup-steps": every, "--eval-samples": VALIDATION_SAMPLES, "--log-every": 1, "--still-steps": 0}
+    defaults = {"--warmup-steps": every, "--eval-samples": VALIDATION_SAMPLES, "--log-every": 1}
     words = [
         *("--arch", arch, "--preset", options.preset, *files),
         *("--output-dir", directory, "--data-dir", options.output_dir / text),
@@ -185,6 +184,8 @@ def fine_tuning(
         *("--seeds", options.seeds, *own_rate),
         *("--train-samples", cap, "--dev-samples", cap, "--test-samples", max(cap, FEWEST_TEST_SAMPLES)),
         *("--keep-model", "best", "--save-minutes", SAVE_MINUTES, *settings),
+        # A plan goes by the speed of pre-training.
+        *(("--still-convolutions",) if RECIPES[options.preset].still_steps is None else ()),
     ]
     return Job(_name(options, directory), directory / SUMMARY_FILE, run_finetune, tuple(map(str, words)), seconds)
 
