@@ -18,7 +18,7 @@ UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
 ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the architecture that each changes
 # They change no weights, or what they name has a fingerprint of its own.
 IRRELEVANT = (
-    *("output_dir", "data", "exclude_characters", "data_dir", "stop_after", "save_minutes"),
+    *("output_dir", "data", "exclude_characters", "glyph_channels", "data_dir", "stop_after", "save_minutes"),
     *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph", "report_to"),
 )
 
@@ -33,8 +33,9 @@ class Recipe:
     HanGlyph has a rate of its own: with the encoder's 1e-3 the validation loss of `tiny` does not fall in
     50 steps, with 1e-4 it does. At the paper's 1e-4 one rate serves both. `projection_learning_rate` is of steps in
     whitened coordinates, measured on `tiny` (docs/convergence.md); None trains projections as the rest of HanGlyph.
-    `still_steps` and `character_scaling` are measured there, too: with convolutions that never move (None) `tiny` loses
-    nothing and saves most of the time; scaled, it learns sooner. At `small` and `base` neither was looked at.
+    `still_steps` and `character_scaling` are measured there, too: with convolutions that never move (None) `tiny`
+    lost next to nothing when it had 288 features, and saves most of the time; scaled, it learns sooner. At `small`
+    and `base` neither was looked at.
     """
 
     steps: int
@@ -176,7 +177,8 @@ class PretrainOptions(TextOptions):
     character_scaling: float | None = option(
         None,
         "divide the gradients of each character's vectors by their running root mean square, to this power, so that "
-        "rare characters move beside frequent ones; 0: do not, 1: all weigh alike",
+        "rare characters move beside frequent ones; 0: do not, 1: all weigh alike. Default: 0.5 of tiny, 0 of the "
+        "others",
     )
     weight_decay: float = option(0.01, "AdamW's, not on biases, norms, and projections with a rate of their own")
     dropout: float | None = option(None, "everywhere, attention too")
@@ -215,7 +217,7 @@ class PretrainOptions(TextOptions):
             raise UserError(f"--ablation {self.ablation} is of --arch {ABLATIONS[self.ablation]}")
         if self.train_font and (self.arch != "glyphcrm" or self.ablation == FREE):
             raise UserError("--train-font is for models that read pictures; this one has a table of characters")
-        has_convolutions = self.arch == "glyphcrm" and self.ablation != FREE
+        has_convolutions = self.has_convolutions
         if self.still_steps and not has_convolutions:
             raise UserError("--still-steps is for models with convolutions; this one has a table of characters")
         if self.character_scaling and not has_convolutions:
@@ -260,7 +262,25 @@ class PretrainOptions(TextOptions):
                 "a run that continues would log other means"
             )
 
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether the model has a HanGlyph, not a table of characters."""
+        return self.arch == "glyphcrm" and self.ablation != FREE
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of a new model in which it differs from the base model."""
+        wider = {} if self.glyph_channels is None else {"glyph_channels": self.glyph_channels}
+        return {**PRESETS[self.preset], **wider}
+
     def identity(self) -> dict[str, object]:
         """Return the settings that decide the result of a run; those of a run that continues must be the same."""
-        settings = {**asdict(self), **asdict(self.recipe)}
+        settings = {**asdict(self), **asdict(self.recipe), "still_steps": self.recipe.steps_of_still_convolutions}
+        settings |= {"sizes": self.sizes if self.init is None else None}
         return {name: value for name, value in settings.items() if name not in IRRELEVANT}
+
+    def settings(self) -> dict[str, object]:
+        """Return what a recipe that repeats the run needs, whatever the architecture it is repeated with."""
+        settings = {**asdict(self), **asdict(self.recipe)}
+        of_convolutions = () if self.has_convolutions else ("still_steps", "character_scaling")
+        return {name: value for name, value in settings.items() if name not in of_convolutions}

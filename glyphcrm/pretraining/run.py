@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -180,7 +179,7 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
         init_files = digests_of_model(origin) if origin else None
         contents = {"text": text.fingerprint(), "init_files": init_files, "train_font_files": font_digests(train_fonts)}
         claim(options.run_dir, {**options.identity(), **contents})
-        write_recipe(options.run_dir / RECIPE_FILE, {**asdict(options), **asdict(options.recipe)})
+        write_recipe(options.run_dir / RECIPE_FILE, options.settings())
         if origin is None:
             with locked(data_dir, wait=True):
                 corpora.prepare_vocabulary(text, options, data_dir)
@@ -264,7 +263,7 @@ def announce(options: PretrainOptions, corpus: corpora.Corpus, model: Pretrainin
         f"peak learning rate {recipe.learning_rate:g}; results go to {options.run_dir}"
     )
     if still := recipe.steps_of_still_convolutions:
-        end = f"up to step {still}" if still < recipe.steps else "in all steps; --still-steps lets them move sooner"
+        end = f"up to step {still}" if still < recipe.steps else f"in all {recipe.steps:,} steps (--still-steps)"
         print(f"HanGlyph's convolutions stand still {end}")
     if options.hold_steps >= recipe.steps:
         rate = f"at {options.hold_share:g} of its rates" if options.hold_share else "not at all"

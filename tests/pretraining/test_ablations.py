@@ -76,6 +76,10 @@ def test_only_convolutions_can_stand_still(table: list[str]) -> None:
     ours, other = (PretrainOptions.parse(["--preset", "tiny", "--steps", "7", *more]).recipe for more in ([], table))
     assert (ours.steps_of_still_convolutions, ours.character_scaling) == (7, 0.5)
     assert (other.steps_of_still_convolutions, other.character_scaling) == (0, 0.0)
+    # Repeated with a HanGlyph, the recipe is its preset's.
+    assert (
+        not {"still_steps", "character_scaling"} & PretrainOptions.parse(["--preset", "tiny", *table]).settings().keys()
+    )
     with pytest.raises(UserError, match="--still-steps is for models with convolutions"):
         PretrainOptions.parse(["--preset", "tiny", "--still-steps", "5", *table])
 

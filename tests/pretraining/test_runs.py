@@ -173,6 +173,19 @@ def test_a_run_in_several_fonts_continues_bit_for_bit_and_keeps_its_own_pictures
     assert "train_font_files" in capsys.readouterr().err
 
 
+def test_a_run_of_a_model_of_other_sizes_is_refused(
+    finished: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a preset has changed: its name alone says too little."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["sizes"]["glyph_channels"] += 4
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(command(text_file, run)) == 2
+    error = capsys.readouterr().err
+    assert "sizes" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("hold_share", ["0", "0.3"])
 def test_what_never_moves_is_told(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], hold_share: str
@@ -180,7 +193,7 @@ def test_what_never_moves_is_told(
     held = ("--still-steps", "12", "--hold-steps", "12", "--hold-share", hold_share, "--stop-after", "1")
     assert main(command(text_file, tmp_path / "held", *held)) == 0
     said = capsys.readouterr().out
-    assert "convolutions stand still in all steps; --still-steps lets them move sooner" in said
+    assert "convolutions stand still in all 12 steps (--still-steps)" in said
     moves = "not at all" if hold_share == "0" else "at 0.3 of its rates"
     assert f"what makes vectors of characters moves {moves} in all steps: --hold-steps 12 of 12" in said
     if hold_share == "0":

@@ -31,7 +31,9 @@ from glyphcrm.cli.entry import main
 from glyphcrm.config_values import PRESETS
 from glyphcrm.errors import UserError
 from glyphcrm.files import write_atomically
+from glyphcrm.finetuning.options import FinetuneOptions
 from glyphcrm.glyphs.fonts import default_font
+from glyphcrm.pretraining.options import PretrainOptions
 from glyphcrm.reproduce import held_out, report, run, stages, substitutions, trials
 from glyphcrm.reproduce.held_out import choose_excluded
 from glyphcrm.reproduce.kept import keep
@@ -440,6 +442,18 @@ def test_both_models_are_trained_with_the_same_words(task_file: Path) -> None:
         ]
         of_arch.append([word.replace(arch, "MODEL") for job in jobs for word in (job.name, *job.arguments)])
     assert of_arch[0] == of_arch[1]
+
+
+def test_what_a_preset_keeps_still_is_still_in_all_trainings(task_file: Path) -> None:
+    """The plan goes by the speed of such steps."""
+    for preset, kept in (("tiny", 10), ("nano", 0)):
+        options = ReproduceOptions(preset=preset, tasks=[str(task_file)])
+        (task,) = stages.available_tasks(options)
+        place = options.output_dir / "run"
+        job = stages.pretraining(options, place, "glyphcrm", 10, ())
+        assert PretrainOptions.parse(job.arguments).recipe.steps_of_still_convolutions == kept
+        words = stages.fine_tuning(options, Plan(10, 1, 6, 4, 64, 1, {}), task, place / "model", place).arguments
+        assert FinetuneOptions.parse(words).still_convolutions == (kept > 0)
 
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=20), st.integers(1, 8))
