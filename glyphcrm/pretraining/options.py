@@ -16,7 +16,7 @@ from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 TEXT_COLUMN = "text"
 UNTIED, FREE, PLAIN = "untied-decoder", "free-glyphs", "plain-projections"
 ABLATIONS = {UNTIED: "bert", FREE: "glyphcrm", PLAIN: "glyphcrm"}  # and the architecture that each changes
-# They change no weights, or what they name has a fingerprint of its own.
+# They change no weights, or what they name has a fingerprint of its own, or (channels) is among the sizes.
 IRRELEVANT = (
     *("output_dir", "data", "exclude_characters", "glyph_channels", "data_dir", "stop_after", "save_minutes"),
     *("workers", "keep_checkpoints", "save_every", "log_every", "reuse_memory", "cuda_graph", "report_to"),
@@ -217,15 +217,16 @@ class PretrainOptions(TextOptions):
             raise UserError(f"--ablation {self.ablation} is of --arch {ABLATIONS[self.ablation]}")
         if self.train_font and (self.arch != "glyphcrm" or self.ablation == FREE):
             raise UserError("--train-font is for models that read pictures; this one has a table of characters")
-        has_convolutions = self.has_convolutions
-        if self.still_steps and not has_convolutions:
+        if self.still_steps and not self.has_convolutions:
             raise UserError("--still-steps is for models with convolutions; this one has a table of characters")
-        if self.character_scaling and not has_convolutions:
+        if self.character_scaling and not self.has_convolutions:
             raise UserError("--character-scaling is for models that read pictures; this one has a table of characters")
         if self.glyph_channels is not None and (self.init is not None or self.arch != "glyphcrm"):
             raise UserError("--glyph-channels is for a new GlyphCRM; leave it out with --init and with --arch bert")
         recipe = self.over(RECIPES[self.preset])
-        self.recipe = recipe = recipe if has_convolutions else replace(recipe, still_steps=0, character_scaling=0.0)
+        if not self.has_convolutions:
+            recipe = replace(recipe, still_steps=0, character_scaling=0.0)
+        self.recipe = recipe
         if self.ablation == PLAIN and recipe.projection_learning_rate is None:
             raise UserError(
                 f"--ablation {PLAIN} changes nothing at --preset {self.preset}, whose projections are trained as its "

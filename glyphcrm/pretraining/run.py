@@ -205,7 +205,7 @@ def new_model(options: PretrainOptions, vocabulary_size: int, atlas: GlyphAtlas)
         vocab_size=vocabulary_size,
         num_glyphs=len(atlas),
         position_initializer=options.position_initializer,
-        **({} if options.glyph_channels is None else {"glyph_channels": options.glyph_channels}),
+        **options.sizes,
         **_changed(options),
     )
     check_length(options.recipe.max_length, config.max_position_embeddings)
