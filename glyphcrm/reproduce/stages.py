@@ -46,7 +46,7 @@ FINETUNING_RATES = {"base": None, "small": 1e-4, "tiny": 3e-4, "nano": 1e-3}
 
 def available_tasks(options: ReproduceOptions) -> dict[Task, Splits]:
     """Return the tasks of `tasks_there` with their examples; raise `UserError` if one cannot be read."""
-    return {task: load_splits(task, options.data) for task in tasks_there(options)}
+    return {task: load_splits(task, options.data if task.folder else None) for task in tasks_there(options)}
 
 
 def probe(options: ReproduceOptions, workers: Workers) -> dict[str, Speed]:

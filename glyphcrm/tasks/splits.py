@@ -24,10 +24,11 @@ DEV_SHARE = TEST_SHARE = 0.1  # of what comes as one set
 def load_splits(task: Task, data: Path | None) -> Splits:
     """Read the examples of `task`, check them, and add the notes that hold for any task.
 
-    `data` is the folder that holds the task folders, or the task's own folder. A task that brings its
-    files along, as the demo tasks do, does not look at it.
+    `data` is the folder that holds the task folders, or the task's own folder; None for a task that brings its files
+    along, as the demo tasks do.
 
-    Raises `UserError`: there are no files (says where they can be had), or their content is not what it should be.
+    Raises `UserError`: there are no files (says where they can be had), there is a folder that the task does not look
+    at, or the content is not what it should be.
     """
     try:
         splits = task.read(_folder(task, data))
@@ -211,6 +212,8 @@ def _seen(examples: Sequence[Example], known: Set[Hashable]) -> set[int]:
 
 def _folder(task: Task, data: Path | None) -> Path:
     if not task.folder:
+        if data is not None:
+            raise UserError(f"--data {data}: {task.name} reads no folder, it has its own text; leave it out")
         return Path()
     if data is None:
         raise MissingFilesError("no --data was given")

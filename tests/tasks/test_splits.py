@@ -146,3 +146,8 @@ def test_missing_folder(tmp_path: Path) -> None:
     for data, message in ((None, "no --data was given"), (tmp_path / "no", "no folder")):
         with pytest.raises(UserError, match=f"T: {message}.*it is at home"):
             load_splits(files, data)
+
+
+def test_a_folder_that_the_task_does_not_look_at(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="t reads no folder"):
+        load_splits(Task(name="t", title="T", kind=Kind.SENTENCE, source="", read=lambda folder: 1 / 0), tmp_path)
