@@ -188,6 +188,14 @@ class _MaskedLM(GlyphCRMHead):
         """
         self.mlm.decoder.bias.copy_(log_frequencies(counts))
 
+    @torch.no_grad()
+    def start_from_vectors(self) -> None:
+        """Set the decoder's rows to the glyph vectors of their characters, as where a `TiedDecoder` ties them."""
+        rows = torch.arange(self.config.vocab_size, device=self.device)
+        self.mlm.decoder.weight.copy_(
+            self.glyphcrm.hanglyph.all_vectors(rows, self.glyphcrm.glyph_table.bitmaps).vector
+        )
+
     def predicts(self, ids: Tensor) -> Tensor:
         """Return for each of some atlas rows, int64 of any shape on the model's device, whether it can be predicted."""
         is_row = (ids >= 0) & (ids < self.config.vocab_size)

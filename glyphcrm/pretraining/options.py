@@ -24,6 +24,7 @@ IRRELEVANT = (
 
 
 CUDA_GRAPH = ("auto", "off")
+OF_PICTURES = ("still_steps", "character_scaling", "tied_decoder")  # models that read none are trained without
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Recipe:
     log_every: int
     still_steps: int | None
     character_scaling: float
+    tied_decoder: bool
 
     @property
     def steps_of_still_convolutions(self) -> int:
@@ -61,12 +63,12 @@ class Recipe:
 
 RECIPES = {
     # The paper's recipe. It names no number of steps; a million is BERT's (arXiv:1810.04805, A.2).
-    "base": Recipe(1_000_000, 256, 32, 512, 1e-4, 1e-4, None, 10_000, 0.1, 5_000, 1_000, 50, 0, 0.0),
-    "small": Recipe(100_000, 128, 32, 256, 3e-4, 1e-4, None, 4_000, 0.1, 1_000, 500, 20, 0, 0.0),
+    "base": Recipe(1_000_000, 256, 32, 512, 1e-4, 1e-4, None, 10_000, 0.1, 5_000, 1_000, 50, 0, 0.0, False),
+    "small": Recipe(100_000, 128, 32, 256, 3e-4, 1e-4, None, 4_000, 0.1, 1_000, 500, 20, 0, 0.0, False),
     # Some minutes on two CPU cores with the demo corpus, which it sees once: no dropout. Sequences are
     # short, which teaches a small model several times faster than as many characters in long ones.
-    "tiny": Recipe(600, 128, 128, 32, 1e-3, 1e-4, 3e-5, 60, 0.0, 60, 60, 1, None, 0.5),
-    "nano": Recipe(20, 8, 8, 64, 1e-3, 1e-4, 3e-5, 2, 0.1, 10, 10, 1, 0, 0.0),
+    "tiny": Recipe(600, 128, 128, 32, 1e-3, 1e-4, 3e-5, 60, 0.0, 60, 60, 1, None, 0.5, True),
+    "nano": Recipe(20, 8, 8, 64, 1e-3, 1e-4, 3e-5, 2, 0.1, 10, 10, 1, 0, 0.0, False),
 }
 
 
@@ -180,6 +182,11 @@ class PretrainOptions(TextOptions):
         "rare characters move beside frequent ones; 0: do not, 1: all weigh alike. Default: 0.5 of tiny, 0 of the "
         "others",
     )
+    tied_decoder: bool | None = option(
+        None,
+        "while convolutions stand still, tie the decoder to the glyph vectors: a character's row moves with its "
+        "vector, and what the row learns moves the vector. Default: yes of tiny, no of the others",
+    )
     weight_decay: float = option(0.01, "AdamW's, not on biases, norms, and projections with a rate of their own")
     dropout: float | None = option(None, "everywhere, attention too")
     mask_probability: float = option(MASK_PROBABILITY, "share of the characters to predict")
@@ -217,15 +224,18 @@ class PretrainOptions(TextOptions):
             raise UserError(f"--ablation {self.ablation} is of --arch {ABLATIONS[self.ablation]}")
         if self.train_font and (self.arch != "glyphcrm" or self.ablation == FREE):
             raise UserError("--train-font is for models that read pictures; this one has a table of characters")
-        if self.still_steps and not self.has_convolutions:
-            raise UserError("--still-steps is for models with convolutions; this one has a table of characters")
-        if self.character_scaling and not self.has_convolutions:
-            raise UserError("--character-scaling is for models that read pictures; this one has a table of characters")
+        if asked := [name for name in OF_PICTURES if getattr(self, name) and not self.has_convolutions]:
+            option_name = f"--{asked[0].replace('_', '-')}"
+            raise UserError(f"{option_name} is for models that read pictures; this one has a table of characters")
         if self.glyph_channels is not None and (self.init is not None or self.arch != "glyphcrm"):
             raise UserError("--glyph-channels is for a new GlyphCRM; leave it out with --init and with --arch bert")
         recipe = self.over(RECIPES[self.preset])
         if not self.has_convolutions:
             recipe = replace(recipe, still_steps=0, character_scaling=0.0)
+        if not recipe.steps_of_still_convolutions:
+            if self.tied_decoder:
+                raise UserError("--tied-decoder ties while convolutions stand still; give --still-steps, too")
+            recipe = replace(recipe, tied_decoder=False)
         self.recipe = recipe
         if self.ablation == PLAIN and recipe.projection_learning_rate is None:
             raise UserError(
@@ -283,5 +293,5 @@ class PretrainOptions(TextOptions):
     def settings(self) -> dict[str, object]:
         """Return what a recipe that repeats the run needs, whatever the architecture it is repeated with."""
         settings = {**asdict(self), **asdict(self.recipe)}
-        of_convolutions = () if self.has_convolutions else ("still_steps", "character_scaling")
-        return {name: value for name, value in settings.items() if name not in of_convolutions}
+        left_out = () if self.has_convolutions else OF_PICTURES
+        return {name: value for name, value in settings.items() if name not in left_out}

@@ -154,6 +154,7 @@ def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:
             options.hold_share,
             recipe.steps_of_still_convolutions,
             recipe.character_scaling,
+            recipe.tied_decoder,
         ),
         logs=range(0, steps + 1, recipe.log_every),
         validations=Regularly(recipe.eval_every, steps),
@@ -192,6 +193,8 @@ def prepare(options: PretrainOptions, first: bool) -> tuple[corpora.Corpus, Pret
     corpus = corpora.build_corpus(store, tokenizer, model.config.vocab_size, options)
     if origin is None:
         model.start_from_frequencies(torch.from_numpy(corpus.label_counts()))
+        if isinstance(model, GlyphCRMForPreTraining) and options.recipe.tied_decoder:
+            model.start_from_vectors()
     if train_fonts and isinstance(model, GlyphCRMForPreTraining):
         atlas = load_atlas(origin) if origin else atlas
         model.set_training_fonts([corpora.in_font(atlas, font, data_dir, progress=first) for font in train_fonts])

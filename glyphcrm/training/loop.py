@@ -42,6 +42,7 @@ from glyphcrm.training.progress import Display, Entry, Record
 from glyphcrm.training.run_checkpoint import Progress, TrainingState, generator_states, restore_generators
 from glyphcrm.training.run_directory import checkpoints, step_of
 from glyphcrm.training.step_loader import Batch, StepShares, micro_batches_of_steps
+from glyphcrm.training.tied_decoder import TiedDecoder
 
 
 class TrainingDiverged(UserError):
@@ -62,9 +63,10 @@ class Step:
         optimizer: torch.optim.Optimizer,
         machine: Machine,
         graphs: Graphs | None = None,
+        tied: TiedDecoder | None = None,
     ) -> None:
         self.model, self.objective, self.optimizer, self.machine = model, objective, optimizer, machine
-        self.parts = parts_of(model)
+        self.parts, self.tied = parts_of(model), tied
         self.scaling = CharacterScaling.of(optimizer)
         self.sum_gradients = GradientSum(list(model.parameters()), machine)
         self.graphed: GraphedGradients | None = None
@@ -145,8 +147,12 @@ class Step:
         Where graphs add to them they stay, as zeros.
         """
         self.sum_gradients()
+        if self.tied is not None:
+            self.tied.share_gradient()
         norm = clip_by_part(self.parts)
         self.optimizer.step()
+        if self.tied is not None:
+            self.tied.follow()
         if self.graphed is None:
             self.model.zero_grad()
         else:  # in a few launches; `zero_grad` would take one for each parameter
@@ -214,7 +220,8 @@ class Training:
         self.optimizer = make_optimizer(model, plan.optimizer)
         recorded = plan.cuda_graph
         self.graphs = Graphs(self.recorder(machine.device), in_place_of(model), self._say) if recorded else None
-        step = Step(model, self.objective, self.optimizer, machine, self.graphs)
+        tied = TiedDecoder.of(model, machine.autocast) if plan.optimizer.tied_decoder else None
+        step = Step(model, self.objective, self.optimizer, machine, self.graphs, tied)
         still_steps = plan.optimizer.still_steps
         try:
             self._begin()

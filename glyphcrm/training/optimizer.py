@@ -34,6 +34,7 @@ class OptimizerSettings:
         hold_share: it moves at this share of its rates then. Afterwards the share rises to 1, in `warmup_steps`.
         still_steps: in so many first steps HanGlyph's convolutions stand still; afterwards their rates rise likewise.
         character_scaling: the power of `CharacterScaling`; 0: none.
+        tied_decoder: whether there is a `TiedDecoder`.
     """
 
     learning_rate: float
@@ -45,6 +46,7 @@ class OptimizerSettings:
     hold_share: float = 0.0
     still_steps: int = 0
     character_scaling: float = 0.0
+    tied_decoder: bool = False
 
 
 def hanglyph_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -12,7 +12,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.ablations import free_glyphs
-from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.pretraining.options import OF_PICTURES, PretrainOptions
 from tests.pretraining.runs import command, main
 
 
@@ -77,10 +77,8 @@ def test_only_convolutions_can_stand_still(table: list[str]) -> None:
     assert (ours.steps_of_still_convolutions, ours.character_scaling) == (7, 0.5)
     assert (other.steps_of_still_convolutions, other.character_scaling) == (0, 0.0)
     # Repeated with a HanGlyph, the recipe is its preset's.
-    assert (
-        not {"still_steps", "character_scaling"} & PretrainOptions.parse(["--preset", "tiny", *table]).settings().keys()
-    )
-    with pytest.raises(UserError, match="--still-steps is for models with convolutions"):
+    assert not set(OF_PICTURES) & PretrainOptions.parse(["--preset", "tiny", *table]).settings().keys()
+    with pytest.raises(UserError, match="--still-steps is for models that read pictures"):
         PretrainOptions.parse(["--preset", "tiny", "--still-steps", "5", *table])
 
 

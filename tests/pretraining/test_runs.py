@@ -144,15 +144,32 @@ def test_a_run_can_stop_early_on_its_schedule_and_go_on(finished: Path, text_fil
     assert same_weights(run, finished) and losses(run) == losses(finished)
 
 
+TIED = ("--still-steps", "3", "--tied-decoder", "yes")
+
+
 @pytest.mark.usefixtures("one_thread")
-def test_a_wider_hanglyph_whose_characters_are_scaled_goes_on_bit_for_bit(text_file: Path, tmp_path: Path) -> None:
+def test_a_wider_hanglyph_scaled_and_tied_goes_on_bit_for_bit(text_file: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    more = ("--glyph-channels", "12", "--character-scaling", "0.5", "--steps", "4", "--save-every", "2")
+    more = ("--glyph-channels", "12", "--character-scaling", "0.5", *TIED, "--steps", "4", "--save-every", "2")
     for run, end in ((whole, "4"), (parts, "2"), (parts, "4")):
         assert main(command(text_file, run, *more, "--stop-after", end)) == 0
     assert same_weights(parts, whole) and losses(parts) == losses(whole)
     model = AutoModelForPreTraining.from_pretrained(whole / "model")
     assert model.glyphcrm.hanglyph.vector.in_features == 9 * model.config.glyph_channels == 9 * 12
+
+
+def test_a_tied_decoder_begins_with_the_glyph_vectors_or_as_it_was(
+    finished: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """The first step of a warm-up moves nothing."""
+    for name, more in (("new", ()), ("further", ("--init", str(finished / "model")))):
+        assert main(command(text_file, tmp_path / name, *TIED, *more, "--stop-after", "1")) == 0
+        model = AutoModelForPreTraining.from_pretrained(tmp_path / name / "checkpoint-1")
+        base, rows = model.glyphcrm, model.mlm.decoder.weight.detach()
+        vectors = base.hanglyph.all_vectors(torch.arange(len(rows)), base.glyph_table.bitmaps).vector
+        as_it_was = weights(finished)["mlm.decoder.weight"]
+        assert torch.allclose(rows, vectors, atol=1e-6) is (name == "new")
+        assert torch.equal(rows, as_it_was) is (name == "further")
 
 
 def test_a_run_in_several_fonts_continues_bit_for_bit_and_keeps_its_own_pictures(
