@@ -224,9 +224,9 @@ class Training:
         step = Step(model, self.objective, self.optimizer, machine, self.graphs, tied)
         still_steps = plan.optimizer.still_steps
         try:
-            self._begin()
             if self.progress.step < still_steps:  # may take minutes, in which nothing is lost: Ctrl-C ends it at once
                 step.hold_convolutions(True)
+            self._begin()
             with stop:
                 if checkpoint is None and 0 in plan.validations:
                     self._validate()
@@ -279,9 +279,9 @@ class Training:
         if machine.is_first:
             self.losses.copy_(state.sums[:1])
             self.objective.sums.copy_(state.sums[1:])
-        if len(state.generators) == machine.world:
+        if len(state.generators) == machine.world and machine.device.type in state.generators[machine.rank]:
             restore_generators(state.generators[machine.rank], machine.device)
-        else:  # another number of processes continues: random numbers that the run has not seen
+        else:  # another number of processes continues, or another kind: random numbers that the run has not seen
             set_seed((self.plan.seed + self.progress.step * machine.world + machine.rank) % SEEDS)
 
     def _after_step(self, loss: Tensor, norm: Tensor) -> None:
@@ -291,8 +291,10 @@ class Training:
         self.losses += loss
         self.display.advance()
         logs, validates, saves = (progress.step in steps for steps in (plan.logs, plan.validations, plan.saves))
-        if logs and plan.save_minutes is not None and self.machine.world == 1:  # the clocks of several would not agree
-            saves |= time.perf_counter() - self._saved_at >= 60 * plan.save_minutes
+        if logs and plan.save_minutes is not None:
+            is_due = time.perf_counter() - self._saved_at >= 60 * plan.save_minutes
+            # By the clock of the first process: those of several would not agree.
+            saves |= self.machine.gather(is_due)[0]
         if logs or validates or saves or self.machine.device.type == "cpu":
             loss_so_far, last_norm = torch.stack([self.losses[0], norm]).tolist()
             self._check_finite("loss", loss_so_far)

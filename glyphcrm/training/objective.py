@@ -91,7 +91,7 @@ class Plan:
         micro_batch_size: samples that go to one process at a time.
         optimizer: its settings.
         logs, validations, saves: the steps after which there is one; with 0 among the validations, before the first.
-        save_minutes: a single process also saves with the first log so long after it last did.
+        save_minutes: a run also saves with the first log so long after it last did.
         end: the step after which this call stops, with a checkpoint; `steps` or less.
         seed: of dropout.
         workers: data loading processes of each process.

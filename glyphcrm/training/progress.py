@@ -92,10 +92,10 @@ class TensorBoardFile:
         """Start a file; TensorBoard forgets what earlier ones have after the last step of `history`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._append(file_version="brain.Event:2")
-        if history:
-            from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-            self._append(step=int(history[-1]["step"]) + 1, session_log=SessionLog(status=SessionLog.START))
+        begun = int(history[-1]["step"]) + 1 if history else 0
+        self._append(step=begun, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, entry: Entry) -> None:
         """Append an entry; names of validations begin with ``eval/``, others with ``train/``."""

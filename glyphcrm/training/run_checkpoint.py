@@ -8,6 +8,7 @@ complete.json                      written last, see `run_directory`
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from glyphcrm.checkpoint import WEIGHTS_FILE
 from glyphcrm.errors import UserError
 from glyphcrm.files import follow_umask
 from glyphcrm.training.progress import Entry
-from glyphcrm.training.run_directory import checkpoints, mark_complete, read_json, write_json
+from glyphcrm.training.run_directory import checkpoints, mark_complete
 
 PROGRESS_FILE, STATE_FILE = "progress.json", "state.pt"
 # How torch.save says that a file could not be written.
@@ -90,7 +91,7 @@ def save(run_dir: Path, model: PreTrainedModel, state: TrainingState, progress: 
     try:
         model.save_pretrained(directory)
         torch.save(vars(state), directory / STATE_FILE)
-        write_json(directory / PROGRESS_FILE, vars(progress))
+        (directory / PROGRESS_FILE).write_text(json.dumps(vars(progress)), encoding="utf-8")
         follow_umask(directory)
         mark_complete(directory)
     except (OSError, SafetensorError, RuntimeError, UserError) as error:
@@ -112,7 +113,8 @@ def read_progress(directory: Path) -> Progress:
             f"{directory} was written by another version of this program; "
             "finish the run with that version, or choose another --output-dir"
         )
-    return Progress(**read_json(directory / PROGRESS_FILE))
+    # `complete.json` vouches for it, however long the history is.
+    return Progress(**json.loads((directory / PROGRESS_FILE).read_bytes()))
 
 
 def read_weights(directory: Path, model: PreTrainedModel) -> None:

@@ -23,12 +23,14 @@ from glyphcrm.configuration import preset
 from glyphcrm.errors import UserError
 from glyphcrm.modeling.heads import GlyphCRMForMaskedLM
 from glyphcrm.training import optimizer as optimizer_module
+from glyphcrm.training import run_directory
 from glyphcrm.training.loop import Step, Training, TrainingDiverged
 from glyphcrm.training.machine import Machine
 from glyphcrm.training.objective import Plan, Regularly
 from glyphcrm.training.optimizer import OptimizerSettings, make_optimizer
 from glyphcrm.training.progress import Display, Entry
-from glyphcrm.training.run_directory import check_whole, last_checkpoint
+from glyphcrm.training.run_checkpoint import read_progress
+from glyphcrm.training.run_directory import check_whole, last_checkpoint, mark_complete
 from glyphcrm.training.step_loader import Batch, PaddedMicroBatches
 from tests.robustness.processes import run_ranks
 
@@ -283,6 +285,32 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "run", plan())
 
 
+def test_a_long_history_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that logs every step has hundreds of megabytes of it in the end."""
+    directory = tmp_path / "run"
+    run(directory, plan(end=4))
+    checkpoint = directory / "checkpoint-4"
+    monkeypatch.setattr(run_directory, "JSON_BYTES", (checkpoint / "complete.json").stat().st_size + 100)
+    progress = read_progress(checkpoint)
+    first = progress.history[0]
+    progress.history = [first] * 100 + progress.history
+    (checkpoint / "progress.json").write_text(json.dumps(vars(progress)))
+    mark_complete(checkpoint)
+    assert len(run(directory, plan())[1]) == 104
+
+
+def test_another_kind_of_device_continues_with_random_numbers_of_its_own(tmp_path: Path) -> None:
+    """The checkpoint has those of the device that wrote it."""
+    run(tmp_path / "run", plan(end=4))
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    torch.save({**state, "generators": [{"cuda": state["generators"][0]["cpu"]}]}, checkpoint / "state.pt")
+    mark_complete(checkpoint)
+    continued, _ = run(tmp_path / "run", plan())
+    undisturbed, _ = run(tmp_path / "other", plan())
+    assert not same(continued, undisturbed)  # in its dropout
+
+
 def uneven(rank: int, samples: Sequence[Any]) -> list[Batch]:
     """One process cuts its share into pieces of 3 and 1, the other leaves it whole."""
     sizes = [samples[:3], samples[3:]] if rank == 0 else [samples]
@@ -294,7 +322,7 @@ def process(rank: int, port: int, root: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     machine = Machine(torch.device("cpu"), rank=rank, world=2)
-    for name, end in (("two", 8), ("mixed", 6)):
+    for name, end in (("two", 8), ("mixed", 6), ("by the clock", 8)):
         directory = root / name
         directory.mkdir(exist_ok=True)
         model = new_model()
@@ -303,6 +331,8 @@ def process(rank: int, port: int, root: Path) -> None:
                 for parameter in model.parameters():
                     parameter.mul_(1.5)
         course = plan(batch_size=8, micro_batch_size=4, end=end, still_steps=2, tied_decoder=True)
+        if name == "by the clock":  # the second process, whose clock says no, saves as well
+            course = replace(course, saves={}, save_minutes=0.0 if rank == 0 else 1e9)
         objective = Characters(functools.partial(uneven, rank))
         training = Training(model, objective, course, machine, directory, Display("", shown=False), [])
         torch.save(training.run(last_checkpoint(directory)).history, directory / f"history-{rank}.pt")
@@ -335,6 +365,7 @@ def test_two_processes_are_one_and_either_continues_the_other(tmp_path: Path) ->
     for mine, theirs in zip(history, told, strict=True):
         assert theirs.get("loss", 0) == pytest.approx(mine.get("loss", 0), rel=1e-4)
         assert theirs.get("grad_norm", 0) == pytest.approx(mine.get("grad_norm", 0), rel=1e-3)
+    assert {path.name for path in (tmp_path / "by the clock").glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
     # One process began, two went on, one ends.
     continued, _ = run(tmp_path / "mixed", course, cut=8, dropout=0.0)
     close_to(one, continued.state_dict())

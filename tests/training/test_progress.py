@@ -50,6 +50,15 @@ def test_tensorboard_shows_the_course_of_the_run_that_continued(tmp_path: Path) 
     found.Reload()
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 2.5), (2, 2.25), (3, 2.0)]
     assert [(event.step, event.value) for event in found.Scalars("eval/loss")] == [(0, 3.0)]
+    # And begun again, after it was killed before its first checkpoint.
+    third = TensorBoardFile(tmp_path / "tensorboard")
+    third.path = third.path.with_name(f"{third.path.name}.2")
+    third.begin([])
+    third.write({"loss": 7.0, "step": 1})
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 7.0)]
+    assert found.Scalars("eval/loss") == []
 
 
 def test_a_disk_that_is_full_for_tensorboard_is_an_oserror_and_no_thread_dies(tmp_path: Path) -> None:

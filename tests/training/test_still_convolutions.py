@@ -111,6 +111,23 @@ def test_a_gpu_without_room_for_features_is_told_what_would_do(tmp_path: Path, m
         run(tmp_path / "features", still_plan())
 
 
+def test_making_features_does_not_count_as_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands but for them; else a plan by the speed of the first steps would be far too short."""
+    clock = [0.0]
+    hold = loop.hold_convolutions
+
+    def slowly(*arguments: Any, **settings: Any) -> None:
+        clock[0] += 1000
+        hold(*arguments, **settings)
+
+    monkeypatch.setattr(loop, "hold_convolutions", slowly)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    (tmp_path / "run").mkdir()
+    objective, display = Characters(PaddedMicroBatches(collate, 2)), Display("", shown=False)
+    progress = Training(new_model(), objective, still_plan(), CPU, tmp_path / "run", display, []).run(None)
+    assert clock == [1000.0] and progress.seconds == 0.0
+
+
 def test_the_first_steps_are_those_of_a_model_whose_convolutions_are_frozen(tmp_path: Path) -> None:
     still, _ = run(tmp_path / "still", still_plan(end=STILL), dropout=0.0)
     frozen = new_model()
