@@ -10,7 +10,16 @@ from glyphcrm.config_values import POSITION_INITIALIZERS, PRESETS, SIZES
 from glyphcrm.data.masking import MASK_PROBABILITY
 from glyphcrm.errors import UserError
 from glyphcrm.tokens import SPECIAL_TOKENS
-from glyphcrm.training.options import ATTENTIONS, BF16, REPORT_TO, SEEDS, CommandLineOptions, check_ranges, option
+from glyphcrm.training.options import (
+    ATTENTIONS,
+    BF16,
+    REPORT_TO,
+    SEEDS,
+    CommandLineOptions,
+    WithoutEffect,
+    check_ranges,
+    option,
+)
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE
 
 TEXT_COLUMN = "text"
@@ -226,9 +235,9 @@ class PretrainOptions(TextOptions):
             raise UserError("--train-font is for models that read pictures; this one has a table of characters")
         if asked := [name for name in OF_PICTURES if getattr(self, name) and not self.has_convolutions]:
             option_name = f"--{asked[0].replace('_', '-')}"
-            raise UserError(f"{option_name} is for models that read pictures; this one has a table of characters")
+            raise WithoutEffect(f"{option_name} is for models that read pictures; this one has a table of characters")
         if self.glyph_channels is not None and (self.init is not None or self.arch != "glyphcrm"):
-            raise UserError("--glyph-channels is for a new GlyphCRM; leave it out with --init and with --arch bert")
+            raise WithoutEffect("--glyph-channels is for a new GlyphCRM; leave it out with --init and with --arch bert")
         recipe = self.over(RECIPES[self.preset])
         if not self.has_convolutions:
             recipe = replace(recipe, still_steps=0, character_scaling=0.0)

@@ -22,6 +22,10 @@ SEEDS = 2**32  # as many as NumPy's generators have
 REPORT_TO = "where losses and scores are reported: tensorboard wandb mlflow trackio comet_ml ..., several, or none"
 
 
+class WithoutEffect(UserError):
+    """An option, the message's first word, that changes nothing of what is trained; a recipe may hold it."""
+
+
 class _Help(HelpFormatter):
     """Tells the defaults that there are, as one would type them, and the choices of a list in words."""
 
@@ -68,7 +72,8 @@ class CommandLineOptions:
     def parse(cls, words: Sequence[str] | None = None, prog: str | None = None) -> Self:
         """Read a command line (default: this process's) of the program `prog`.
 
-        Its first word may be a recipe, a YAML file of options; those on the command line win.
+        Its first word may be a recipe, a YAML file of options; those on the command line win. What is without effect
+        for the model that is asked for is left out of a recipe, and refused on the command line.
 
         Raises:
             UserError: a value is out of its range, or the recipe is none.
@@ -96,16 +101,21 @@ class CommandLineOptions:
                 action.required &= action.dest not in recipe.values
         given = words[recipe is not None :]
         refuse_unknown_options(parser, given)
-        try:
-            options, rest, unknown = parser.parse_args_into_dataclasses(
-                given, return_remaining_strings=True, look_for_args_file=False
-            )
-        except UserError as error:
-            flag = str(error).split()[0]
-            name = flag.removeprefix("--").replace("-", "_")
-            if recipe is None or name not in recipe.values or any(word.startswith(flag) for word in words):
-                raise
-            raise UserError(f"{recipe.place_of(name)}: {error}") from None
+        while True:
+            try:
+                options, rest, unknown = parser.parse_args_into_dataclasses(
+                    given, return_remaining_strings=True, look_for_args_file=False
+                )
+                break
+            except UserError as error:
+                flag = str(error).split()[0]
+                name = flag.removeprefix("--").replace("-", "_")
+                if recipe is None or name not in recipe.values or any(word.startswith(flag) for word in words):
+                    raise
+                if not isinstance(error, WithoutEffect):
+                    raise UserError(f"{recipe.place_of(name)}: {error}") from None
+                del recipe.values[name]
+                parser.set_defaults(**{name: None})
         if words := [*([] if rest.recipe is None else [rest.recipe]), *unknown]:
             parser.error(f"unknown: {' '.join(words)}; a recipe comes first, and ends in {' or '.join(SUFFIXES)}")
         return options

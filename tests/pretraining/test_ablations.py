@@ -13,6 +13,7 @@ from glyphcrm.modeling import GlyphCRMForPreTraining
 from glyphcrm.modeling.bert import BertBaseline
 from glyphcrm.pretraining.ablations import free_glyphs
 from glyphcrm.pretraining.options import OF_PICTURES, PretrainOptions
+from glyphcrm.training.recipe_file import write_recipe
 from tests.pretraining.runs import command, main
 
 
@@ -80,6 +81,26 @@ def test_only_convolutions_can_stand_still(table: list[str]) -> None:
     assert not set(OF_PICTURES) & PretrainOptions.parse(["--preset", "tiny", *table]).settings().keys()
     with pytest.raises(UserError, match="--still-steps is for models that read pictures"):
         PretrainOptions.parse(["--preset", "tiny", "--still-steps", "5", *table])
+
+
+@pytest.mark.parametrize(
+    ("table", "left"), [(["--arch", "bert"], []), (["--ablation", "free-glyphs"], ["--glyph-channels", "16"])]
+)
+def test_the_recipe_of_a_glyphcrm_is_one_of_the_models_beside_it(
+    table: list[str], left: list[str], tmp_path: Path
+) -> None:
+    """What only pictures have is left out of it; asked for, or out of its range, it is refused as ever."""
+    given = ["--glyph-channels", "16", "--still-steps", "5", "--character-scaling", "0.25", "--tied-decoder", "yes"]
+    recipe = tmp_path / "recipe.yaml"
+    write_recipe(recipe, PretrainOptions.parse(given).settings())
+    words = [str(recipe), *table]
+    new, other = PretrainOptions.parse([*table, *left]), PretrainOptions.parse(words)
+    assert new.identity() == other.identity() and new.recipe == other.recipe
+    with pytest.raises(UserError, match=r"^--character-scaling is for models that read pictures"):
+        PretrainOptions.parse([*words, "--character-scaling", "0.25"])
+    recipe.write_text(recipe.read_text().replace("character_scaling: 0.25", "character_scaling: 7"))
+    with pytest.raises(UserError, match=r"recipe.yaml:\d+: --character-scaling is 7"):
+        PretrainOptions.parse([str(recipe)])
 
 
 def test_a_run_leaves_curves_and_no_model(text_file: Path, tmp_path: Path) -> None:
