@@ -240,7 +240,7 @@ class _Report:
             f"The same settings of both models, one seed: the first {steps:,} of the "
             f"{whole:,} steps. The best of each by MLM loss went on to the end. Then the "
             "ablations, models with another part, to see what that part does; none of them went on. (HanGlyph's own "
-            "rates, size, initialisation, clipping and scaling are GlyphCRM's alone and were tuned before, on `tiny`: "
+            "rates, size, initialisation, clipping, scaling and tie to the decoder were tuned before, on `tiny` alone: "
             "docs/convergence.md of the project.)",
             _table(f" | settings | MLM loss, step {steps - evaluate_every(whole):,} | step {steps:,} | NSP loss", rows),
         ]
