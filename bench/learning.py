@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bench.markdown import table
-from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.data.collator import padded_batch
 from glyphcrm.errors import UserError, exit_code_of
 from glyphcrm.modeling.model import GlyphCRMModel
 from glyphcrm.pretraining.options import PretrainOptions
@@ -75,7 +75,7 @@ def attention_entropies(attentions: tuple[Tensor, ...], mask: Tensor) -> list[fl
 
 
 def measure(model: PreTrainedModel, batch: dict[str, Tensor], step: int) -> Row:
-    """Return a checkpoint's numbers on a batch of `PretrainingCollator`."""
+    """Return a checkpoint's numbers on a batch of `padded_batch`."""
     base = cast(PreTrainedModel, model.base_model)
     norm, positions = embedding_layers(base)
     sums: list[Tensor] = []
@@ -108,7 +108,7 @@ def rows_of(run: Path) -> Iterator[Row]:
     options.attention = "eager"  # the only one whose weights can be seen
     corpus, model = prepare(options, first=False)
     size = min(options.recipe.batch_size, len(corpus.validation))
-    batch = PretrainingCollator(corpus.tokenizer.pad_token_id)([corpus.validation[i] for i in range(size)])
+    batch = padded_batch([corpus.validation[i] for i in range(size)])
     model.eval()
     yield measure(model, batch, 0)
     for path in checkpoints(run):

@@ -132,8 +132,8 @@ def measure(
     micro = max(1, min(count, micro_tokens(machine.device) // length))
 
     def way(model: PreTrainedModel, kind: type[PretrainingObjective], packed: bool = False, **more: bool) -> Way:
-        collator = PackedCollator(material.special.pad, micro * length, length) if packed else None
-        objective = kind(stream, stream, material.special.pad, micro, machine, 1, collator)
+        collator = PackedCollator(micro * length, length) if packed else None
+        objective = kind(stream, stream, micro, machine, 1, collator)
         return Way(model, objective, machine, steps, **more)
 
     def glyphcrm(**more: bool) -> Way:
@@ -169,7 +169,7 @@ def measure_hanglyph(
     preset: str, material: Material, model: GlyphCRMForPreTraining, rounds: int, machine: Machine
 ) -> Iterator[tuple[str, float, float]]:
     """Yield (what, milliseconds, times as fast as PyTorch's convolutions) for HanGlyph alone, forward and backward."""
-    step = GlyphStep(model.to(machine.device).glyphcrm, material.special.first_ordinary_id)  # type: ignore[arg-type]
+    step = GlyphStep(model.to(machine.device).glyphcrm)  # type: ignore[arg-type]
     for count in GLYPHS.get(preset, GLYPHS["base"]):
         order, reference = step.faster_reference(count)
         ways: dict[str, Callable[[int], object]] = {

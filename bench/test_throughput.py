@@ -201,7 +201,7 @@ def test_inference(asked: Options, material: Material, models: Models, rows: lis
 def test_hanglyph(asked: Options, material: Material, models: Models, rows: list[Row]) -> None:
     """Forward and backward."""
     characters = asked.sizes.glyphs
-    step = GlyphStep(models.glyphcrm.glyphcrm, material.special.first_ordinary_id)
+    step = GlyphStep(models.glyphcrm.glyphcrm)
     order, reference = step.faster_reference(characters)
     ways = {"fast": lambda _: step.fast(characters), "reference": lambda _: reference(characters)}
     fast, plain = seconds_by_turns(ways, asked.rounds).values()

@@ -24,6 +24,7 @@ from glyphcrm.config_values import (
 )
 from glyphcrm.errors import UserError, shown
 from glyphcrm.loader_file import in_loader, write_loader
+from glyphcrm.tokens import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID
 
 AUTO_MAP = {"AutoConfig": in_loader("GlyphCRMConfig")}  # which registers all the others
 
@@ -88,11 +89,11 @@ class GlyphCRMConfig(PreTrainedConfig):
     glyph_fonts: list[str] | None = None
     tokens_sha256: str = ""
     bitmaps_sha256: str = ""
-    pad_token_id: int | None = 0
-    unk_token_id: int = 1
-    cls_token_id: int = 2
-    sep_token_id: int = 3
-    mask_token_id: int = 4
+    pad_token_id: int | None = PAD_ID
+    unk_token_id: int = UNK_ID
+    cls_token_id: int = CLS_ID
+    sep_token_id: int = SEP_ID
+    mask_token_id: int = MASK_ID
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

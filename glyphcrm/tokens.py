@@ -9,6 +9,9 @@ from pathlib import Path
 from glyphcrm.errors import UserError, listed
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Their rows in each of our vocabularies, and the first row behind them; a BERT has its own.
+PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
+FIRST_ORDINARY_ID = 5
 VOCABULARY_FILE = "vocab.txt"
 LARGEST_VOCABULARY = 1 << 24  # bytes; all of Unicode takes five million
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from glyphcrm.configuration import GlyphCRMConfig, preset
-from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.data.collator import padded_batch
 from glyphcrm.data.demo_corpus import demo_documents
-from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds, masked_pair
+from glyphcrm.data.pretraining import PretrainingStream, Sample, masked_pair
 from glyphcrm.data.sentence_pairs import SentencePairs
 from glyphcrm.data.text_files import expand, iter_documents, read_lines
 from glyphcrm.data.token_store import TokenStore
@@ -23,7 +23,7 @@ from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import font_chain
 from glyphcrm.tasks.demo import read_reviews
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.tokens import SPECIAL_TOKENS
+from glyphcrm.tokens import FIRST_ORDINARY_ID
 from glyphcrm.vocabulary import DEFAULT_VOCABULARY_SIZE, build_vocabulary, count_characters, input_only_tokens
 
 Batch = dict[str, Tensor]
@@ -125,13 +125,11 @@ class Material:
         self.atlas = GlyphAtlas.build(tokens, chain)
         self.atlas.save(directory / self.ATLAS_FILE)
         self.tokenizer = GlyphCRMTokenizer.from_tokens(self.atlas.tokens, directory / "tokenizer")
-        self.special = SpecialIds(*(tokens.index(token) for token in SPECIAL_TOKENS))
         self.vocabulary = sizes.configuration(len(tokens)).vocab_size
-        self.collator = PretrainingCollator(self.special.pad)
         self._store = self.write_store("tokens")
         self._stream = self.stream(self._store)
         self._text = self._store.sentences(0, self._store.sentence_count)
-        distinct = len(tokens) - self.special.first_ordinary_id
+        distinct = len(tokens) - FIRST_ORDINARY_ID
         if distinct < sizes.glyphs or len(self._text) < sizes.length:
             raise UserError(
                 f"the training text has {len(self._text)} characters, all texts together {distinct} distinct ones; "
@@ -152,7 +150,7 @@ class Material:
     def stream(self, store: TokenStore) -> PretrainingStream:
         """Return an epoch of training samples."""
         pairs = SentencePairs(store, np.arange(store.document_count), max_length=self.sizes.length, seed=SEED)
-        return PretrainingStream(pairs, len(pairs), self.special, self.vocabulary, SEED)
+        return PretrainingStream(pairs, len(pairs), self.vocabulary, SEED)
 
     def real_batches(self, size: int) -> Iterator[Batch]:
         """Yield, without end, batches of `size` sequences of real lengths, as pre-training sees them."""
@@ -167,7 +165,7 @@ class Material:
         def sample(i: int) -> Sample:
             start = starts[i % len(starts)]
             a, b = np.split(self._text[start : start + per_sequence], [per_sequence // 2])
-            return masked_pair(a, b, True, self.special, self.vocabulary, np.random.default_rng(i))
+            return masked_pair(a, b, True, self.vocabulary, np.random.default_rng(i))
 
         return self._batches(size, sample)
 
@@ -186,14 +184,14 @@ class Material:
         """
         stream = self.stream(self.write_store(f"tokens-{number}"))
         batches = characters = 0
-        for batch in DataLoader(stream, batch_size=self.sizes.batch, num_workers=1, collate_fn=self.collator):
+        for batch in DataLoader(stream, batch_size=self.sizes.batch, num_workers=1, collate_fn=padded_batch):
             specials = SPECIALS * len(batch["next_sentence_label"])
             batches, characters = batches + 1, characters + real_tokens(batch) - specials
         return batches, characters
 
     def _batches(self, size: int, sample: Callable[[int], Sample]) -> Iterator[Batch]:
         for start in itertools.count(0, size):
-            yield self.collator([sample(i) for i in range(start, start + size)])
+            yield padded_batch([sample(i) for i in range(start, start + size)])
 
 
 def real_tokens(*batches: Batch) -> int:

@@ -22,6 +22,7 @@ from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMModel
 from glyphcrm.modeling.bert import bert_config
 from glyphcrm.pretraining.objective import PretrainingObjective
+from glyphcrm.tokens import FIRST_ORDINARY_ID
 from glyphcrm.training.graph import Graphs
 from glyphcrm.training.loop import Step
 from glyphcrm.training.machine import Machine
@@ -122,9 +123,9 @@ def training_step(
 
 
 def step_on_cpu(model: PreTrainedModel) -> Step:
-    """Return the step of one of the two models, for micro-batches of `PretrainingCollator`."""
+    """Return the step of one of the two models, for micro-batches of `padded_batch`."""
     objective, nothing = PlainBert if isinstance(model, BertForPreTraining) else PretrainingObjective, cast(Any, ())
-    return training_step(model, objective(nothing, nothing, 0, 1, CPU, 1), CPU)
+    return training_step(model, objective(nothing, nothing, 1, CPU, 1), CPU)
 
 
 @torch.inference_mode()
@@ -137,8 +138,8 @@ def read_texts(model: nn.Module, batches: Iterable[Batch]) -> None:
 class GlyphStep:
     """HanGlyph forward and backward over the first ordinary characters of an atlas, the most frequent of the text."""
 
-    def __init__(self, model: GlyphCRMModel, first: int) -> None:
-        self._hanglyph, self._bitmaps, self._first = model.hanglyph, model.glyph_table.bitmaps, first
+    def __init__(self, model: GlyphCRMModel) -> None:
+        self._hanglyph, self._bitmaps = model.hanglyph, model.glyph_table.bitmaps
 
     def fast(self, characters: int) -> None:
         """As a model runs it."""
@@ -184,7 +185,7 @@ class GlyphStep:
         return features
 
     def _rows(self, characters: int) -> Tensor:
-        return torch.arange(self._first, self._first + characters, device=self._bitmaps.device)
+        return torch.arange(FIRST_ORDINARY_ID, FIRST_ORDINARY_ID + characters, device=self._bitmaps.device)
 
     def _backward(self, vectors: Sequence[Tensor]) -> None:
         torch.autograd.backward(vectors, [torch.ones_like(part) for part in vectors])

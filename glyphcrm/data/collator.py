@@ -10,6 +10,7 @@ import torch
 
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.pretraining import Sample
+from glyphcrm.tokens import PAD_ID
 
 Ids = npt.NDArray[np.int64]
 
@@ -60,33 +61,27 @@ def padded_inputs(input_ids: Sequence[Ids], token_type_ids: Sequence[Ids], lengt
     }
 
 
-class PretrainingCollator:
-    """Pads samples of `PretrainingStream` to the longest of them, rounded up to a multiple of `MULTIPLE`."""
+def padded_batch(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    """Pad samples of `PretrainingStream` to the longest of them, rounded up to a multiple of `MULTIPLE`.
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    Returns int64 tensors: those of `padded_inputs`, and the labels. These are `labels` (B, L), -100 where nothing is
+    predicted, `prediction_index` (M,), where labels.flatten() is not -100, and `next_sentence_label` (B,).
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors: those of `padded_inputs`, and the labels.
-
-        These are `labels` (B, L), -100 where nothing is predicted, `prediction_index` (M,), where labels.flatten() is
-        not -100, and `next_sentence_label` (B,).
-
-        Raises `ValueError` if there is no sample, or nothing but padding in all of them.
-        """
-        if not samples:
-            raise ValueError("a batch needs at least one sample")
-        input_ids, token_type_ids, labels = (
-            [sample[name] for sample in samples] for name in ("input_ids", "token_type_ids", "labels")
-        )
-        if all((ids == self.pad_id).all() for ids in input_ids):
-            raise ValueError(f"all {len(samples)} samples of the batch are padding")
-        length = -(-max(map(len, input_ids)) // MULTIPLE) * MULTIPLE
-        padded_labels = pad(labels, length, IGNORED_LABEL)
-        batch = {
-            **padded_inputs(input_ids, token_type_ids, length, self.pad_id),
-            "labels": padded_labels,
-            "prediction_index": np.flatnonzero(padded_labels != IGNORED_LABEL),
-            "next_sentence_label": np.array([sample["next_sentence_label"] for sample in samples], np.int64),
-        }
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+    Raises `ValueError` if there is no sample, or nothing but padding in all of them.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one sample")
+    input_ids, token_type_ids, labels = (
+        [sample[name] for sample in samples] for name in ("input_ids", "token_type_ids", "labels")
+    )
+    if all((ids == PAD_ID).all() for ids in input_ids):
+        raise ValueError(f"all {len(samples)} samples of the batch are padding")
+    length = -(-max(map(len, input_ids)) // MULTIPLE) * MULTIPLE
+    padded_labels = pad(labels, length, IGNORED_LABEL)
+    batch = {
+        **padded_inputs(input_ids, token_type_ids, length, PAD_ID),
+        "labels": padded_labels,
+        "prediction_index": np.flatnonzero(padded_labels != IGNORED_LABEL),
+        "next_sentence_label": np.array([sample["next_sentence_label"] for sample in samples], np.int64),
+    }
+    return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -11,6 +11,7 @@ import torch
 from glyphcrm.data.collator import Ids, distinct_glyphs
 from glyphcrm.data.masking import IGNORED_LABEL, MASK_PROBABILITY
 from glyphcrm.data.pretraining import Sample
+from glyphcrm.tokens import PAD_ID
 
 PARTS = 8  # a row that the samples leave emptier is so many eighths of the budget long
 MULTIPLE = 8  # of all row lengths
@@ -36,7 +37,6 @@ class PackedCollator:
     the number of distinct glyphs, which is filled up to `few_sizes`.
 
     Args:
-        pad_id: of padding.
         tokens: the budget of a micro-batch.
         max_length: of the longest sample; at most the positions of the model.
         mask_probability: the share of tokens to predict, for which there is room in every row.
@@ -44,19 +44,12 @@ class PackedCollator:
     Raises `ValueError` if `tokens` are fewer than `max_length`, or a number is below 1.
     """
 
-    def __init__(
-        self,
-        pad_id: int,
-        tokens: int,
-        max_length: int,
-        mask_probability: float = MASK_PROBABILITY,
-    ) -> None:
+    def __init__(self, tokens: int, max_length: int, mask_probability: float = MASK_PROBABILITY) -> None:
         if max_length < 1 or tokens < max_length:
             raise ValueError(
                 f"a micro-batch of {tokens} tokens cannot hold a sequence of {max_length}; raise the token budget to "
                 f"{max_length} or more, or shorten the sequences"
             )
-        self.pad_id = pad_id
         self.tokens = tokens
         self.max_length = max_length
         # Of a row at most: they bind only where samples are on average shorter than a quarter of `max_length`.
@@ -67,7 +60,7 @@ class PackedCollator:
         """Return the micro-batches: int64 tensors but for cu_seq_lens, int32, and the two numbers.
 
         * `input_ids`, `token_type_ids`, `position_ids`, `glyph_index`: (1, T).
-        * `glyph_ids` (U,): the distinct input ids, sorted, then `pad_id` until the size is one of a few;
+        * `glyph_ids` (U,): the distinct input ids, sorted, then [PAD] until the size is one of a few;
           input_ids == glyph_ids[glyph_index].
         * `cu_seq_lens_q`, `cu_seq_lens_k` (S + 1,): where each sequence starts, S = `sequences`. Behind the samples
           come sequences of padding, at most `max_length` long, then empty ones, which start at T.
@@ -118,7 +111,7 @@ class PackedCollator:
         boundaries = np.full(self.sequences + 1, length, np.int32)
         boundaries[: len(lengths)] = np.cumsum([0, *lengths[:-1]])
 
-        ids = _joined(samples, "input_ids", length, self.pad_id)
+        ids = _joined(samples, "input_ids", length, PAD_ID)
         labels = _joined(samples, "labels", length, IGNORED_LABEL)
         places = np.flatnonzero(labels != IGNORED_LABEL)
         room = max(len(places), round(length * self.mask_probability))
@@ -131,7 +124,7 @@ class PackedCollator:
         }
         arrays = {
             **{name: array[np.newaxis] for name, array in row.items()},
-            "glyph_ids": _filled(glyph_ids, few_sizes(len(glyph_ids)), self.pad_id),
+            "glyph_ids": _filled(glyph_ids, few_sizes(len(glyph_ids)), PAD_ID),
             "prediction_index": _filled(places, few_sizes(room), 0),
             "labels": _filled(labels[places], few_sizes(room), IGNORED_LABEL),
             "next_sentence_label": _filled(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
@@ -12,6 +10,7 @@ from glyphcrm.data.masking import MASK_PROBABILITY, mask_tokens
 from glyphcrm.data.permutation import visit
 from glyphcrm.data.random_streams import Purpose, random_stream
 from glyphcrm.data.sentence_pairs import SentencePairs
+from glyphcrm.tokens import CLS_ID, FIRST_ORDINARY_ID, SEP_ID
 
 IS_NEXT = 0  # BERT's convention
 NOT_NEXT = 1
@@ -19,27 +18,10 @@ NOT_NEXT = 1
 Sample = dict[str, npt.NDArray[np.int64]]
 
 
-@dataclass(frozen=True)
-class SpecialIds:
-    """The ids of the special tokens."""
-
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
-
-    @property
-    def first_ordinary_id(self) -> int:
-        """The first id above all special tokens. None below is masked or drawn at random."""
-        return max(self.pad, self.unk, self.cls, self.sep, self.mask) + 1
-
-
 def masked_pair(
     a: npt.NDArray[np.integer],
     b: npt.NDArray[np.integer],
     is_next: bool,
-    special: SpecialIds,
     vocabulary_size: int,
     rng: np.random.Generator,
     mask_probability: float = MASK_PROBABILITY,
@@ -49,17 +31,8 @@ def masked_pair(
     `input_ids`, `labels` (-100 where nothing is predicted) and `token_type_ids` (1 for b and the [SEP] after it)
     are (L,), `next_sentence_label` is () (0: b follows a, 1: it does not); all int64.
     """
-    ids = np.concatenate([[special.cls], a, [special.sep], b, [special.sep]])
-    input_ids, labels = mask_tokens(
-        ids,
-        ids >= special.first_ordinary_id,
-        rng,
-        mask_id=special.mask,
-        vocabulary_size=vocabulary_size,
-        first_ordinary_id=special.first_ordinary_id,
-        unk_id=special.unk,
-        probability=mask_probability,
-    )
+    ids = np.concatenate([[CLS_ID], a, [SEP_ID], b, [SEP_ID]])
+    input_ids, labels = mask_tokens(ids, ids >= FIRST_ORDINARY_ID, rng, vocabulary_size, mask_probability)
     return {
         "input_ids": input_ids,
         "labels": labels,
@@ -80,7 +53,6 @@ class PretrainingStream(Dataset[Sample]):
         self,
         pairs: SentencePairs,
         length: int,
-        special_ids: SpecialIds,
         vocabulary_size: int,
         seed: int,
         mask_probability: float = MASK_PROBABILITY,
@@ -93,11 +65,10 @@ class PretrainingStream(Dataset[Sample]):
             raise ValueError(f"length is {length}, and must be at least 1")
         if not 0 < mask_probability <= 1:
             raise ValueError(f"mask_probability is {mask_probability}, and must be within (0, 1]")
-        if vocabulary_size <= special_ids.first_ordinary_id:
-            raise ValueError(f"a vocabulary of {vocabulary_size} holds no ordinary token beside {special_ids}")
+        if vocabulary_size <= FIRST_ORDINARY_ID:
+            raise ValueError(f"a vocabulary of {vocabulary_size} holds no ordinary token")
         self.pairs = pairs
         self.length = length
-        self.special_ids = special_ids
         self.vocabulary_size = vocabulary_size
         self.seed = seed
         self.mask_probability = mask_probability
@@ -112,5 +83,4 @@ class PretrainingStream(Dataset[Sample]):
         epoch, k = divmod(position, len(self.pairs))
         index = visit(self.seed, epoch, k, len(self.pairs))
         rng = random_stream(self.seed, epoch, index, Purpose.MASK)
-        pair = self.pairs.pair(epoch, index)
-        return masked_pair(*pair, self.special_ids, self.vocabulary_size, rng, self.mask_probability)
+        return masked_pair(*self.pairs.pair(epoch, index), self.vocabulary_size, rng, self.mask_probability)

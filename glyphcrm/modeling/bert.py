@@ -36,7 +36,7 @@ def bert_config(config: GlyphCRMConfig, **overrides: Any) -> BertConfig:
 
 
 class BertBaseline(BertForPreTraining):
-    """`transformers.BertForPreTraining` that reads the batches of `PretrainingCollator`.
+    """`transformers.BertForPreTraining` that reads the batches of `padded_batch`.
 
     All is transformers' own, but logits are computed at the positions to predict alone, as in
     `GlyphCRMForPreTraining`, and characters outside the vocabulary are [UNK].
@@ -73,7 +73,7 @@ class BertBaseline(BertForPreTraining):
         glyph_index: Tensor | None = None,
         token_index: Tensor | None = None,
     ) -> GlyphCRMForPreTrainingOutput:
-        """Return losses and logits of a batch of `PretrainingCollator`; what is GlyphCRM's alone is not used."""
+        """Return losses and logits of a batch of `padded_batch`; what is GlyphCRM's alone is not used."""
         ids = predictable(input_ids, self.config)
         if attention_mask.device.type != "cpu" and self.config._attn_implementation == "sdpa":
             # As SDPA takes it: of any other mask transformers asks the device whether it masks anything.

@@ -24,7 +24,7 @@ from glyphcrm.atlas_sources import frequent_characters, look_alikes_note, with_i
 from glyphcrm.data.demo_corpus import corpus_path, demo_documents
 from glyphcrm.data.excluded_characters import read_characters, without
 from glyphcrm.data.masking import label_ids
-from glyphcrm.data.pretraining import PretrainingStream, SpecialIds
+from glyphcrm.data.pretraining import PretrainingStream
 from glyphcrm.data.sentence_pairs import PAIR_SPECIALS, SentencePairs, check_document_count, split_documents
 from glyphcrm.data.store_format import unfinished_parts
 from glyphcrm.data.store_writer import blocks
@@ -38,7 +38,7 @@ from glyphcrm.glyphs.font_file import Font
 from glyphcrm.glyphs.fonts import font_chain, open_font
 from glyphcrm.pretraining.options import TEXT_COLUMN, PretrainOptions, TextOptions
 from glyphcrm.tokenization import GlyphCRMTokenizer
-from glyphcrm.tokens import SPECIAL_TOKENS, VOCABULARY_FILE, write_vocabulary
+from glyphcrm.tokens import VOCABULARY_FILE, write_vocabulary
 from glyphcrm.training.run_directory import DATA_DIRECTORY, read_json, write_json
 from glyphcrm.vocabulary import count_characters
 
@@ -222,7 +222,7 @@ class Corpus:
         """
         counts = np.zeros(self.vocabulary_size, np.int64)
         readable = self.tokenizer.vocab_size
-        labels = label_ids(np.arange(readable), self.vocabulary_size, self.tokenizer.unk_token_id)
+        labels = label_ids(np.arange(readable), self.vocabulary_size)
         np.add.at(counts, labels, self.store.token_counts(readable))
         return counts
 
@@ -384,10 +384,9 @@ def build_corpus(
         SentencePairs(store, documents, max_length=recipe.max_length, seed=seed)
         for documents in split_documents(store.document_count, options.held_out)
     )
-    special = SpecialIds(*(tokenizer.get_vocab()[token] for token in SPECIAL_TOKENS))
 
     def stream(pairs: SentencePairs, length: int) -> PretrainingStream:
-        return PretrainingStream(pairs, length, special, vocabulary_size, seed, options.mask_probability)
+        return PretrainingStream(pairs, length, vocabulary_size, seed, options.mask_probability)
 
     samples = stream(train, recipe.steps * recipe.batch_size)
     validation = stream(held_out, min(options.eval_samples, len(held_out)))

@@ -22,7 +22,7 @@ class Measures:
 
     @torch.no_grad()
     def add(self, batch: dict[str, Tensor], outputs: GlyphCRMForPreTrainingOutput) -> None:
-        """Add a batch of `PretrainingCollator`, or a packed one, and what the model said of it."""
+        """Add a batch of `padded_batch`, or a packed one, and what the model said of it."""
         labels, pairs = batch["labels"], batch["next_sentence_label"]
         if labels.dim() > 1:
             labels = labels.flatten()[batch["prediction_index"]]

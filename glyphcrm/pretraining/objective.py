@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.data.collator import padded_batch
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.data.pretraining import PretrainingStream
@@ -22,7 +22,7 @@ VALIDATED = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy")
 
 
 class PretrainingObjective:
-    """The `Objective` of a `GlyphCRMForPreTraining` or a `BertBaseline`, on batches of `PretrainingCollator`.
+    """The `Objective` of a `GlyphCRMForPreTraining` or a `BertBaseline`, on batches of `padded_batch`.
 
     * The MLM loss is the mean over all labels of an optimiser step, over all its micro-batches and processes; the NSP
       loss likewise over its pairs. How a step is cut up does not change it.
@@ -34,22 +34,20 @@ class PretrainingObjective:
         self,
         samples: PretrainingStream,
         validation: PretrainingStream,
-        pad_id: int,
         micro_batch_size: int,
         machine: Machine,
         keep_checkpoints: int,
         packed: PackedCollator | None = None,
     ) -> None:
-        collator = PretrainingCollator(pad_id)
         self.samples = samples
-        self.micro_batches: MakeMicroBatches = packed or PaddedMicroBatches(collator, micro_batch_size)
+        self.micro_batches: MakeMicroBatches = packed or PaddedMicroBatches(padded_batch, micro_batch_size)
         self._machine, self._keep_checkpoints = machine, keep_checkpoints
         self._measures = Measures(machine.device)
         # Every process reads some of the batches, and each sample is read once.
         size = 2 * micro_batch_size
         batches = [list(range(at, min(at + size, len(validation)))) for at in range(0, len(validation), size)]
         self._validation: DataLoader[Batch] = DataLoader(
-            validation, batch_sampler=batches[machine.rank :: machine.world], collate_fn=collator
+            validation, batch_sampler=batches[machine.rank :: machine.world], collate_fn=padded_batch
         )
 
     @property

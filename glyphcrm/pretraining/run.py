@@ -89,7 +89,7 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
         resume = last_checkpoint(options.run_dir)
     if machine.is_first:
         announce(options, corpus, model, resume)
-    packed = packed_collator(options, machine, corpus, model)
+    packed = packed_collator(options, machine, model)
     reason = no_graph_because(machine.device, options.gradient_checkpointing)
     plan = plan_of(options, cuda_graph=packed is not None and options.cuda_graph == "auto" and not reason)
     if packed is not None and options.cuda_graph == "auto" and reason and machine.is_first:
@@ -102,7 +102,6 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
     objective = PretrainingObjective(
         corpus.train,
         corpus.validation,
-        corpus.tokenizer.pad_token_id,
         plan.micro_batch_size,
         machine,
         options.keep_checkpoints,
@@ -118,9 +117,7 @@ def train(options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, mo
     return not has_no_model
 
 
-def packed_collator(
-    options: PretrainOptions, machine: Machine, corpus: corpora.Corpus, model: PretrainingModel
-) -> PackedCollator | None:
+def packed_collator(options: PretrainOptions, machine: Machine, model: PretrainingModel) -> PackedCollator | None:
     """Return what makes micro-batches without padding where a GPU reads them; None for a CPU, and for a BERT.
 
     None, too, where attention would do the work of all pairs of a row's tokens: eager, on AMD, bfloat16 on old GPUs.
@@ -131,8 +128,7 @@ def packed_collator(
         return None
     recipe = options.recipe
     budget = options.token_budget or recipe.micro_batch_size * recipe.max_length
-    pad_id = corpus.tokenizer.pad_token_id
-    return PackedCollator(pad_id, budget, recipe.max_length, mask_probability=options.mask_probability)
+    return PackedCollator(budget, recipe.max_length, mask_probability=options.mask_probability)
 
 
 def plan_of(options: PretrainOptions, cuda_graph: bool) -> Plan:

@@ -24,6 +24,7 @@ from glyphcrm.modeling.look_alikes import encoded
 from glyphcrm.modeling.open_decoder import fitted_rows, picture_features
 from glyphcrm.pretraining.corpus import Text
 from glyphcrm.pretraining.options import PretrainOptions
+from glyphcrm.tokens import CLS_ID, MASK_ID, SEP_ID
 from glyphcrm.vocabulary import count_characters
 
 HELD_OUT, NEVER_PREDICTED = "held out of the fit", "never predicted"
@@ -238,8 +239,8 @@ def _constant(scores: Tensor) -> Score:
 @torch.no_grad()
 def _states(model: GlyphCRMForMaskedLM, places: list[Place]) -> Tensor:
     """Return what the decoder reads at each place, when it alone is masked: ``(n, d)``."""
-    config, device = model.config, model.device
-    states = torch.empty(len(places), config.hidden_size, device=device)
+    device = model.device
+    states = torch.empty(len(places), model.config.hidden_size, device=device)
     by_length = sorted(range(len(places)), key=lambda i: len(places[i][0]))
     for first in range(0, len(places), BATCH):
         some = by_length[first : first + BATCH]
@@ -247,8 +248,8 @@ def _states(model: GlyphCRMForMaskedLM, places: list[Place]) -> Tensor:
         mask = torch.zeros_like(ids)
         for line, i in enumerate(some):
             sentence, at = places[i]
-            tokens = [config.cls_token_id, *sentence.tolist(), config.sep_token_id]
-            tokens[at + 1] = config.mask_token_id
+            tokens = [CLS_ID, *sentence.tolist(), SEP_ID]
+            tokens[at + 1] = MASK_ID
             ids[line, : len(tokens)], mask[line, : len(tokens)] = torch.tensor(tokens), 1
         hidden = model.glyphcrm(ids.to(device), attention_mask=mask.to(device)).last_hidden_state
         masked = hidden[torch.arange(len(some)), [places[i][1] + 1 for i in some]]

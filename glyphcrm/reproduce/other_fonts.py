@@ -80,10 +80,10 @@ def mlm_losses(options: PretrainOptions, fonts: Mapping[str, GlyphAtlas]) -> dic
     options = replace(options, train_font=[])
     with Machine.joined("pretrain.py", options.bf16) as machine:
         corpus, _ = prepare(options, first=False)
-        model, tokenizer = load_checkpoint(options.run_dir / MODEL_DIRECTORY, GlyphCRMForPreTraining)
+        model, _ = load_checkpoint(options.run_dir / MODEL_DIRECTORY, GlyphCRMForPreTraining)
         model.to(machine.device).eval()  # type: ignore[arg-type]
-        micro, pad_id = options.recipe.micro_batch_size, tokenizer.pad_token_id
-        objective = PretrainingObjective(corpus.train, corpus.validation, pad_id, micro, machine, 1)
+        micro = options.recipe.micro_batch_size
+        objective = PretrainingObjective(corpus.train, corpus.validation, micro, machine, 1)
         losses = {}
         for name, atlas in fonts.items():
             model.set_atlas(atlas)

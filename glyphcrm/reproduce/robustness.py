@@ -30,6 +30,7 @@ from glyphcrm.reproduce.substitutions import (
     whole_text,
 )
 from glyphcrm.tasks import Example, Kind, TaggedExample, Task, TextExample
+from glyphcrm.tokens import UNK_ID
 
 SHARES = (0.0, 0.1, 0.2, 0.4)
 DRAWN_LOOK_ALIKES = 5
@@ -111,7 +112,7 @@ def _pictures(
         return scored(examples)
 
     scores: dict[str, Any] = {"lost characters": len(lost)}
-    scores["lost"] = scored_with(dict.fromkeys(lost, atlas.bitmaps[atlas.rows["[UNK]"]]))
+    scores["lost"] = scored_with(dict.fromkeys(lost, atlas.bitmaps[UNK_ID]))
     if options.other_font:
         font = open_font(options.other_font)
         drawn = GlyphAtlas.build(atlas.tokens, font_chain([font]))

@@ -15,6 +15,7 @@ from glyphcrm.data.text_files import read_lines
 from glyphcrm.errors import UserError
 from glyphcrm.normalization import normalize
 from glyphcrm.tokenization import GlyphCRMTokenizer
+from glyphcrm.tokens import SPECIAL_TOKENS
 
 MOST_TOKENS = 1 << 20  # a text is told from a vocabulary long before
 
@@ -71,7 +72,7 @@ def unknown_to_bert(vocabulary: Path) -> IsUnknown:
         UserError: the file is missing, not UTF-8, or no BERT vocabulary.
     """
     ids = {token: row for row, token in enumerate(itertools.islice(read_lines(vocabulary), MOST_TOKENS))}
-    if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in ids]:
+    if missing := [token for token in SPECIAL_TOKENS if token not in ids]:
         raise UserError(f"{vocabulary}: has no line {missing[0]}; give the vocab.txt of a BERT")
     # A table, not the path: a path under its old name, vocab_file, is passed over in silence.
     tokenizer = BertTokenizer(vocab=ids)

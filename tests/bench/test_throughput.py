@@ -224,7 +224,7 @@ def test_hanglyph_of_the_references_is_that_of_the_model(
     material: Material, glyphcrm: GlyphCRMForPreTraining, order: str
 ) -> None:
     rows, model = torch.arange(5, 9), glyphcrm.glyphcrm
-    step = GlyphStep(model, 5)
+    step = GlyphStep(model)
     made = model.hanglyph(rows, model.glyph_table.bitmaps)
     for vectors, expected in zip(step.vectors(ORDERS[order], rows), made, strict=True):
         torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)

@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from glyphcrm.data.pretraining import SpecialIds
 from glyphcrm.data.token_store import TokenStore
 from tests.data.code_points import encode, make_documents
-
-SPECIAL_IDS = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)  # control characters: never in a text
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +19,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
         fingerprint="made up",
         progress=False,
     )
-
-
-@pytest.fixture(scope="session")
-def special_ids() -> SpecialIds:
-    return SPECIAL_IDS
 
 
 @pytest.fixture(scope="session")

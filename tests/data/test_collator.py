@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glyphcrm.data.collator import PretrainingCollator, distinct_glyphs
+from glyphcrm.data.collator import distinct_glyphs, padded_batch
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.pretraining import Sample
 
@@ -37,7 +37,7 @@ def make_sample(length: int, rng: np.random.Generator) -> Sample:
 def test_batches(lengths: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     samples = [make_sample(length, rng) for length in lengths]
-    batch = PretrainingCollator(PAD)(samples)
+    batch = padded_batch(samples)
     assert list(batch) == KEYS
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
     width = -(-max(lengths) // 8) * 8
@@ -63,9 +63,9 @@ def test_batches_that_hold_nothing() -> None:
     padding = make_sample(4, rng)
     padding["input_ids"][:] = PAD
     with pytest.raises(ValueError, match="at least one sample"):
-        PretrainingCollator(PAD)([])
+        padded_batch([])
     with pytest.raises(ValueError, match="all 2 samples of the batch are padding"):
-        PretrainingCollator(PAD)([padding, make_sample(0, rng)])
+        padded_batch([padding, make_sample(0, rng)])
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1))

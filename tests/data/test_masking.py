@@ -11,16 +11,7 @@ MASK, UNK, FIRST, VOCABULARY = 4, 1, 5, 1000
 
 
 def mask(ids: np.ndarray, maskable: np.ndarray, seed: int, probability: float = 0.15) -> tuple[np.ndarray, np.ndarray]:
-    return mask_tokens(
-        ids,
-        maskable,
-        np.random.default_rng(seed),
-        mask_id=MASK,
-        vocabulary_size=VOCABULARY,
-        first_ordinary_id=FIRST,
-        unk_id=UNK,
-        probability=probability,
-    )
+    return mask_tokens(ids, maskable, np.random.default_rng(seed), VOCABULARY, probability)
 
 
 @given(st.lists(st.integers(0, 1500)), st.integers(0, 2**32), st.floats(0.001, 1))

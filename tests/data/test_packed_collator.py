@@ -20,7 +20,7 @@ LENGTHS = st.lists(st.integers(1, MAX_LENGTH), min_size=1, max_size=30)
 def test_every_sample_stands_in_one_row(lengths: list[int], tokens: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     samples = [make_sample(length, rng) for length in lengths]
-    collator = PackedCollator(PAD, tokens, MAX_LENGTH)
+    collator = PackedCollator(tokens, MAX_LENGTH)
     batches = collator(samples)
     found = []
     for batch in batches:
@@ -62,7 +62,7 @@ def test_every_sample_stands_in_one_row(lengths: list[int], tokens: int, seed: i
 @given(LENGTHS, st.integers(MAX_LENGTH, 200))
 def test_rows_are_as_full_as_first_fit_makes_them(lengths: list[int], tokens: int) -> None:
     """No two rows would fit into one, unless it held too many sequences; inside a row the order is kept."""
-    collator = PackedCollator(PAD, tokens, MAX_LENGTH)
+    collator = PackedCollator(tokens, MAX_LENGTH)
     collator.sequences = tokens
     rows = collator.rows(lengths)
     used = sorted(sum(lengths[i] for i in row) for row in rows)
@@ -81,7 +81,7 @@ def test_sizes_are_few_and_close(count: int) -> None:
 def test_shapes_repeat_from_step_to_step() -> None:
     """All shapes of a row hang on its length, but for the distinct glyphs: 8 lengths, 2 sizes of labels at most."""
     rng = np.random.default_rng(0)
-    collator = PackedCollator(PAD, 512, 64)
+    collator = PackedCollator(512, 64)
     shapes: dict[int, set[tuple[int, ...]]] = {}
     for _ in range(60):
         samples = [make_sample(int(rng.integers(8, 65)), rng) for _ in range(20)]
@@ -96,8 +96,8 @@ def test_shapes_repeat_from_step_to_step() -> None:
 def test_what_cannot_be_packed() -> None:
     rng = np.random.default_rng(1)
     with pytest.raises(ValueError, match=r"256 tokens cannot hold a sequence of 512; raise the token budget to 512"):
-        PackedCollator(PAD, 256, 512)
-    collator = PackedCollator(PAD, 256, 64)
+        PackedCollator(256, 512)
+    collator = PackedCollator(256, 64)
     with pytest.raises(ValueError, match="at least one sample"):
         collator([])
     for length in (0, 65):

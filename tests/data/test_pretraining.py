@@ -7,21 +7,22 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.data.collator import padded_batch
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.permutation import visit
-from glyphcrm.data.pretraining import PretrainingStream, Sample, SpecialIds
+from glyphcrm.data.pretraining import PretrainingStream, Sample
 from glyphcrm.data.sentence_pairs import SentencePairs
 from glyphcrm.data.token_store import TokenStore
 
 MAX_LENGTH = 125
+UNK, CLS, SEP, FIRST = 1, 2, 3, 5
 VOCABULARY = 0x4E00 + 80  # documents 80 ... 99 of the store can be read, not predicted
 
 
 @pytest.fixture(scope="module")
-def stream(store: TokenStore, special_ids: SpecialIds) -> PretrainingStream:
+def stream(store: TokenStore) -> PretrainingStream:
     pairs = SentencePairs(store, np.arange(100), max_length=MAX_LENGTH, seed=1)
-    return PretrainingStream(pairs, 2 * len(pairs) + 10, special_ids, VOCABULARY, seed=1)
+    return PretrainingStream(pairs, 2 * len(pairs) + 10, VOCABULARY, seed=1)
 
 
 def bytes_of(sample: Sample) -> tuple[bytes, ...]:
@@ -29,20 +30,20 @@ def bytes_of(sample: Sample) -> tuple[bytes, ...]:
 
 
 def test_samples(stream: PretrainingStream) -> None:
-    special, pairs = stream.special_ids, stream.pairs
+    pairs = stream.pairs
     for position in range(len(stream)):
         sample = stream[position]
         assert list(sample) == ["input_ids", "labels", "token_type_ids", "next_sentence_label"]
         assert all(array.dtype == np.int64 for array in sample.values())
         epoch, k = divmod(position, len(pairs))
         a, b, is_next = pairs.pair(epoch, visit(stream.seed, epoch, k, len(pairs)))
-        truth = np.array([special.cls, *a, special.sep, *b, special.sep])
+        truth = np.array([CLS, *a, SEP, *b, SEP])
         assert len(truth) <= MAX_LENGTH
         input_ids, labels = sample["input_ids"], sample["labels"]
         chosen = labels != IGNORED_LABEL
         assert (input_ids[~chosen] == truth[~chosen]).all()
-        assert (labels[chosen] == np.where(truth < VOCABULARY, truth, special.unk)[chosen]).all()
-        assert not (chosen & (truth < special.first_ordinary_id)).any()
+        assert (labels[chosen] == np.where(truth < VOCABULARY, truth, UNK)[chosen]).all()
+        assert not (chosen & (truth < FIRST)).any()
         assert chosen.sum() == max(1, round(0.15 * (len(truth) - 3)))
         assert sample["token_type_ids"].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
         assert sample["next_sentence_label"] == (0 if is_next else 1)
@@ -71,20 +72,18 @@ def test_samples_do_not_depend_on_workers_or_resumption(stream: PretrainingStrea
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_collates(stream: PretrainingStream, workers: int) -> None:
-    collator = PretrainingCollator(stream.special_ids.pad)
-    loader: DataLoader = DataLoader(stream, batch_size=16, num_workers=workers, collate_fn=collator)
+    loader: DataLoader = DataLoader(stream, batch_size=16, num_workers=workers, collate_fn=padded_batch)
     batch = next(iter(loader))
-    assert torch.equal(batch["labels"], collator([stream[i] for i in range(16)])["labels"])
+    assert torch.equal(batch["labels"], padded_batch([stream[i] for i in range(16)])["labels"])
 
 
-def test_bounds(stream: PretrainingStream, special_ids: SpecialIds) -> None:
-    assert special_ids.first_ordinary_id == 5
+def test_bounds(stream: PretrainingStream) -> None:
     for position in (-1, len(stream)):
         with pytest.raises(IndexError, match=f"position {position}"):
             stream[position]
     with pytest.raises(ValueError, match="length is 0"):
-        PretrainingStream(stream.pairs, 0, special_ids, VOCABULARY, seed=1)
+        PretrainingStream(stream.pairs, 0, VOCABULARY, seed=1)
     with pytest.raises(ValueError, match="mask_probability is 0"):
-        PretrainingStream(stream.pairs, 1, special_ids, VOCABULARY, seed=1, mask_probability=0)
+        PretrainingStream(stream.pairs, 1, VOCABULARY, seed=1, mask_probability=0)
     with pytest.raises(ValueError, match="a vocabulary of 5"):
-        PretrainingStream(stream.pairs, 1, special_ids, 5, seed=1)
+        PretrainingStream(stream.pairs, 1, 5, seed=1)

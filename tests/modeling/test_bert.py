@@ -7,7 +7,7 @@ import torch
 from transformers import BertForPreTraining
 
 from glyphcrm.configuration import preset
-from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.data.collator import padded_batch
 from glyphcrm.modeling.bert import BertBaseline, bert_config
 from tests.classic import VOCABULARY_SIZE
 
@@ -33,7 +33,7 @@ def test_losses_and_gradients_are_those_of_transformers_bert() -> None:
                 "next_sentence_label": np.array(length % 2),
             }
         )
-    batch = PretrainingCollator(pad_id=0)(samples)
+    batch = padded_batch(samples)
     input_ids = batch["glyph_ids"][batch["glyph_index"]]
     outputs = baseline(**batch | {"input_ids": input_ids})
     outputs.loss.backward()

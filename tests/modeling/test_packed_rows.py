@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glyphcrm.configuration import preset
-from glyphcrm.data.collator import PretrainingCollator
+from glyphcrm.data.collator import padded_batch
 from glyphcrm.data.masking import IGNORED_LABEL
 from glyphcrm.data.packed_collator import PackedCollator
 from glyphcrm.glyphs.atlas import GlyphAtlas
@@ -144,8 +144,8 @@ def test_packed_micro_batches_train_as_padded_ones(
         sample["labels"][0] = 9  # there is something to predict
         sample["input_ids"] = 5 + sample["input_ids"] % (CHARACTERS - 5)
     model = build(GlyphCRMForPreTraining, atlas).double().train()
-    padded = [PretrainingCollator(0)(samples[i : i + 3]) for i in range(0, len(samples), 3)]
-    found = step(model, PackedCollator(0, tokens, 40)(samples))
+    padded = [padded_batch(samples[i : i + 3]) for i in range(0, len(samples), 3)]
+    found = step(model, PackedCollator(tokens, 40)(samples))
     assert_same(found, step(model, padded))
 
 

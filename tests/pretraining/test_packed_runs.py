@@ -48,8 +48,8 @@ def as_on_a_gpu(on_a_cpu: None, monkeypatch: pytest.MonkeyPatch) -> list[Emulate
         recorders.append(EmulatedGraphs())
         return recorders[-1]
 
-    def packed(options, machine, corpus, model):  # type: ignore[no-untyped-def]
-        return PackedCollator(corpus.tokenizer.pad_token_id, options.token_budget or 64, options.recipe.max_length)
+    def packed(options, machine, model):  # type: ignore[no-untyped-def]
+        return PackedCollator(options.token_budget or 64, options.recipe.max_length)
 
     emulated_graphs.as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(run_module, "packed_collator", packed)
@@ -121,13 +121,12 @@ def test_rows_are_packed_where_attention_is_fused(monkeypatch: pytest.MonkeyPatc
     """Else a row would cost the square of its length, and a padded batch is less work."""
     recipe = SimpleNamespace(micro_batch_size=4, max_length=32)
     options: Any = SimpleNamespace(recipe=recipe, token_budget=None, mask_probability=0.15)
-    corpus: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
 
     def is_packed(attention: str, capability: tuple[int, int], bf16: bool) -> bool:
         monkeypatch.setattr(packed_attention, "_capability", lambda _: capability)
         model = GlyphCRMForPreTraining(preset("nano", vocab_size=40, num_glyphs=40, attn_implementation=attention))
         machine = Machine(torch.device("cuda", 0), bf16=bf16)
-        return run_module.packed_collator(options, machine, corpus, model) is not None
+        return run_module.packed_collator(options, machine, model) is not None
 
     assert is_packed("sdpa", (9, 0), True) and is_packed("sdpa", (7, 5), False)
     assert not is_packed("eager", (9, 0), True) and not is_packed("sdpa", (7, 5), True)
