@@ -146,13 +146,6 @@ class TokenStore:
         joined.flags.writeable = False
         return joined
 
-    def document_sentences(self, document: int) -> range:
-        """Return the numbers of the sentences of `document`."""
-        if not 0 <= document < self.document_count:
-            raise IndexError(f"document {document} of {self.document_count}")
-        start = int(self.document_ends[document - 1]) if document > 0 else 0
-        return range(start, int(self.document_ends[document]))
-
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """Return how often each id in range(vocab_size) occurs: (vocab_size,). Others are not counted."""
         counts = np.zeros(vocab_size, np.int64)
