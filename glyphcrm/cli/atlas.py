@@ -250,12 +250,12 @@ def encode(arguments: argparse.Namespace) -> int:
     import torch  # takes seconds: what is wrong above is told before
 
     from glyphcrm.checkpoint import load_as_saved
+    from glyphcrm.modeling.backend import on_accelerator
     from glyphcrm.modeling.glyph_vectors import DTYPES, VECTORS_FILE, save_vectors
 
     # Without the cache, as a file that is there is about to be replaced.
     model, atlas = load_as_saved(arguments.model, glyph_cache=False, dtype=torch.float32)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    base = model.glyph_model.to(device)  # type: ignore[arg-type]
+    base = on_accelerator(model.glyph_model)
     path = arguments.model / VECTORS_FILE
     save_vectors(path, base.hanglyph, base.glyph_table.bitmaps, DTYPES[arguments.dtype])
     print(f"{path}: {len(atlas):,} rows, {arguments.dtype}, {path.stat().st_size / 1e6:,.0f} MB")

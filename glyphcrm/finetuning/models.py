@@ -27,6 +27,7 @@ from glyphcrm.errors import UserError, shown
 from glyphcrm.finetuning.bert_heads import BertForClsClassification
 from glyphcrm.finetuning.options import SHORTEST, TRUNCATIONS
 from glyphcrm.modeling import GlyphCRMModel, GlyphCRMPreTrainedModel
+from glyphcrm.modeling.backend import on_accelerator
 from glyphcrm.modeling.heads import HEADS
 from glyphcrm.tasks import Kind
 
@@ -127,8 +128,7 @@ def load_finetuned(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
             f"{directory}: holds {name or 'nothing'}, not a fine-tuned model; give one that finetune.py has kept"
         )
     model, tokenizer = _load(directory, known[name], {"dtype": torch.float32})
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    return on_accelerator(model).eval(), tokenizer
 
 
 def load_bert_for_masked_lm(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

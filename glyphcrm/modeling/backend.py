@@ -1,17 +1,20 @@
-"""Which implementation of the fused operations a model runs."""
+"""Where a model runs, and which implementation of the fused operations."""
 
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import torch
 from glyphcrm_kernels import BACKENDS, choice
 from glyphcrm_kernels._shared.operators import is_exporting
 from glyphcrm_kernels.registry import OPS, lacks_device
+from torch import nn
 
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 BACKEND_VARIABLE = "GLYPHCRM_KERNEL_BACKEND"
 
 
@@ -49,3 +52,8 @@ def check_kernel_backend(config: GlyphCRMConfig, device: torch.device) -> None:
         choice("glyph_conv", x, x.new_empty(4, 4, 1, 1), x.new_empty(4), backend=kernel_backend(config))
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def on_accelerator(model: AnyModule) -> AnyModule:
+    """Move a model to the GPU, or the CPU if there is none, and return it."""
+    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")

@@ -20,6 +20,7 @@ from glyphcrm.data.sentence_pairs import split_documents
 from glyphcrm.data.sentences import split_sentences
 from glyphcrm.glyphs.han import is_han
 from glyphcrm.modeling import GlyphCRMForMaskedLM
+from glyphcrm.modeling.backend import on_accelerator
 from glyphcrm.modeling.look_alikes import encoded
 from glyphcrm.modeling.open_decoder import fitted_rows, picture_features
 from glyphcrm.pretraining.corpus import Text
@@ -68,11 +69,10 @@ def open_prediction(
         UserError: no such model.
     """
     model, tokenizer = load_checkpoint(directory, GlyphCRMForMaskedLM, heads=True, dtype=torch.float32)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model.to(device).eval()  # type: ignore[arg-type]
+    on_accelerator(model).eval()
     found = _Sample.of(map(tokenizer.encode_characters, sentences))
     rows = torch.tensor([row for row, token in enumerate(tokenizer.tokens) if len(token) == 1])
-    is_predicted = model.predicts(torch.arange(len(tokenizer.tokens), device=device)).cpu()
+    is_predicted = model.predicts(torch.arange(len(tokenizer.tokens), device=model.device)).cpu()
     readable = None if characters is None else "".join(char for char in characters if char in model.vocabulary)
     given = None if readable is None else model.rows_of(readable).unique()
     if given is None:
