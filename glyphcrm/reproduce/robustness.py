@@ -19,10 +19,10 @@ from glyphcrm.finetuning.results import PREDICTIONS_FILE, load_predictions
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.glyphs.fonts import font_chain, open_font
 from glyphcrm.glyphs.han import is_han
+from glyphcrm.glyphs.look_alikes import look_alikes_from_atlas
 from glyphcrm.modeling import GlyphCRMPreTrainedModel
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.substitutions import (
-    look_alikes_from_atlas,
     read_look_alikes,
     rewritten,
     substitute,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from glyphcrm.answers import Answer
 from glyphcrm.errors import UserError
+from glyphcrm.glyphs.look_alikes import look_alikes_from_atlas
 from glyphcrm.modeling import nearest
-from glyphcrm.reproduce.substitutions import look_alikes_from_atlas
 from glyphcrm.web.models import Models, bounded
 
 LONGEST = 200  # characters

@@ -1,4 +1,4 @@
-"""Rewritten test texts: the draw, the files, the pictures."""
+"""Rewritten test texts: the draw and the files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glyphcrm.errors import UserError
-from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.reproduce import substitutions
 from glyphcrm.reproduce.substitutions import (
-    look_alikes_from_atlas,
     read_look_alikes,
     rewritten,
     substitute,
@@ -121,23 +118,3 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # would not fit into memory
     with pytest.raises(UserError, match="longer than 64 MiB"):
         read_look_alikes(path)
-
-
-@pytest.mark.parametrize("block", [1, 2500, 1 << 22])  # rows compared at a time: 1, 1, all
-def test_nearest_pictures(atlas: GlyphAtlas, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(substitutions, "DISTANCE_BLOCK", block)
-    characters = [token for token in atlas.tokens if len(token) == 1]
-    found = look_alikes_from_atlas(atlas, [*characters, "無", characters[0]], 4)
-    assert list(found) == characters
-    pictures = atlas.pictures([atlas.rows[char] for char in characters]).reshape(len(characters), -1).astype(int)
-    for row, char in enumerate(characters):
-        pixels = np.abs(pictures - pictures[row]).sum(1)
-        expected = sorted((other for other in range(len(characters)) if other != row), key=lambda i: (pixels[i], i))
-        assert found[char] == "".join(characters[i] for i in expected[:4])
-
-
-def test_too_many_look_alikes_are_refused(atlas: GlyphAtlas) -> None:
-    assert look_alikes_from_atlas(atlas, "天地玄無", 2).keys() == set("天地玄")
-    for count in (0, 3):
-        with pytest.raises(ValueError, match="3 characters have 1 to 2"):
-            look_alikes_from_atlas(atlas, "天地玄無", count)
