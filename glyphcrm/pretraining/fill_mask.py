@@ -16,7 +16,7 @@ GUESSES = 5  # for each
 SHORTEST, LONGEST = 8, 36  # characters
 
 
-def held_out_sentences(pairs: SentencePairs, tokenizer: GlyphCRMTokenizer) -> Iterator[tuple[str, str]]:
+def masked_sentences(pairs: SentencePairs, tokenizer: GlyphCRMTokenizer) -> Iterator[tuple[str, str]]:
     """Yield at most six held-out sentences with one character masked, and that character.
 
     The sentences stand at even distances over the held-out text; the masked character is the Han
@@ -45,7 +45,7 @@ def print_fill_mask(model_dir: Path, pairs: SentencePairs, tokenizer: GlyphCRMTo
     own: Any = fill.tokenizer
     special = set(own.all_special_ids)  # [UNK] fills no gap
     count = min(GUESSES + len(special), fill.model.config.vocab_size)
-    for sentence, answer in held_out_sentences(pairs, tokenizer):
+    for sentence, answer in masked_sentences(pairs, tokenizer):
         found = [guess for guess in fill(sentence, top_k=count) if guess["token"] not in special]
         guesses = "  ".join(f"{guess['token_str']} {guess['score']:.1%}" for guess in found[:GUESSES])
         print(f"  {sentence.replace('[MASK]', '▢')}  ({answer})\n      {guesses}")
