@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 
 from glyphcrm.errors import UserError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError
 SETTLED_NS = 2_000_000_000  # a file changed this recently may change again without its times showing it (FAT: 2 s)
 
 _taken: dict[str, dict[str, object]] = {}  # what `file_digest` keeps, of this process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -22,9 +21,9 @@ from glyphcrm.data.sentences import split_sentences
 from glyphcrm.data.store_format import DOCUMENT_ENDS, DTYPES, FILES, SENTENCE_ENDS, STORE, TOKENS, StoreInfo, read_info
 from glyphcrm.data.worker_processes import ordered_map
 from glyphcrm.errors import UserError
+from glyphcrm.files import NO_ROOM
 
 BLOCK_CHARACTERS = 1 << 18
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager

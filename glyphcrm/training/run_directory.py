@@ -13,7 +13,6 @@ loss.png  model/     at the end: the chart, and the model with its tokenizer
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.errors import SHOWN_CHARACTERS, UserError, listed, shown
-from glyphcrm.files import write_atomically
+from glyphcrm.files import NO_ROOM, write_atomically
 from glyphcrm.training.run_lock import locked
 
 RUN_FILE = "run.json"
@@ -36,7 +35,6 @@ DATA_DIRECTORY = "data"
 PARAMETERS_FILE = "parameters.json"
 COMPLETE_FILE = "complete.json"
 JSON_BYTES = 1 << 26  # of what this program writes nothing comes near
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 # What `glyphcrm.files` leaves beside a target when the process is killed.
 _LEFT_OVER = re.compile(r"\.(model|checkpoint-\d+)\.[a-z0-9_]{8}|\.[0-9a-f]{16}\.tmp")
