@@ -82,7 +82,8 @@ def load_answerer(
     those that it was not trained to predict as likely as their pictures and `counts` say (see `extend_decoder`).
 
     Raises:
-        UserError: no model there, a damaged one, or one without such a head, or one that cannot predict any character.
+        UserError: no model there, a damaged one, one without such a head or whose head gives a number, or one that
+            cannot predict any character.
             Asking raises it for a text without a character or a mask that the model could read.
     """
     name = architecture_of(read_config(directory))
@@ -96,7 +97,9 @@ def load_answerer(
     if name in BERT_FILLERS:
         return Filler(*load_bert_for_masked_lm(directory), top)
     if name in {model_class.__name__ for model_class in CLASSIFIERS.values()}:
-        return Classifier(*load_finetuned(directory), directory)
+        classifier = Classifier(*load_finetuned(directory), directory)
+        check_labels(directory, classifier)
+        return classifier
     if name in {model_class.__name__ for model_class in TAGGERS.values()}:
         tagger = Tagger(*load_finetuned(directory), directory)
         check_tags(directory, tagger.labels)
@@ -105,6 +108,16 @@ def load_answerer(
         f"{directory}: holds {name or 'nothing'}, which neither labels texts nor fills masks; "
         "give a pre-trained GlyphCRM or a model that `glyphcrm finetune --keep-model best` has kept"
     )
+
+
+def check_labels(directory: Path, classifier: Classifier) -> None:
+    """Raise `UserError` for a model that gives a number: it has one label, of which any text is wholly sure."""
+    problem = classifier.model.config.problem_type
+    if problem == "regression" or (len(classifier.labels) == 1 and problem != "multi_label_classification"):
+        raise UserError(
+            f"{directory}: gives a number, not labels; ask it with transformers' pipeline('text-classification', ..., "
+            "function_to_apply='none')"
+        )
 
 
 def check_tags(directory: Path, tags: Iterable[str]) -> None:

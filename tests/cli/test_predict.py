@@ -15,7 +15,9 @@ import torch
 from glyphcrm.answers import spans
 from glyphcrm.checkpoint import save_checkpoint
 from glyphcrm.cli.entry import main
+from glyphcrm.configuration import preset
 from glyphcrm.finetuning.models import Reading
+from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import (
     GlyphCRMForPreTraining,
     GlyphCRMForSequenceClassification,
@@ -24,7 +26,7 @@ from glyphcrm.modeling import (
 )
 from glyphcrm.tokenization import GlyphCRMTokenizer
 from glyphcrm.tokens import SPECIAL_TOKENS
-from tests.classic import READ_ONLY, TEXT
+from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 SHIPPED = str(Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -217,6 +219,37 @@ def test_configurations_that_it_cannot_answer_by(
     assert main(["predict", "--model", directories["tagger"], "天 地"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {directories['tagger']}") and complaint in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels"),
+    [(None, ["LABEL_0"]), ("regression", ["x"]), ("regression", ["x", "y"])],
+)
+def test_a_model_that_gives_a_number_labels_nothing(
+    atlas: GlyphAtlas,
+    tokenizer: GlyphCRMTokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    problem: str | None,
+    labels: list[str],
+) -> None:
+    config = preset("nano", vocab_size=VOCABULARY_SIZE)
+    config.problem_type, config.id2label = problem, dict(enumerate(labels))
+    save_checkpoint(GlyphCRMForSequenceClassification.from_atlas(config, atlas), tokenizer, tmp_path / "number")
+    assert main(["predict", "--json", "--model", str(tmp_path / "number"), "天地"]) == 2
+    out, error = capsys.readouterr()
+    assert not out and error.startswith(f"error: {tmp_path / 'number'}: gives a number, not labels; ask it with")
+    assert error.count("\n") == 1
+
+
+def test_one_label_of_several_at_once_is_an_answer(
+    atlas: GlyphAtlas, tokenizer: GlyphCRMTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = preset("nano", vocab_size=VOCABULARY_SIZE)
+    config.problem_type, config.id2label = "multi_label_classification", {0: "spam"}
+    save_checkpoint(GlyphCRMForSequenceClassification.from_atlas(config, atlas), tokenizer, tmp_path / "model")
+    (answer,) = answers(capsys, "--model", str(tmp_path / "model"), "天地")
+    assert 0 < answer["probabilities"]["spam"] < 1  # type: ignore[index]
 
 
 def test_a_configuration_without_return_dict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
