@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from glyphcrm.checkpoint import load_checkpoint
 from glyphcrm.config_file import architecture_of, read_config
 from glyphcrm.errors import UserError, listed
-from glyphcrm.finetuning.encoding import encode
+from glyphcrm.finetuning.encoding import Feature, encode
 from glyphcrm.finetuning.models import CLASSIFIERS, TAGGERS, Reading, load_bert_for_masked_lm, load_finetuned
 from glyphcrm.finetuning.prediction import OUTSIDE, collator_for, predict
 from glyphcrm.modeling import GlyphCRMForMaskedLM
@@ -148,20 +148,26 @@ class Classifier(FineTuned):
         first, tab, second = text.partition("\t")
         for part in (first, second) if tab else (first,):
             self.check(part, where)
-        example = TextExample(first, self.labels[0], second if tab else None)
-        kind = Kind.PAIR if tab else Kind.SENTENCE
-        reading = self.reading if not tab else replace(self.reading, truncation="head")
-        (feature,) = encode(self.tokenizer, [example], kind, self.labels, **asdict(reading))
+        feature = self.read(first, second if tab else None)
         batch = collator_for(self.model)([feature])
         del batch["labels"]
         logits = self.model(**{key: value.to(self.model.device) for key, value in batch.items()}).logits[0].float()
         several = self.model.config.problem_type == "multi_label_classification"
         shares = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
         ranked = tuple(sorted(zip(self.labels, shares, strict=True), key=lambda pair: -pair[1]))
-        read = "the first" if reading.truncation == "head" else "at its beginning and its end"
-        note = f"too long: {read} {reading.max_length} tokens were read" if feature.truncated else ""
+        read = "the first" if tab or self.reading.truncation == "head" else "at its beginning and its end"
+        note = f"too long: {read} {self.reading.max_length} tokens were read" if feature.truncated else ""
         as_json = {"text": text, "label": ranked[0][0], "probabilities": dict(ranked)}
         return Answer(text, as_json, choices=(ranked[:SHOWN_LABELS],), note=note)
+
+    def read(self, text: str, pair: str | None = None) -> Feature:
+        """Return what the model reads of a text, or of two: as in training, so of a pair the head."""
+        reading = self.reading if pair is None else replace(self.reading, truncation="head")
+        kind = Kind.SENTENCE if pair is None else Kind.PAIR
+        (feature,) = encode(
+            self.tokenizer, [TextExample(text, self.labels[0], pair)], kind, self.labels, **asdict(reading)
+        )
+        return feature
 
 
 class Tagger(FineTuned):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from glyphcrm.answers import MASKS, Answerer, Filler, Tagger
+from glyphcrm.answers import MASKS, Answerer, Classifier, Filler, Tagger
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.raster import IMAGE_SIZE, pack, unpack
 from glyphcrm.modeling import GlyphCRMPreTrainedModel
@@ -35,7 +35,7 @@ class Heat:
 
 @dataclass(frozen=True, eq=False)
 class HeatMap:
-    """An answer, its probability, and what the text's tokens have to do with it, [CLS] and [SEP] left out."""
+    """An answer, its probability, and what the tokens that are read have to do with it, [CLS] and [SEP] left out."""
 
     answer: str
     share: float
@@ -148,9 +148,11 @@ def _asked(answerer: Answerer, text: str) -> tuple[Question, str]:
     tokenizer, model = answerer.tokenizer, cast(GlyphCRMPreTrainedModel, answerer.model)
     answerer.check(text, "the text")
     place: int | None = None
-    if isinstance(answerer, Filler):
+    if isinstance(answerer, Classifier):
+        ids = torch.from_numpy(answerer.read(text).input_ids).to(model.device)
+    else:
         text = text.replace(MASKS[1], str(tokenizer.mask_token))
-    ids = tokenizer(text, return_tensors="pt")["input_ids"][0].to(model.device)
+        ids = tokenizer(text, return_tensors="pt")["input_ids"][0].to(model.device)
     if isinstance(answerer, Filler):
         masks = (ids == tokenizer.mask_token_id).nonzero()
         if not len(masks):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from glyphcrm.answers import Answer
+from glyphcrm.answers import Answer, load_answerer
 from glyphcrm.errors import UserError
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForMaskedLM
@@ -156,6 +157,21 @@ def test_the_gradient_is_the_change_when_ink_grows(models: Models, name: str, te
     assert not heat[models.atlas.pictures(models.atlas.rows["天"]) == 0].any()
     assert (heat != found.tokens[0].heat).any()
     assert not model.glyph_model.hanglyph.stem._forward_pre_hooks
+
+
+@pytest.mark.parametrize("truncation", ["head", "head+tail"])
+def test_a_heat_map_is_of_what_the_model_reads(directories: dict[str, Path], tmp_path: Path, truncation: str) -> None:
+    """Of a model that was fine-tuned on eight tokens these, though it has room for more; as its answer is."""
+    shutil.copytree(directories["judge"], tmp_path / "judge")
+    path = tmp_path / "judge" / "config.json"
+    reading = {"max_length": 8, "truncation": truncation}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "reading": reading}))
+    answerer = load_answerer(tmp_path / "judge", 5)
+    text = TEXT[:24]
+    answer, found = answerer(text, "the text"), heat_map(answerer, text, "gradient")
+    kept = text[:6] if truncation == "head" else text[:2] + text[-4:]
+    assert "".join(token.token for token in found.tokens) == kept and answer.note
+    assert (found.answer, pytest.approx(found.share, abs=1e-5)) == answer.choices[0][0]
 
 
 @pytest.mark.parametrize("source", SOURCES)
