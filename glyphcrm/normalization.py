@@ -42,9 +42,12 @@ COMPATIBILITY_BLOCKS = (
 )
 VOICED_MARKS = {"ﾞ": "\u3099", "ﾟ": "\u309a"}  # half-width ones; NFKC composes them with the kana before
 # What is never dropped and never joins the character before it: nearly all text, told at once.
-_PLAIN = re.compile(
-    "[!-~¡-¬®-\u02ff‐-‧‰-⁞①-⩿⺀-⿿、-〩〰-\u3098゛-\u4dff一-鿿\uac00-\ud7a3！-ﾝ\U00020000-\U0002f7ff\U00030000-\U0003ffff]*"
+_PLAIN_RANGES = (
+    "!-~¡-¬®-\u02ff‐-‧‰-⁞①-⩿⺀-⿿、-〩〰-\u3098゛-\u4dff一-鿿\uac00-\ud7a3！-ﾝ"
+    "\U00020000-\U0002f7ff\U00030000-\U0003ffff"
 )
+_PLAIN = re.compile(f"[{_PLAIN_RANGES}]*")
+_MAY_JOIN = re.compile(f"[^{_PLAIN_RANGES}{''.join(f'{chr(first)}-{chr(last)}' for first, last in DROPPED)}]")
 
 
 def is_dropped(char: str) -> bool:
@@ -109,6 +112,11 @@ def clusters(text: str) -> list[tuple[int, int]]:
             cluster = char
             ranges.append((i, i + 1))
     return ranges
+
+
+def wide_clusters(text: str) -> list[tuple[int, int]]:
+    """Return those of `clusters` that take in more than one code point; of most texts, that there are none, at once."""
+    return [(start, end) for start, end in clusters(text) if end > start + 1] if _MAY_JOIN.search(text) else []
 
 
 def _joins(cluster: str, char: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import threading
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from glyphcrm.charsmap import precompiled
 from glyphcrm.errors import UserError, shown
 from glyphcrm.loader_file import in_loader, write_loader
-from glyphcrm.normalization import DROPPED, clusters, normalize, stand_ins
+from glyphcrm.normalization import DROPPED, normalize, stand_ins, wide_clusters
 from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -44,8 +45,9 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
 
     It is a fast tokenizer, on the `tokenizers` library, with all that these have: `word_ids()` (each character a
     word), `char_to_token`, overflow with a stride, offsets. Offsets are ranges of code points of the text as
-    it was given; the token of a letter has its accents, jamo and what lies between them in its range. Ids do not
-    depend on what else is asked for, and several threads may call one tokenizer. Ids that are no row decode to [UNK].
+    it was given; the token of a letter has its accents, jamo and what lies between them in its range, and lookups
+    such as `char_to_token` go by these ranges. Ids do not depend on what else is asked for, and several threads may
+    call one tokenizer. Ids that are no row decode to [UNK].
 
     `vocab_file` is UTF-8, each line the token of an atlas row. It alone decides about rows: ``tokenizer.json``, which
     is saved beside it for other programs, is read for added tokens only.
@@ -190,9 +192,7 @@ class GlyphCRMTokenizer(PreTrainedTokenizerFast):
                 if (whole, whole_pair) == (text, text_pair):
                     raise
                 encoding = super()._encode_plus(whole, whole_pair, *args, **kwargs)
-        if "offset_mapping" in encoding:
-            samples = _samples(text, text_pair, bool(kwargs.get("is_split_into_words")))
-            _stretch_over_clusters(encoding, samples)
+        _stretch_over_clusters(encoding, _samples(text, text_pair, bool(kwargs.get("is_split_into_words"))))
         return encoding
 
     def _decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:
@@ -273,24 +273,39 @@ def _samples(text: Any, text_pair: Any, words: bool) -> list[tuple[Any, ...]]:
 
 
 def _stretch_over_clusters(encoding: BatchEncoding, samples: Sequence[tuple[Any, ...]]) -> None:
-    """Let offsets take in all of the cluster that they begin in, where the backend tells its first character."""
+    """Let offsets take in all of the cluster that they begin in, where the backend tells its first character.
+
+    Those of `encoding.encodings`, which lookups such as `char_to_token` read, and "offset_mapping", if there is one.
+    """
     clusters_of = functools.cache(_wide_clusters)
-    offsets: Any = encoding["offset_mapping"]
+    encodings = encoding.encodings or []
+    origin = encoding.get("overflow_to_sample_mapping", range(len(encodings)))
+    offsets: Any = encoding.get("offset_mapping")
     single = isinstance(offsets, list) and not (offsets and isinstance(offsets[0], list))  # it has no batch axis
     rows = [offsets] if single else offsets
-    origin = encoding.get("overflow_to_sample_mapping", range(len(rows)))
-    for row, sample, tokens in zip(rows, origin, encoding.encodings or (), strict=True):
-        if not any(clusters_of(text) for part in samples[int(sample)] for text in _texts(part)):
+    for number, (tokens, place) in enumerate(zip(encodings, origin, strict=True)):
+        sample = samples[int(place)]
+        if not any(clusters_of(text) for part in sample for text in _texts(part)):
             continue
+        stretched = list(tokens.offsets)
         for i, (part, word) in enumerate(zip(tokens.sequence_ids, tokens.word_ids, strict=True)):
-            if part is None:
-                continue
-            source = samples[int(sample)][part]
-            found = clusters_of(source if isinstance(source, str) else source[word]).get(int(row[i][0]))
-            if found is not None and isinstance(row, list):
-                row[i] = found
-            elif found is not None:
-                row[i][0], row[i][1] = found
+            if part is not None:
+                source = sample[part]
+                of_text = clusters_of(source if isinstance(source, str) else source[word])
+                stretched[i] = of_text.get(stretched[i][0], stretched[i])
+        encodings[number] = _with_offsets(tokens, stretched)
+        if rows is not None and isinstance(rows[number], list):
+            rows[number][:] = stretched
+        elif rows is not None:
+            for i, (start, end) in enumerate(stretched):
+                rows[number][i][0], rows[number][i][1] = start, end
+
+
+def _with_offsets(tokens: Encoding, offsets: Sequence[tuple[int, int]]) -> Encoding:
+    """Return a copy of what the backend has found with other offsets: it has no setter, but is pickled as JSON."""
+    copy = Encoding()
+    copy.__setstate__(json.dumps({**json.loads(tokens.__getstate__()), "offsets": offsets}).encode())
+    return copy
 
 
 def _texts(part: Any) -> Sequence[str]:
@@ -298,4 +313,4 @@ def _texts(part: Any) -> Sequence[str]:
 
 
 def _wide_clusters(text: str) -> dict[int, tuple[int, int]]:
-    return {i: (start, end) for start, end in clusters(text) if end > start + 1 for i in range(start, end)}
+    return {i: (start, end) for start, end in wide_clusters(text) for i in range(start, end)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer
@@ -120,6 +120,30 @@ def test_offsets_take_in_accents_in_batches_words_and_overflow(tokenizer: GlyphC
         ):
             assert part != 1 or token in (contexts[sample][start:end], "[UNK]")
             assert part != 1 or normalize(contexts[sample][start:end]) != "e"
+
+
+@given(first=texts, second=texts, returned=st.sampled_from([None, "np", "pt"]))
+@example(first="叫Rene\u0301", second="か\u3099e\u200b\u0301z\u0304", returned=None)
+def test_lookups_agree_with_offsets(
+    tokenizer: GlyphCRMTokenizer, first: str, second: str, returned: str | None
+) -> None:
+    """Of a token the range is that of offset_mapping; of each code point in it the first token with that range."""
+    asked = tokenizer(first, second, return_offsets_mapping=True, return_tensors=returned)
+    ranges = asked["offset_mapping"] if returned is None else asked["offset_mapping"][0].tolist()
+    ranges = [tuple(pair) for pair in ranges]
+    unasked = tokenizer(first, second)
+    assert "offset_mapping" not in unasked
+    for encoding in (asked, unasked, pickle.loads(pickle.dumps(asked)), asked.to("cpu")):
+        for part, text in enumerate((first, second)):
+            tokens = [i for i, found in enumerate(encoding.sequence_ids()) if found == part]
+            assert [tuple(encoding.token_to_chars(i)) for i in tokens] == [ranges[i] for i in tokens]
+            for place in range(len(text)):
+                holds = next((i for i in tokens if ranges[i][0] <= place < ranges[i][1]), None)
+                assert encoding.char_to_token(place, sequence_index=part) == holds
+                word = encoding.char_to_word(place, sequence_index=part)
+                assert word == (None if holds is None else encoding.word_ids()[holds])
+                span = None if word is None else encoding.word_to_chars(word, sequence_index=part)
+                assert span is None or span.start <= place < span.end
 
 
 def test_words_and_characters_of_tokens(tokenizer: GlyphCRMTokenizer) -> None:
