@@ -80,10 +80,11 @@ def unknown_to_bert(vocabulary: Path) -> IsUnknown:
 
 
 def beyond(tokenizer: GlyphCRMTokenizer, size: int) -> IsUnknown:
-    """Return the test of a GlyphCRM's first `size` atlas rows.
+    """Return the test of a GlyphCRM's first `size` atlas rows: whether its tokenizer makes [UNK] or another row of it.
 
     `size` is `tokenizer.vocab_size` for what the model reads, and its configuration's `vocab_size` for what it
-    predicts, which is all that a BERT of the same vocabulary reads.
+    predicts, which is all that a BERT of the same vocabulary reads. A character that is read as its compatibility form
+    (㎡ as m2) is known if all of that is.
     """
-    known = frozenset(tokenizer.tokens[:size])
-    return lambda char: char not in known
+    unknown = tokenizer.unk_token_id
+    return lambda char: any(i == unknown or i >= size for i in tokenizer.encode_characters(char).tolist())

@@ -91,6 +91,17 @@ def test_our_counts_are_those_of_ids(tokenizer: GlyphCRMTokenizer, text: str) ->
     assert predict["unknown_tokens"] == sum(i == tokenizer.unk_token_id or i >= VOCABULARY_SIZE for i in ids)
 
 
+def test_what_is_read_as_its_compatibility_form_is_known(tokenizer: GlyphCRMTokenizer) -> None:
+    is_unknown = beyond(tokenizer, tokenizer.vocab_size)
+    assert {char: is_unknown(char) for char in "⽇⾦⻩⼈㎡"} == {
+        **dict.fromkeys("⽇⾦⻩", False),  # 日 金 黄, of the vocabulary
+        **dict.fromkeys("⼈㎡", True),
+    }
+    (found,) = count_unknown("made up", ["天⽇⼈"], {"read": is_unknown})
+    ids = tokenizer("天⽇⼈", add_special_tokens=False)["input_ids"]
+    assert found["unknown_tokens"] == ids.count(tokenizer.unk_token_id) == 1
+
+
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
