@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glyphcrm.glyphs.fonts import default_font
-from glyphcrm.training.figures import BLUE, PALE, RED, new_figure, save_figure, unframe
+from glyphcrm.training.figures import BLUE, PALE, RED, new_figure, save_figure, unframe, written
 
 LABELS_SHOWN = 40  # more would not be legible
 LONGEST_LABEL = 16
@@ -37,16 +36,16 @@ def draw_confusion_matrix(
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [_short(label) for label in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor", fontproperties=_font())
-    axes.set_yticks(range(len(shown)), names, fontproperties=_font())
-    font = _font(9 if counts.max() < 1000 else 7.5)
+    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", rotation_mode="anchor", **written())
+    axes.set_yticks(range(len(shown)), names, **written())
+    look = written(9 if counts.max() < 1000 else 7.5)
     for row, column in np.argwhere(counts):
         colour = "white" if shares[row, column] > 0.5 else "black"
         number = f"{counts[row, column]}"
-        axes.text(column, row, number, ha="center", va="center", color=colour, fontproperties=font)
-    axes.set_xlabel("predicted", fontproperties=_font())
-    axes.set_ylabel("gold", fontproperties=_font())
-    axes.set_title(title, fontproperties=_font(11))
+        axes.text(column, row, number, ha="center", va="center", color=colour, **look)
+    axes.set_xlabel("predicted", **written())
+    axes.set_ylabel("gold", **written())
+    axes.set_title(title, **written(11))
     save_figure(figure, path)
 
 
@@ -59,23 +58,16 @@ def draw_entity_scores(scores: dict[str, dict[str, float]], title: str, path: Pa
         values = [entity[name] for entity in scores.values()]
         places = np.arange(len(scores)) + (offset - 1) * width
         bars = axes.bar(places, values, width * 0.94, color=colour, label="F1" if name == "f1" else name)
-        axes.bar_label(bars, [f"{value:.1%}" for value in values], fontproperties=_font(7), padding=2)
+        axes.bar_label(bars, [f"{value:.1%}" for value in values], **written(7), padding=2)
     names = [f"{_short(name)}\n{entity['support']:.0f} in the test set" for name, entity in scores.items()]
-    axes.set_xticks(range(len(scores)), names, fontproperties=_font())
+    axes.set_xticks(range(len(scores)), names, **written())
     axes.set_ylim(0, 1.15)
     unframe(axes, grid="y")
     axes.set_axisbelow(True)
-    axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)], fontproperties=_font())
-    axes.legend(frameon=False, prop=_font(8), ncols=3, loc="upper right")
-    axes.set_title(title, fontproperties=_font(11))
+    axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)], **written())
+    axes.legend(frameon=False, prop=written(8)["fontproperties"], ncols=3, loc="upper right")
+    axes.set_title(title, **written(11))
     save_figure(figure, path)
-
-
-def _font(size: float = 9):  # type: ignore[no-untyped-def]
-    """Return the font of names: matplotlib's own lacks Chinese."""
-    from matplotlib.font_manager import FontProperties
-
-    return FontProperties(fname=str(default_font().path), size=size)
 
 
 def _short(label: str) -> str:

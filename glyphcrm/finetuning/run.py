@@ -85,8 +85,8 @@ def _finetune(options: FinetuneOptions, data: RunData | None, machine: Machine) 
         raise
     summary = summarise(options, data, results)
     if machine.is_first:
-        draw_chart(options, data, best(results))
         write_json(options.run_dir / SUMMARY_FILE, asdict(summary))
+        draw_chart(options, data, best(results))
     return summary
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glyphcrm.files import write_atomically
+from glyphcrm.glyphs.fonts import default_font
 
 PAUSE = 5.0  # times as slow as half of a run's steps: the machine slept, or the process was stopped
 BLUE, PALE, RED = "#1f4e8c", "#9db8d9", "#c8452d"
@@ -36,6 +37,13 @@ def save_figure(figure: Any, path: Path) -> None:
     content = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
     write_atomically(path, content.getvalue())
+
+
+def written(size: float = 9) -> dict[str, Any]:
+    """Return how matplotlib is to write what users name: in a font with Chinese, as its own has none, and no formulas."""
+    from matplotlib.font_manager import FontProperties
+
+    return {"fontproperties": FontProperties(fname=str(default_font().path), size=size), "parse_math": False}
 
 
 def unframe(axes: Any, grid: str = "both") -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from glyphcrm.errors import UserError
+from glyphcrm.finetuning import charts
 from glyphcrm.finetuning.charts import draw_confusion_matrix, draw_entity_scores
 
 
@@ -33,6 +35,23 @@ def test_chinese_names_are_drawn_and_nothing_is_cut_off(tmp_path: Path) -> None:
         scores = {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 12.0}
         draw_entity_scores({"地点": scores, "ORG": scores}, "名字\ntest", tmp_path / "entities.png")
         assert margin(tmp_path / "entities.png") > 0
+
+
+@pytest.mark.parametrize("name", ["$50_$100", "$$", "$0-$50", "(^$_$^)", "$5元_优惠$", "\\$"])
+def test_a_dollar_is_drawn_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In labels, types of entities and titles; as a formula it is an error, or another name."""
+    figures: list[Any] = []
+    save = charts.save_figure
+    monkeypatch.setattr(charts, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path)))
+    scores = {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 12.0}
+    draw_confusion_matrix([name, "a"], ["a", name], [name, "a"], name, tmp_path / "matrix.png")
+    draw_entity_scores({name: scores}, name, tmp_path / "entities.png")
+    for figure in figures:
+        (axes,) = figure.axes
+        for text in (axes.title, axes.get_xticklabels()[0]):
+            drawn = text.get_window_extent().width
+            text.set_text(text.get_text().replace("$", "€").replace("\\", "/"))  # of like width, and no formula
+            assert drawn == pytest.approx(text.get_window_extent().width, rel=0.1)
 
 
 def test_a_full_disk_leaves_the_chart_that_was_there(tmp_path: Path) -> None:

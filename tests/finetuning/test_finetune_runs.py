@@ -257,6 +257,18 @@ def test_a_run_that_could_not_write_its_result_trains_no_further_step(
     assert same_end(run, undisturbed_bert)
 
 
+def test_a_chart_that_cannot_be_written_leaves_the_scores(
+    undisturbed_bert: Path, sentiment: Path, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed_bert, run)
+    for name in ("summary.json", "chart.png"):
+        (run / name).unlink()
+    (run / "chart.png").mkdir()
+    assert main(command(sentiment, directories["bert"], run, "--keep-model", "best")) == 2
+    assert json.loads((run / "summary.json").read_text())["test"]["accuracy"]["mean"] > 0
+
+
 def test_two_processes_and_micro_batches_score_as_one(
     sentiment: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
