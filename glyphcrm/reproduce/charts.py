@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glyphcrm.training.figures import BLUE, RED, curve, new_figure, save_figure, unframe
+from glyphcrm.training.figures import BLUE, RED, curve, new_figure, save_figure, unframe, written
 
 COLOURS = {"glyphcrm": RED, "bert": BLUE}
 NAMES = {"glyphcrm": "GlyphCRM", "bert": "BERT"}
@@ -46,9 +46,9 @@ def draw_scores(spreads: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pa
             label=NAMES[arch],
             error_kw={"linewidth": 1, "ecolor": "#333333"},
         )
-    axes.set_yticks(range(len(spreads)), list(spreads), fontsize=9)
+    axes.set_yticks(range(len(spreads)), list(spreads), **written())
     axes.invert_yaxis()
-    axes.set(xlabel="test accuracy, or entity F1 for NER (%)", xlim=(0, 100))
+    axes.set(xlabel="test score (%)", xlim=(0, 100))
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     save_figure(figure, path)
 
@@ -75,7 +75,7 @@ def draw_robustness(
             low = min(low, *(p - error for p, error in zip(percents, errors, strict=True)))
             high = max(high, *(p + error for p, error in zip(percents, errors, strict=True)))
         axes.set_xticks(shares)
-        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_title(title, loc="left", **written())
         ends.append((low, high))
     span = 1.1 * max(high - low for low, high in ends)
     for axes, (low, high) in zip(panels, ends, strict=True):

@@ -40,7 +40,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def written(size: float = 9) -> dict[str, Any]:
-    """Return how matplotlib is to write what users name: in a font with Chinese, as its own has none, and no formulas."""
+    """Return how matplotlib is to write what users name: in a font with Chinese, which its own lacks; no formulas."""
     from matplotlib.font_manager import FontProperties
 
     return {"fontproperties": FontProperties(fname=str(default_font().path), size=size), "parse_math": False}
