@@ -14,6 +14,7 @@ from glyphcrm.cli.arguments import add_counts_from, add_top
 from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
+from glyphcrm.normalization import is_blank
 
 if TYPE_CHECKING:
     from glyphcrm.answers import Answer
@@ -66,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield where each text stands, and the text; blank lines are left out."""
+    """Yield where each text stands, and the text; lines without a character that is read are left out."""
     if arguments.text:
         for number, text in enumerate(arguments.text, 1):
             # What a shell passes on and is no UTF-8 could be neither read nor printed.
@@ -79,7 +80,7 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         print("type texts, one a line; Ctrl-D ends", file=sys.stderr)
     lines = read_lines(arguments.file) if arguments.file else lines_of(sys.stdin.buffer, name)
     for number, line in enumerate(lines, 1):
-        if line.strip():
+        if not is_blank(line):
             yield _checked(f"{name}:{number}", line)
 
 

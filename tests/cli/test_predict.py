@@ -177,7 +177,7 @@ def test_masks_are_filled_with_characters_alone(
 def test_texts_of_a_file_and_of_standard_input(
     directories: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = "\ufeff天地玄黄\r\n\n宇宙洪荒\n"
+    lines = "\ufeff天地玄黄\r\n\n\u200b\n\u3000\ufeff\n宇宙洪荒\n"
     (tmp_path / "texts").write_text(lines, encoding="utf-8")
     of_file = answers(capsys, "--model", directories["classifier"], "--file", str(tmp_path / "texts"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
@@ -292,7 +292,7 @@ def test_what_is_wrong_is_one_line(
     Path("long").write_text("天\n" + "地" * 1_000_000, encoding="utf-8")
     Path("gbk").write_bytes("a\n天地\n".encode("gbk"))
     Path("latin").write_bytes("天\n".encode() + b"\xe9\n")
-    Path("blank").write_text("\n \n")
+    Path("blank").write_text("\n \n\u200b\n", encoding="utf-8")
     assert main(["predict", "--model", directories.get(where, where), *words]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
