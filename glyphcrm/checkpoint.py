@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from glyphcrm.config_file import architecture_of, read_config
 from glyphcrm.configuration import GlyphCRMConfig
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, listed
 from glyphcrm.files import whole_directory
 from glyphcrm.glyphs.atlas import GlyphAtlas, bitmaps_digest, tokens_digest
 from glyphcrm.modeling.glyph_vectors.file import VECTORS_FILE
@@ -29,6 +30,8 @@ from glyphcrm.tokens import VOCABULARY_FILE, read_vocabulary
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # of weights in several files
+LARGEST_INDEX = 1 << 26  # bytes
 TABLE = "glyph_table."
 # Of what transformers reads in a model's directory: configuration, weights (whole, in parts, pickled), adapters,
 # tokenizer. No code is read.
@@ -157,6 +160,26 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: GlyphCRMTokenizer, where:
         )
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint: one, or those that an index names, as transformers looks for them.
+
+    Raises:
+        UserError: the index cannot be read, or names a file that is not beside it.
+    """
+    index = directory / INDEX_FILE
+    if (directory / WEIGHTS_FILE).exists() or not index.exists():
+        return [directory / WEIGHTS_FILE]
+    try:
+        with open(index, "rb") as file:
+            names = sorted(set(json.loads(file.read(LARGEST_INDEX))["weight_map"].values()))
+        others = [name for name in names if Path(name).name != name or not (directory / name).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: no index of weights ({type(error).__name__}); copy it again") from error
+    if others:
+        raise UserError(f"{index}: names {listed(others)}, not in this directory; copy all files of the checkpoint")
+    return [directory / name for name in names]
+
+
 def load_atlas(directory: Path) -> GlyphAtlas:
     """Return the atlas inside a checkpoint directory, without loading the model; raise `UserError` if it is damaged."""
     try:
@@ -166,12 +189,16 @@ def load_atlas(directory: Path) -> GlyphAtlas:
     except Exception as error:  # whatever a damaged configuration makes transformers raise
         raise UserError(f"{directory}: no config.json that can be read ({type(error).__name__})") from error
     tokens = read_vocabulary(directory / VOCABULARY_FILE)
+    table: dict[str, np.ndarray] = {}
+    path = directory / WEIGHTS_FILE
     try:
-        with safe_open(directory / WEIGHTS_FILE, framework="np") as file:
-            names = {name.rpartition(TABLE)[2]: name for name in file.keys() if TABLE in name}  # noqa: SIM118
-            bitmaps, sources = (file.get_tensor(names[part]) for part in ("bitmaps", "sources"))
+        for path in weight_files(directory):
+            with safe_open(path, framework="np") as file:
+                names = [name for name in file.keys() if TABLE in name]  # noqa: SIM118
+                table |= {name.rpartition(TABLE)[2]: file.get_tensor(name) for name in names}
+        bitmaps, sources = table["bitmaps"], table["sources"]
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{directory / WEIGHTS_FILE}: truncated, or no GlyphCRM weights ({error})") from error
+        raise UserError(f"{path}: truncated, or no GlyphCRM weights ({error})") from error
     atlas = GlyphAtlas(tokens, np.asarray(bitmaps), tuple(config.glyph_fonts or ()), np.asarray(sources))
     if (tokens_digest(tokens), bitmaps_digest(atlas.bitmaps)) != (config.tokens_sha256, config.bitmaps_sha256):
         raise UserError(f"{directory}: weights and {VOCABULARY_FILE} do not match config.json; copy it again")

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from glyphcrm.checkpoint import WEIGHTS_FILE, load_atlas
+from glyphcrm.checkpoint import WEIGHTS_FILE, load_atlas, weight_files
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.errors import UserError
 from glyphcrm.files import whole_directory
@@ -27,19 +27,23 @@ def convert_half(directory: Path, out: Path) -> None:
     Integers, such as the atlas, stay as they are. The configuration's `dtype` stays too, so that
     `from_pretrained` casts the weights back to what the model was trained in.
 
-    Raises `UserError`: no checkpoint with one safetensors file, pictures without the digest that config.json has, a
+    Weights in several safetensors files become one.
+
+    Raises `UserError`: no checkpoint with safetensors files, pictures without the digest that config.json has, a
     weight beyond float16's range, or `out` cannot be written.
     """
-    source = directory / WEIGHTS_FILE
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("config.json holds no object")
         if config.get("model_type") == GlyphCRMConfig.model_type:
             load_atlas(directory)
-        with safe_open(source, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors: dict[str, torch.Tensor] = {}
+        metadata: dict[str, str] | None = None
+        for source in weight_files(directory):
+            with safe_open(source, framework="pt") as file:
+                metadata = file.metadata()
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except UserError:
         raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
@@ -48,7 +52,9 @@ def convert_half(directory: Path, out: Path) -> None:
         if tensor.is_floating_point():
             halved = tensor.half()
             if not torch.isfinite(halved).all():
-                raise UserError(f"{source}: {name} has values that float16 cannot hold; keep the checkpoint as it is")
+                raise UserError(
+                    f"{directory}: {name} has values that float16 cannot hold; keep the checkpoint as it is"
+                )
             tensors[name] = halved
     config.setdefault("dtype", "float32")
     with whole_directory(out) as temporary:
