@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from glyphcrm.tasks.readers import BIO_TAG
 MASKS = ("[MASK]", "▢")
 FILLERS = {HEADS[auto_class].__name__ for auto_class in ("AutoModelForPreTraining", "AutoModelForMaskedLM")}
 BERT_FILLERS = {"BertForPreTraining", "BertForMaskedLM"}
+NO_ANSWER = re.compile(r"##.+|\[.+\]")  # of a BERT's vocabulary: ##ing, [unused1]
 SHOWN_LABELS = 5
 
 
@@ -203,7 +205,10 @@ class Filler(Answerer):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, top: int) -> None:
         super().__init__(model, tokenizer)
         ids = torch.arange(model.config.vocab_size, device=model.device)
-        known = model.predicts(ids) if isinstance(model, GlyphCRMForMaskedLM) else ids >= 0
+        known = model.predicts(ids) if isinstance(model, GlyphCRMForMaskedLM) else ids < len(tokenizer)
+        if not isinstance(model, GlyphCRMForMaskedLM):  # pieces of words, and places kept for tokens to come
+            tokens = tokenizer.convert_ids_to_tokens(ids[known].tolist())
+            known[[i for i, token in enumerate(tokens) if NO_ANSWER.fullmatch(str(token))]] = False
         known[[i for i in tokenizer.all_special_ids if i < len(known)]] = False  # [UNK] fills no gap
         self._answers = ids[known]
         self.top = min(top, len(self._answers))

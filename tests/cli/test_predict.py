@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from glyphcrm.answers import spans
 from glyphcrm.checkpoint import save_checkpoint
@@ -172,6 +173,21 @@ def test_masks_are_filled_with_characters_alone(
     (found,) = answer["masks"]  # type: ignore[misc]
     assert sorted(char for char, _ in found) == sorted(TEXT + READ_ONLY[2])  # type: ignore[has-type]
     assert answer["filled"][-1] == found[0][0] and 0 < sum(share for _, share in found) < 0.95  # type: ignore[index, has-type]
+
+
+def test_a_bert_fills_masks_with_no_pieces_of_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor with places that its vocabulary keeps for tokens to come, nor with rows that have no token."""
+    tokens = [*SPECIAL_TOKENS, "[unused1]", "天", "地", "#", "[", "##天", "##ing", "]"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertForMaskedLM(BertConfig(vocab_size=len(tokens) + 3, **sizes))
+    with torch.no_grad():
+        bert.cls.predictions.bias[[tokens.index(token) for token in ("[unused1]", "##天", "##ing")]] = 9.0
+        bert.cls.predictions.bias[len(tokens) :] = 9.0
+    save_checkpoint(bert, BertTokenizer.from_pretrained(tmp_path), tmp_path / "bert")
+    (answer,) = answers(capsys, "--model", str(tmp_path / "bert"), "--top", "99", "天[MASK]")
+    (found,) = answer["masks"]  # type: ignore[misc]
+    assert sorted(token for token, _ in found) == sorted("天地#[]")  # type: ignore[has-type]
 
 
 def test_texts_of_a_file_and_of_standard_input(
