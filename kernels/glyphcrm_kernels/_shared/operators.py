@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import _SingleLevelFunction, once_differentiable
+from torch.autograd.function import _SingleLevelFunction
 
 # The types of what an eager call passes; a subclass of Tensor is none of them.
 EAGER_TYPES = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, list, torch.dtype})
@@ -49,6 +49,7 @@ class Operator:
         self._public = _first if results == 1 else lambda outputs: outputs[:results]
         self._has_more = results is not None
         self.custom = torch.library.custom_op(name, mutates_args=())(body)
+        self.custom.register_autograd(_refuse)
         self._name = name.partition("::")[2]
         self._overload = getattr(torch.ops.glyphcrm, self._name).default
         self._function: Any = None
@@ -56,8 +57,10 @@ class Operator:
     def __call__(self, *inputs: Any) -> Any:
         if not is_eager(inputs):
             outputs = self._overload(*inputs)
-        elif self._function is None or not torch.is_grad_enabled():
+        elif not torch.is_grad_enabled():
             outputs = self.body(*inputs)
+        elif self._function is None:  # in a backward that is recorded; it takes no second derivative
+            outputs = self._overload(*inputs)
         else:
             return self._function.apply(*inputs)
         return self._public(outputs) if self._has_more else outputs
@@ -68,9 +71,13 @@ class Operator:
         return fake
 
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-        """Take the derivative; as the method of a custom operator. A second derivative is refused."""
+        """Take the derivative; as the method of a custom operator.
+
+        `backward` calls operators without a derivative, which are refused, and operations of PyTorch's. So a second
+        derivative is refused, or right where it needs the latter alone.
+        """
         self.custom.register_autograd(backward, setup_context=setup_context)
-        body, public, has_more, refusing = self.body, self._public, self._has_more, once_differentiable(backward)
+        body, public, has_more = self.body, self._public, self._has_more
 
         def forward(ctx: Any, *inputs: Any) -> Any:
             outputs = body(*inputs)
@@ -78,7 +85,7 @@ class Operator:
             return public(outputs) if has_more else outputs
 
         def differentiate(ctx: Any, *gradients: Any) -> Any:
-            return (refusing if torch.is_grad_enabled() else backward)(ctx, *gradients)
+            return backward(ctx, *gradients)
 
         rules = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
         # The base of `torch.autograd.Function`, whose `apply` first looks for what `is_eager` has ruled out.
@@ -93,6 +100,13 @@ def operator(name: str, results: int | None = None) -> Callable[[Callable[..., A
     differentiable, and `backward` gets no more gradients than there are results, or None for the others.
     """
     return lambda body: Operator(name, body, results)
+
+
+def _refuse(ctx: Any, *gradients: Any) -> Any:
+    """Take the place of the derivative that an operator does not have."""
+    raise RuntimeError(
+        "the kernels have no second derivative; use backend='reference' where gradients are differentiated"
+    )
 
 
 def _first(outputs: tuple[Tensor, ...]) -> Tensor:

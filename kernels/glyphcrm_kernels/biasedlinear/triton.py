@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from glyphcrm_kernels._shared import buffers, targets
 from glyphcrm_kernels._shared.gpus import triton_obstacle
@@ -50,9 +49,11 @@ class _BiasGradient(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         dy = dy.contiguous()  # for the products that come next, too
+        if torch.is_grad_enabled():  # a second derivative may be asked for, which the kernel has not
+            wide = torch.promote_types(dy.dtype, torch.float32)
+            return dy, dy.view(-1, dy.shape[-1]).sum(0, dtype=wide).to(ctx.dtype)
         return dy, column_sum(dy, ctx.dtype)
 
 

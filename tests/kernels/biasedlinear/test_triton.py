@@ -135,11 +135,17 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
-def test_a_second_derivative_is_refused() -> None:
-    inputs = leaves(3, 4)
-    first = torch.autograd.grad(biased_linear(*inputs, backend="triton").sin().sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first[2].sum().backward()
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (), (0,)])
+def test_a_second_derivative_is_pytorchs(shape: tuple[int, ...]) -> None:
+    _, *parameters = leaves(4, 5)
+    x = torch.randn(*shape, parameters[0].shape[1], device=DEVICE, requires_grad=True)
+    found = []
+    for call in (lambda *given: biased_linear(*given, backend="triton"), F.linear):
+        given = [x, *parameters]
+        first = torch.autograd.grad(call(*given).sin().sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(sum(t.square().sum() for t in first), given))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_a_compiler_keeps_the_sum_to_itself() -> None:
