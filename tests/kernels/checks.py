@@ -62,6 +62,12 @@ class GuardedBuffers:
         dtype = dtype or like.dtype
         return self._reserve(torch.Size(shape).numel(), dtype, like.device).view(shape)
 
+    def empty_nhwc(
+        self, images: int, channels: int, height: int, width: int, *, like: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Stand in for `buffers.empty_nhwc`, in the same way."""
+        return self.empty(images, height, width, channels, like=like, dtype=dtype).permute(0, 3, 1, 2)
+
     def place(self, tensor: Tensor) -> Tensor:
         """Return `tensor` with the same strides inside a guarded buffer; gradients are asked for as before."""
         span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0

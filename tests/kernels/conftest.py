@@ -17,6 +17,7 @@ def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedBuffers]:
     """Guarded, NaN-filled outputs for all kernels; the test places its inputs in such buffers, too."""
     guarded = GuardedBuffers()
     monkeypatch.setattr(outputs, "empty", guarded.empty)
+    monkeypatch.setattr(outputs, "empty_nhwc", guarded.empty_nhwc)
     yield guarded
     guarded.assert_guards_unchanged()
 

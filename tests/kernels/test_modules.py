@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from glyphcrm_kernels import GlyphConv, GlyphStem, unpack_bits
+from glyphcrm_kernels import GlyphConv, GlyphStem, glyph_stem_conv, unpack_bits
 from torch import Tensor, nn
 
 from glyphcrm.modeling.hanglyph import position_map
@@ -53,3 +53,33 @@ def test_a_residual_block_of_them_is_one_of_convolutions(backend: str) -> None:
         y = call()
         results.append([y, *torch.autograd.grad(y.square().sum(), list(block.parameters()))])
     assert all(relative_rms(found, true) < 2e-6 for found, true in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton", "cpu", "reference"])
+@pytest.mark.parametrize("what", ["convolution", "pooled", "stem", "stem and convolution"])
+def test_results_can_be_changed_in_place(what: str, backend: str) -> None:
+    """As `nn.ReLU(inplace=True)` and ``+=`` do; what is not saved for the backward, as with PyTorch's own layers."""
+    torch.manual_seed(0)
+    stem, layer = GlyphStem(4).to(DEVICE), GlyphConv(4, 4, 9, pool=what == "pooled").to(DEVICE)
+    bitmaps = torch.randint(0, 256, (7, 288), dtype=torch.uint8, device=DEVICE)
+    rows, x = torch.tensor([5, 0], device=DEVICE), torch.randn(2, 4, 10, 10, device=DEVICE)
+
+    def result() -> Tensor:
+        if what == "stem":
+            return stem(rows, bitmaps, backend=backend)[1]
+        if what == "stem and convolution":
+            parameters = (stem.weight, stem.bias, stem.position_map, layer.weight, layer.bias)
+            return glyph_stem_conv(rows, bitmaps, *parameters, backend=backend)[1]
+        return layer(x, backend=backend)
+
+    module = layer if what in ("convolution", "pooled") else stem
+    try:
+        y = result()
+    except ValueError as error:  # another kind of machine
+        pytest.skip(str(error))
+    y += 0.1
+    changed = nn.ReLU(inplace=True)(y)
+    plain = F.relu(result() + 0.1)
+    assert changed is y and torch.equal(changed, plain)
+    found, expected = (torch.autograd.grad(t.square().sum(), list(module.parameters())) for t in (changed, plain))
+    assert all(map(torch.equal, found, expected))

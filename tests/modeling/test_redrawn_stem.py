@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,15 +31,20 @@ def characters(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> tuple[HanGly
 def large_buffers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A list that grows by a weak reference to each buffer of 48 x 48 pixels an image that the operators ask for."""
     seen: list[Any] = []
-    empty = buffers.empty
 
-    def watched(*shape: int, **options: Any) -> Tensor:
-        made = empty(*shape, **options)
-        if len(shape) == 4 and shape[1:3] == (48, 48):
-            seen.append(weakref.ref(made.untyped_storage()))
+    def watched(empty: Callable[..., Tensor], first: int) -> Callable[..., Tensor]:
+        """Return what makes the same tensors; height and width are the sizes from the `first` on."""
+
+        def made(*shape: int, **options: Any) -> Tensor:
+            buffer = empty(*shape, **options)
+            if len(shape) == 4 and shape[first : first + 2] == (48, 48):
+                seen.append(weakref.ref(buffer.untyped_storage()))
+            return buffer
+
         return made
 
-    monkeypatch.setattr(buffers, "empty", watched)
+    monkeypatch.setattr(buffers, "empty", watched(buffers.empty, 1))
+    monkeypatch.setattr(buffers, "empty_nhwc", watched(buffers.empty_nhwc, 2))
     return seen
 
 

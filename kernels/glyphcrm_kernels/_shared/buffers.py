@@ -14,5 +14,9 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor
 def empty_nhwc(
     images: int, channels: int, height: int, width: int, *, like: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return an uninitialised ``(images, channels, height, width)`` in channels-last memory order."""
-    return empty(images, height, width, channels, like=like, dtype=dtype).permute(0, 3, 1, 2)
+    """Return an uninitialised ``(images, channels, height, width)`` in channels-last memory order.
+
+    It is no view: autograd lets nobody change one in place that came out of a function.
+    """
+    strides = (height * width * channels, 1, width * channels, channels)
+    return like.new_empty_strided((images, channels, height, width), strides, dtype=dtype or like.dtype)

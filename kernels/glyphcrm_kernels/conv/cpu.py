@@ -91,18 +91,18 @@ def fourier_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | Non
     """Return ``conv(x) + bias + residual``, with `relu` clamped at 0; where there is no `drawback`."""
     images, inputs, n, _ = x.shape
     outputs, _, size, _ = weight.shape
-    y = buffers.empty(images, n - size + 1, n - size + 1, outputs, like=x)
+    y = buffers.empty_nhwc(images, outputs, n - size + 1, n - size + 1, like=x)
     block = _block(images, n, max(inputs, outputs))
     filters = weight.permute(1, 2, 3, 0).contiguous()
     sizes = (cpu_library.lanes(inputs, outputs), torch.get_num_threads(), block, images, n, inputs, outputs, size)
-    cpu_library.call("fourier_forward", *sizes, relu, _nhwc(x), filters, bias.contiguous(), _nhwc(residual), y)
-    return y.permute(0, 3, 1, 2)
+    cpu_library.call("fourier_forward", *sizes, relu, _nhwc(x), filters, bias.contiguous(), _nhwc(residual), _nhwc(y))
+    return y
 
 
 @fourier_conv.register_fake
 def like_y(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     side = x.shape[2] - weight.shape[2] + 1
-    return x.new_empty(x.shape[0], side, side, weight.shape[0]).permute(0, 3, 1, 2)
+    return buffers.empty_nhwc(x.shape[0], weight.shape[0], side, side, like=x)
 
 
 @operator("glyphcrm::fourier_conv_backward")

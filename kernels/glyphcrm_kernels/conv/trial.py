@@ -137,23 +137,29 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def _poisoned(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return what makes the same tensors, full of NaN: what is not written must show."""
+
+    def filled(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        out = empty(*shape, like=like, dtype=dtype)
+        return out.fill_(float("nan") if out.is_floating_point() else 255)
+
+    return filled
+
+
 def try_all() -> None:
     """Try everything on a GPU, in the process that may be lost; the last line that is printed is the outcome."""
 
-    def poisoned(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        out = like.new_empty(shape, dtype=dtype or like.dtype)
-        out.view(-1).view(torch.uint8).fill_(255)  # NaN: what is not written must show
-        return out
-
     torch.cuda.synchronize()  # a GPU that cannot be had is no fault of the kernels
-    plain, buffers.empty = buffers.empty, poisoned
+    plain = buffers.empty, buffers.empty_nhwc
+    buffers.empty, buffers.empty_nhwc = map(_poisoned, plain)
     for dtype in hopper_tiles.DTYPES:
         for side, pool in LAYERS:
             for images in IMAGES:
                 _named(
                     f"{dtype}, {images} images, {side}x{side}{', pooled' * pool}", try_layer, side, pool, dtype, images
                 )
-    buffers.empty = plain
+    buffers.empty, buffers.empty_nhwc = plain
     steps = [_named(f"{side}x{side}{', pooled' * pool}", try_step, side, pool) for side, pool in LAYERS]
     before, after = map(sum, zip(*steps, strict=True))
     if after >= before:
