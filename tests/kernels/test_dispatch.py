@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from glyphcrm_kernels import BACKENDS, Choice, add_norm, choice, glyph_conv, glyph_stem
-from glyphcrm_kernels._shared import cpu_library, gpus
+from glyphcrm_kernels._shared import cpu_library, dispatch, gpus
 from glyphcrm_kernels._shared.targets import Target
 from glyphcrm_kernels.conv import record
 from glyphcrm_kernels.registry import OPS
@@ -133,6 +133,38 @@ def test_forward_mode_takes_the_reference() -> None:
     for backend in ("triton", "cpu"):
         with pytest.raises(ValueError, match="no rule for forward-mode differentiation"):
             torch.func.jvp(lambda x, b=backend: norm(x, b), (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("backend", ["auto", "triton", "cpu"])
+def test_torch_func_takes_the_reference(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel has rules for it; "auto" passes them over where it would take them, as on a GPU."""
+    op = OPS[name]
+    if backend not in ("auto", *op.implementations):
+        pytest.skip(f"{name} has no such implementation")
+    for known, implementation in dict(op.implementations).items():
+        monkeypatch.setitem(op.implementations, known, implementation._replace(drawback=dispatch.nothing))
+    torch.manual_seed(0)
+    arguments = EXAMPLES[name](DEVICE) | {"backend": backend}
+    leaves = {key: t for key, t in arguments.items() if isinstance(t, torch.Tensor) and t.requires_grad}
+    detached = {key: t.detach() for key, t in leaves.items()}
+
+    def loss(given: dict[str, torch.Tensor], backend: str = backend) -> torch.Tensor:
+        outputs = op.function(**arguments | given | {"backend": backend})
+        return sum(y.sin().sum() for y in ([outputs] if isinstance(outputs, torch.Tensor) else outputs))
+
+    transforms = (torch.func.grad(loss), lambda given: torch.func.vjp(loss, given)[1](torch.tensor(1.0, device=DEVICE)))
+    if backend != "auto":
+        for transform in transforms:
+            with pytest.raises(ValueError, match=r"torch\.func; differentiate backward, or use backend='auto'$"):
+                transform(detached)
+        return
+    expected = torch.autograd.grad(loss(leaves, "reference"), list(leaves.values()))
+    for transform in transforms:
+        found = transform(detached)
+        found = found[0] if isinstance(found, tuple) else found
+        for key, true in zip(leaves, expected, strict=True):
+            torch.testing.assert_close(found[key], true)
 
 
 @pytest.mark.parametrize("name", OPS)

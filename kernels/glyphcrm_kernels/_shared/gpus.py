@@ -35,8 +35,8 @@ def triton_obstacle(**tensors: Tensor | None) -> str:
     On a GPU that the kernels do not support there is one warning.
     """
     # PyTorch would take tangents through an operator without a rule as 0, and not say so.
-    if forward_ad._current_level >= 0:
-        return "the Triton kernels have no rule for forward-mode differentiation; differentiate backward"
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return "the Triton kernels have no rule for forward-mode differentiation and torch.func; differentiate backward"
     if not HAS_TRITON:
         return "Triton is not installed; install it"
     first, tensor = next((name, t) for name, t in tensors.items() if t is not None)
