@@ -52,7 +52,11 @@ def check_index(op: str, name: str, index: Tensor, rows: int) -> None:
 
 
 def _look(op: str, name: str, index: Tensor, rows: int) -> None:
-    if torch._C._len_torch_dispatch_stack() or is_fake(index) or not index.numel():
+    if torch._C._len_torch_dispatch_stack() or is_fake(index):
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(index):  # `vmap` lets nobody see values
+        index = torch._C._functorch.get_unwrapped(index)
+    if not index.numel():
         return
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= rows:

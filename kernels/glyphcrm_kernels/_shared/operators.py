@@ -31,6 +31,14 @@ def is_eager(inputs: Sequence[Any]) -> bool:
     )
 
 
+def is_batched(inputs: Sequence[Any]) -> bool:
+    """Return whether a tensor stands for several, as gradients do under ``is_grads_batched=True``.
+
+    `torch.autograd.functional` asks for that, too (``vectorize=True``). These tensors pass for eager ones.
+    """
+    return any(isinstance(t, Tensor) and torch._C._functorch.is_legacy_batchedtensor(t) for t in inputs)
+
+
 def is_exporting() -> bool:
     """Return whether `torch.export` looks; PyTorch's function says so under an older `torch.compile`, too."""
     return torch.compiler._is_exporting_flag
@@ -55,7 +63,7 @@ class Operator:
         self._function: Any = None
 
     def __call__(self, *inputs: Any) -> Any:
-        if not is_eager(inputs):
+        if not is_eager(inputs) or (self._function is None and is_batched(inputs)):
             outputs = self._overload(*inputs)
         elif not torch.is_grad_enabled():
             outputs = self.body(*inputs)

@@ -18,7 +18,7 @@ from glyphcrm_kernels._shared import buffers, targets
 from glyphcrm_kernels._shared.gpus import triton_obstacle
 from glyphcrm_kernels._shared.launch import Plan
 from glyphcrm_kernels._shared.memo import remembered
-from glyphcrm_kernels._shared.operators import is_eager
+from glyphcrm_kernels._shared.operators import is_batched, is_eager
 from glyphcrm_kernels._shared.targets import Target, target_of
 from glyphcrm_kernels.biasedlinear import tiles
 from glyphcrm_kernels.biasedlinear import triton_kernels as kernels
@@ -51,7 +51,8 @@ class _BiasGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         dy = dy.contiguous()  # for the products that come next, too
-        if torch.is_grad_enabled():  # a second derivative may be asked for, which the kernel has not
+        # The kernel has no second derivative, and takes one gradient at a time.
+        if torch.is_grad_enabled() or is_batched((dy,)):
             wide = torch.promote_types(dy.dtype, torch.float32)
             return dy, dy.view(-1, dy.shape[-1]).sum(0, dtype=wide).to(ctx.dtype)
         return dy, column_sum(dy, ctx.dtype)

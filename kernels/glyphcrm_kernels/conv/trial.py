@@ -152,7 +152,7 @@ def try_all() -> None:
 
     torch.cuda.synchronize()  # a GPU that cannot be had is no fault of the kernels
     plain = buffers.empty, buffers.empty_nhwc
-    buffers.empty, buffers.empty_nhwc = map(_poisoned, plain)
+    buffers.empty, buffers.empty_nhwc = (_poisoned(empty) for empty in plain)
     for dtype in hopper_tiles.DTYPES:
         for side, pool in LAYERS:
             for images in IMAGES:

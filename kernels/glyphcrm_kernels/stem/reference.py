@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphcrm_kernels._shared.channels_last import channels_last
 from glyphcrm_kernels._shared.checks import autocast_dtype, check_index, has_autocast
 
 IMAGE_SIZE = 48
@@ -24,7 +25,7 @@ def glyph_stem_reference(
     dtype = result_dtype(weight)
     constant = _constant_map(weight, bias, position_map).permute(2, 0, 1).to(dtype)
     ink = F.conv2d(unpack_bits(bitmaps[rows], dtype), weight[:, :1].to(dtype), padding=1)
-    activation = F.relu((ink + constant).contiguous(memory_format=torch.channels_last))
+    activation = F.relu(channels_last(ink + constant))
     return activation, F.max_pool2d(activation, 2)
 
 
