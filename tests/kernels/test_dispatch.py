@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,28 @@ def test_without_triton_the_package_imports_and_says_so() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "Triton is not installed" in done.stdout
+
+
+def test_a_library_that_does_not_load_gets_the_reference_and_one_warning(tmp_path: Path) -> None:
+    """As after a move to another machine; in a process that has loaded none."""
+    (tmp_path / "_cpu.so").write_bytes(b"no library")
+    program = (
+        "import sys, torch, glyphcrm_kernels as k\n"
+        "from glyphcrm_kernels._shared import cpu_library\n"
+        "cpu_library.__file__ = sys.argv[1]\n"
+        "x, w = torch.randn(3, 8), torch.ones(8)\n"
+        "for _ in range(2):\n"
+        "    assert torch.equal(k.add_norm(x, x, w, w), k.add_norm(x, x, w, w, backend='reference'))\n"
+        "    k.dropout_attention(*[x[None, None]] * 3, scaling=1.0, p=0.1)\n"
+        "try: k.add_norm(x, x, w, w, backend='cpu')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    place = str(tmp_path / "_shared" / "cpu_library.py")
+    done = subprocess.run([sys.executable, "-c", program, place], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"do not load \(.*_cpu\.so: .+\); install this package anew, or use backend='auto'", done.stdout)
+    warned = re.findall(r"the C functions do not load \(.*_cpu\.so: .+\); PyTorch runs in their place", done.stderr)
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("device", ["meta", "fake"])

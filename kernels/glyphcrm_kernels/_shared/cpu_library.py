@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,24 @@ NUMBERS = {bool: ctypes.c_int, int: ctypes.c_int, float: ctypes.c_float}  # othe
 NOT_BUILT = "the C functions were not built; install this package where there is a C compiler"
 
 
-@functools.cache
 def load() -> ctypes.CDLL | None:
-    """Return the library, or None where it could not be built."""
+    """Return the library, or None where it could not be built or does not load."""
+    return _find()[0]
+
+
+@functools.cache  # one warning
+def _find() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library, and why there is none; one that does not load is told of in a warning."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).parents[1] / (NAME + suffix)
         if path.exists():
-            return ctypes.CDLL(str(path))
-    return None
+            try:
+                return ctypes.CDLL(str(path)), ""
+            except OSError as error:  # built elsewhere, or what it needs is gone
+                failure = f"the C functions do not load ({error})"
+                warnings.warn(f"{failure}; PyTorch runs in their place", stacklevel=2)
+                return None, f"{failure}; install this package anew"
+    return None, NOT_BUILT
 
 
 @torch.compiler.assume_constant_result
@@ -60,7 +71,11 @@ def cpu_obstacle(*tensors: Tensor | None, channels: tuple[int, ...] = ()) -> str
         return "the C functions have no rule for forward-mode differentiation and torch.func; differentiate backward"
     if lanes(*channels):
         return ""
-    return f"channels of {', '.join(map(str, channels))}; the C functions take multiples of 4" if lanes() else NOT_BUILT
+    return (
+        f"channels of {', '.join(map(str, channels))}; the C functions take multiples of 4"
+        if lanes()
+        else _find()[1] or NOT_BUILT
+    )
 
 
 class BadIndexError(Exception):
