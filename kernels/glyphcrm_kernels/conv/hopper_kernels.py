@@ -135,7 +135,8 @@ def _finish(
     if RELU:
         y = gl.where(y < 0.0, 0.0, y)  # NaN stays
     if POOL:
-        # As in _glyph_conv_fwd_kernel: among rounded values, of equals the first one, NaN counts as largest.
+        # As in _glyph_conv_fwd_kernel: among rounded values, of equals the first one, NaN counts as largest. But +inf
+        # counts as its equal, and wins if it comes first: to tell them apart takes up to 11 registers.
         Q: gl.constexpr = P // 4
         IMAGES: gl.constexpr = MINOR // COLUMNS
         HALF: gl.constexpr = COLUMNS // 2

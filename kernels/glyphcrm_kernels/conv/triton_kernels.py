@@ -123,11 +123,13 @@ def _glyph_conv_fwd_kernel(
     y = acc.to(out.dtype.element_ty)
     if POOL:
         # As in PyTorch the winner is sought among the rounded values, of equals the first one wins, and NaN counts
-        # as largest (comparisons would lose it).
+        # as largest (comparisons would lose it), of several the last. So each NaN has a number below 0, the less the
+        # later it comes, whose last two bits are its place.
         windows = tl.reshape(y.to(ACCUMULATOR), (BLOCK_M // 4, 4, BLOCK_N))
         place = tl.arange(0, 4)[None, :, None]
         rank = tl.where(windows != windows, float("inf"), windows)
-        which = tl.min(tl.where(rank == tl.max(rank, axis=1)[:, None, :], place, 4), axis=1)
+        largest = tl.where(rank == tl.max(rank, axis=1)[:, None, :], place, 4)
+        which = tl.min(tl.where(windows != windows, -4 - 3 * place, largest), axis=1) & 3
         best = tl.sum(tl.where(place == which[:, None, :], windows, 0.0), axis=1)
         window = tl.program_id(0).to(tl.int64) * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
         at = window[:, None] * K + n[None, :]

@@ -197,6 +197,21 @@ def test_values_that_are_equal_once_rounded_tie() -> None:
     assert torch.equal(x.grad[0, 0].float().cpu(), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
 
+def test_nan_wins_over_infinity() -> None:
+    """In every order of the two in a window, and of two of them, with what is smaller beside: as in PyTorch."""
+    values = torch.tensor([float("nan"), float("inf"), 1.0, float("-inf")], device=DEVICE)
+    windows = torch.cartesian_prod(*[values] * 4).view(64, 4, 2, 2)
+    zeros = torch.zeros(64, 4, 2, 2, device=DEVICE)
+    parameters = torch.zeros(4, 4, 1, 1, device=DEVICE), torch.zeros(4, device=DEVICE)
+    results = []
+    for backend in ("triton", "reference"):
+        residual = windows.clone().requires_grad_()
+        out = glyph_conv(zeros, *parameters, residual=residual, pool=True, backend=backend)
+        results.append((out.detach(), *torch.autograd.grad(out.sum(), residual)))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_nan_is_not_hidden(place: int) -> None:
     """One NaN reaches the pooled output and, through the ReLU, the gradient, as in PyTorch."""
