@@ -72,6 +72,18 @@ def test_a_joined_op_asks_both_that_it_joins(on_gpu: Callable[[Target], None]) -
         assert chosen.implementation == "reference" and "weight has 10 channels" in chosen.reason
 
 
+@pytest.mark.parametrize(
+    ("images", "padding", "found"), [(10**6, 0, "x has"), (900_000, 8, "the output has"), (500_000, 0, "")]
+)
+def test_pixels_are_counted_in_32_bits(on_gpu: object, images: int, padding: int, found: str) -> None:
+    """Those of the output, and in the data gradient those of x: without padding they are more."""
+    with FakeTensorMode():
+        x = torch.empty(images, 8, 48, 48, device="cuda", dtype=torch.bfloat16)
+        chosen = choice("glyph_conv", x, x.new_empty(8, 8, 9, 9), x.new_empty(8), padding=padding)
+    assert chosen.implementation == ("reference" if found else "triton")
+    assert not found or f"triton: {found}" in chosen.reason
+
+
 def test_a_number_of_images_that_nobody_knows_decides_nothing(on_gpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the graph of a model that finds the distinct characters itself, here on a Hopper GPU."""
     monkeypatch.setattr(record, "drawback", lambda tensor: "")

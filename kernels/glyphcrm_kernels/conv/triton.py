@@ -63,8 +63,11 @@ def size_obstacle(shape: Sequence[int], filters: Sequence[int], pool: bool, padd
             return f"{name} has {channels} channels; the kernels take {takes}: change them"
     images = shape[0]
     height, width = (side + 2 * padding - filters[3] + 1 for side in shape[2:])
-    if known(images * height * width >= 2**31, otherwise=False):
-        return f"the output has {images} x {height} x {width} pixels; the kernels count in 32 bits: take fewer images"
+    for name, size in (("x", shape[2:]), ("the output", (height, width))):  # the data gradient counts those of x
+        if known(images * size[0] * size[1] >= 2**31, otherwise=False):
+            return (
+                f"{name} has {images} x {size[0]} x {size[1]} pixels; the kernels count in 32 bits: take fewer images"
+            )
     if pool and (height % 2 or width % 2):
         return f"pooling needs an even output; here it is {height}x{width}: change the padding"
     return ""
