@@ -84,6 +84,13 @@ def test_pixels_are_counted_in_32_bits(on_gpu: object, images: int, padding: int
     assert not found or f"triton: {found}" in chosen.reason
 
 
+@pytest.mark.parametrize("size", [0, 49, 50])
+def test_a_filter_larger_than_the_pictures_is_refused(size: int) -> None:
+    arguments = EXAMPLES["glyph_stem_conv"](DEVICE) | {"conv_weight": torch.randn(4, 4, size, size, device=DEVICE)}
+    with pytest.raises(ValueError, match=f"^glyph_stem_conv: conv_weight has {size}x{size} filters; they must be 1x1"):
+        OPS["glyph_stem_conv"].function(**arguments)
+
+
 def test_a_number_of_images_that_nobody_knows_decides_nothing(on_gpu: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the graph of a model that finds the distinct characters itself, here on a Hopper GPU."""
     monkeypatch.setattr(record, "drawback", lambda tensor: "")

@@ -35,7 +35,7 @@ def glyph_stem_conv(
 
     Args:
         rows, bitmaps, weight, bias, position_map: as in `glyph_stem`.
-        conv_weight: ``(K, C, k, k)`` in the dtype of `weight`.
+        conv_weight: ``(K, C, k, k)`` in the dtype of `weight`, k up to 48.
         conv_bias: ``(K,)``.
         backend: "auto", "hopper", "triton", "cpu" (C) or "reference"; what `glyph_stem` and `glyph_conv` take.
 
@@ -66,6 +66,9 @@ def _check(
     if conv_weight.dim() != 4 or conv_weight.shape[1] != channels or conv_weight.shape[2] != conv_weight.shape[3]:
         shape = tuple(conv_weight.shape)
         raise ValueError(f"glyph_stem_conv: conv_weight has shape {shape}; it must be (K, {channels}, k, k)")
+    size = conv_weight.shape[2]
+    if not 0 < size <= IMAGE_SIZE:
+        raise ValueError(f"glyph_stem_conv: conv_weight has {size}x{size} filters; they must be 1x1 to 48x48")
     if conv_bias.shape != (outputs,):
         raise ValueError(f"glyph_stem_conv: conv_bias has shape {tuple(conv_bias.shape)}; it must be ({outputs},)")
     check_devices("glyph_stem_conv", {"weight": weight, "conv_weight": conv_weight, "conv_bias": conv_bias})
