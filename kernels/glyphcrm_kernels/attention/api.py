@@ -78,6 +78,9 @@ def _check(
             raise ValueError(f"dropout_attention: {name} has shape {tuple(tensor.shape)}; it must be {expected}")
     if (query_lengths is None) != (key_lengths is None):
         raise ValueError("dropout_attention: give query_lengths and key_lengths, or neither")
+    if query_lengths is not None and key_lengths is not None and len(query_lengths) != len(key_lengths):
+        counts = f"{len(query_lengths)} query_lengths and {len(key_lengths)} key_lengths"
+        raise ValueError(f"dropout_attention: {counts}; give each sequence one of both")
     for tensor, lengths in ((query, query_lengths), (key, key_lengths)):
         if lengths is not None and (len(tensor) != 1 or sum(lengths) != tensor.shape[2]):
             total, shape = sum(lengths), tuple(tensor.shape)

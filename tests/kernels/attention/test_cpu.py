@@ -207,6 +207,7 @@ def test_nothing_to_attend() -> None:
         ({"p": 1.0}, "p=1.0 must be in"),
         ({"query_lengths": [3]}, "query_lengths and key_lengths, or neither"),
         ({"key_lengths": [3]}, "query_lengths and key_lengths, or neither"),
+        ({"query_lengths": [1, 2], "key_lengths": [3]}, "2 query_lengths and 1 key_lengths; give each sequence one"),
         ({"query_lengths": [1, 2], "key_lengths": [3, 1]}, "lengths of 4 in all do not divide a row of shape"),
     ],
 )
