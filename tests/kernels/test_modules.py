@@ -56,6 +56,21 @@ def test_a_residual_block_of_them_is_one_of_convolutions(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton", "cpu", "reference"])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("size", [3, 9])
+def test_what_a_convolution_returns_is_channels_last(size: int, pool: bool, backend: str) -> None:
+    """Whatever the memory order of the input: its pixels can be looked at as rows of channels."""
+    x = torch.randn(2, 4, 12, 12, device=DEVICE)
+    layer = GlyphConv(4, 8, size, pool=pool).to(DEVICE)
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3)):
+        try:
+            y = layer(given, backend=backend)
+        except ValueError as error:  # another kind of machine
+            pytest.skip(str(error))
+        assert y.permute(0, 2, 3, 1).view(-1, 8).shape[0] == y.numel() // 8
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton", "cpu", "reference"])
 @pytest.mark.parametrize("what", ["convolution", "pooled", "stem", "stem and convolution"])
 def test_results_can_be_changed_in_place(what: str, backend: str) -> None:
     """As `nn.ReLU(inplace=True)` and ``+=`` do; what is not saved for the backward, as with PyTorch's own layers."""

@@ -41,7 +41,7 @@ def glyph_conv(
 
     Returns:
         ``(U, K, H', W')`` with ``H' = H + 2 padding - k + 1``, halved by `pool`, in the dtype of x and
-        channels-last memory order.
+        channels-last memory order (under `torch.func` and `torch.export` in PyTorch's).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, an unknown backend, or a named one that does not take

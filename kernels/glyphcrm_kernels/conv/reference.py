@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glyphcrm_kernels._shared.channels_last import channels_last
 from glyphcrm_kernels._shared.operators import is_exporting
 from glyphcrm_kernels._shared.sizes import known
 from glyphcrm_kernels.conv.direct import direct_conv
@@ -24,7 +25,8 @@ def glyph_conv_reference(
         y = y + residual
     if relu:
         y = F.relu(y)
-    return F.max_pool2d(y, 2) if pool else y
+    y = F.max_pool2d(y, 2) if pool else y
+    return y if is_exporting() else channels_last(y)  # PyTorch's order is that of x
 
 
 def output_shape(x: Tensor, weight: Tensor, pool: bool, padding: int) -> tuple[int, int, int, int]:
