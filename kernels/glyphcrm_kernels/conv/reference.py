@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphcrm_kernels._shared.channels_last import channels_last
+from glyphcrm_kernels._shared.memory_order import channels_last
 from glyphcrm_kernels._shared.operators import is_exporting
 from glyphcrm_kernels._shared.sizes import known
 from glyphcrm_kernels.conv.direct import direct_conv

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphcrm_kernels._shared.channels_last import channels_last
 from glyphcrm_kernels._shared.checks import autocast_dtype, check_index, has_autocast
+from glyphcrm_kernels._shared.memory_order import channels_last
 
 IMAGE_SIZE = 48
 PACKED_BYTES = IMAGE_SIZE * IMAGE_SIZE // 8
