@@ -1,7 +1,8 @@
-"""Calls and gradients of many at once: `torch.vmap` over each argument, and ``is_grads_batched=True``."""
+"""Tensors that are not as they lie in memory: of many at once (`torch.vmap`, batched gradients), lazily negative."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -83,3 +84,29 @@ def test_a_jacobian_at_once(op: str) -> None:
         torch.autograd.functional.jacobian(call, arguments[name], vectorize=vectorize) for vectorize in (True, False)
     )
     torch.testing.assert_close(at_once, row_by_row)
+
+
+@pytest.mark.parametrize(
+    ("op", "backend"), [(name, backend) for name, op in OPS.items() for backend in ("auto", *op.implementations)]
+)
+def test_lazily_negative_tensors_are_read_with_their_sign(op: str, backend: str) -> None:
+    """As the imaginary part of a conjugate is, and the gradient that comes back to one."""
+    arguments = EXAMPLES[op](DEVICE) | {"backend": backend, **({"p": 0.0} if "p" in EXAMPLES[op](DEVICE) else {})}
+    try:
+        OPS[op].choice(**arguments)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+    def negative(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return torch._neg_view(-value.detach()).requires_grad_(value.requires_grad) if floating else value
+
+    results = []
+    for lazily in (False, True):
+        form: Callable[[Any], Any] = negative if lazily else lambda value: value
+        given = {name: form(value) for name, value in arguments.items()}
+        leaves = [t for t in given.values() if isinstance(t, Tensor) and t.requires_grad]
+        y = first(OPS[op].function(**given))
+        results.append([y, *torch.autograd.grad(y, leaves, form(torch.ones_like(y)))])
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected)

@@ -94,9 +94,10 @@ def call(name: str, *arguments: float | Tensor | None) -> None:
     for i in integers:
         if not -(2**31) <= values[i] < 2**31:
             raise OverflowError(f"{values[i]} does not fit the C functions' 32 bits; take a smaller batch")
-    for i in tensors:
-        assert values[i].is_contiguous()
-        values[i] = values[i].data_ptr()
+    read = [values[i].resolve_neg() for i in tensors]  # such as the imaginary part of a conjugate is lazily negative
+    for i, tensor in zip(tensors, read, strict=True):
+        assert tensor.is_contiguous()
+        values[i] = tensor.data_ptr()
     failed = function(*values)
     if failed == BAD_INDEX:
         raise BadIndexError

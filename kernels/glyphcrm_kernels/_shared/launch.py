@@ -103,11 +103,13 @@ class Plan:
         """Run the launch with these tensors."""
         if self._is_empty:
             return
+        # Such as the imaginary part of a conjugate is lazily negative: its memory has the other sign.
+        first, tensors = first.resolve_neg(), tuple([t if t is None else t.resolve_neg() for t in others])
         if _interceptor is not None or not DIRECT:
-            self.launch(first, *others).run()
+            self.launch(first, *tensors).run()
             return
         device = first.get_device()
-        tensors = (first, *others)
+        tensors = (first, *tensors)
         key = (device, *[t if t is None else (t.dtype, t.data_ptr() % ALIGNMENT == 0) for t in tensors])
         compiled = self._compiled.get(key)
         if compiled is None:

@@ -140,6 +140,7 @@ def weight_gradient(tile: tiles.WeightTile, g: Tensor, x: Tensor, partial: Tenso
 
 
 def _aligned(tensor: Tensor) -> Tensor:
+    tensor = tensor.resolve_neg()
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
