@@ -62,18 +62,28 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--still-steps", "8", "--character-scaling", "0.5", "--tied-decoder", "yes")],
+    ids=["plain", "tiny"],
+)
 def test_recorded_steps_are_the_packed_ones_and_these_the_padded_ones(
-    text_file: Path, tmp_path: Path, as_on_a_gpu: list[EmulatedGraphs], monkeypatch: pytest.MonkeyPatch
+    text_file: Path,
+    tmp_path: Path,
+    as_on_a_gpu: list[EmulatedGraphs],
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
 ) -> None:
     """After ten steps; also when the run was stopped after five, and its recordings are made at other steps."""
+    course = (*MORE, *options)
     for name, more in ((RECORDED, ()), (PACKED, ("--cuda-graph", "off"))):
-        assert main(command(text_file, tmp_path / name, *MORE, *more)) == 0
+        assert main(command(text_file, tmp_path / name, *course, *more)) == 0
     (recorder,) = as_on_a_gpu
     assert recorder.replayed > 20 and not recorder.recovered
     for more in (("--stop-after", "5"), ()):
-        assert main(command(text_file, tmp_path / "continued", *MORE, *more)) == 0
+        assert main(command(text_file, tmp_path / "continued", *course, *more)) == 0
     monkeypatch.undo()
-    assert main(command(text_file, tmp_path / PADDED, *MORE)) == 0
+    assert main(command(text_file, tmp_path / PADDED, *course)) == 0
     expected = weights(tmp_path / PADDED)
     for name in (RECORDED, PACKED, "continued"):
         found = weights(tmp_path / name)
