@@ -44,8 +44,8 @@ class Recipe:
     50 steps, with 1e-4 it does. At the paper's 1e-4 one rate serves both. `projection_learning_rate` is of steps in
     whitened coordinates, measured on `tiny` (docs/convergence.md); None trains projections as the rest of HanGlyph.
     `still_steps` and `character_scaling` are measured there, too: with convolutions that never move (None) `tiny`
-    lost next to nothing when it had 288 features, and saves most of the time; scaled, it learns sooner. At `small`
-    and `base` neither was looked at.
+    lost next to nothing when it had 288 features, and saves most of the time; scaled, and with a tied decoder, it
+    learns sooner. At `small` and `base` none of these was looked at.
     """
 
     steps: int
@@ -243,7 +243,7 @@ class PretrainOptions(TextOptions):
             recipe = replace(recipe, still_steps=0, character_scaling=0.0)
         if not recipe.steps_of_still_convolutions:
             if self.tied_decoder:
-                raise UserError("--tied-decoder ties while convolutions stand still; give --still-steps, too")
+                raise WithoutEffect("--tied-decoder ties while convolutions stand still; give --still-steps, too")
             recipe = replace(recipe, tied_decoder=False)
         self.recipe = recipe
         if self.ablation == PLAIN and recipe.projection_learning_rate is None:

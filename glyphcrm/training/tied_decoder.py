@@ -56,8 +56,7 @@ class TiedDecoder:
     def follow(self) -> None:
         """Move the rows as far as the optimiser's step has moved the vectors."""
         before, self._vectors = self._vectors, None
-        vectors = self._all_vectors()
-        if before is not None and vectors is not None:
+        if before is not None and (vectors := self._all_vectors()) is not None:
             self._rows += vectors - before
 
     def _all_vectors(self) -> Tensor | None:

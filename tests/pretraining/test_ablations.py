@@ -83,6 +83,13 @@ def test_only_convolutions_can_stand_still(table: list[str]) -> None:
         PretrainOptions.parse(["--preset", "tiny", "--still-steps", "5", *table])
 
 
+def test_the_recipe_of_a_tied_decoder_is_one_of_convolutions_that_move(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    write_recipe(recipe, PretrainOptions.parse(["--preset", "tiny"]).settings())
+    assert PretrainOptions.parse([str(recipe)]).recipe.tied_decoder
+    assert not PretrainOptions.parse([str(recipe), "--still-steps", "0"]).recipe.tied_decoder
+
+
 @pytest.mark.parametrize(
     ("table", "left"), [(["--arch", "bert"], []), (["--ablation", "free-glyphs"], ["--glyph-channels", "16"])]
 )
