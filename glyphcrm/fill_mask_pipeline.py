@@ -19,15 +19,16 @@ class ReadOnlyTargetsPipeline(FillMaskPipeline):
         tokenizer: Any = self.tokenizer
         model: Any = self.model
         read_only = ids >= getattr(model.config, "vocab_size", len(tokenizer))
+        remedy = ""
         if hasattr(model, "predicts"):
             read_only = ~model.predicts(torch.from_numpy(ids).to(model.device)).cpu().numpy()
-        if read_only.any():
-            names = " ".join(tokenizer.convert_ids_to_tokens(ids[read_only].tolist()))
-            warnings.warn(
-                f"targets that the model reads but does not predict, taken as [UNK]: {names}; "
-                "model.extend_decoder() lets it predict all that it reads",
-                stacklevel=2,
-            )
+            remedy = "; model.extend_decoder() lets it predict all that it reads"
+        if not read_only.any():
+            return ids
+        names = " ".join(tokenizer.convert_ids_to_tokens(ids[read_only].tolist()))
+        warnings.warn(
+            f"targets that the model reads but does not predict, taken as [UNK]: {names}{remedy}", stacklevel=2
+        )
         return np.unique(np.where(read_only, tokenizer.unk_token_id, ids))
 
 

@@ -268,7 +268,9 @@ def _samples(text: Any, text_pair: Any, words: bool) -> list[tuple[Any, ...]]:
         return [(text, text_pair)]
     if text_pair is not None:
         return list(zip(text, text_pair, strict=True))
-    is_pair = isinstance(first, tuple) if not words else bool(first) and not isinstance(first[0], str)
+    if not words:
+        return [tuple(sample) if isinstance(sample, list | tuple) else (sample,) for sample in text]
+    is_pair = bool(first) and not isinstance(first[0], str)
     return [tuple(sample) for sample in text] if is_pair else [(sample,) for sample in text]
 
 

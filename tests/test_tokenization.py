@@ -104,6 +104,10 @@ def test_offsets_take_in_accents_in_batches_words_and_overflow(tokenizer: GlyphC
     assert batch["offset_mapping"][0, :5].tolist() == [[0, 0], [0, 1], [2, 3], [0, 0], [0, 1]]
     assert batch["offset_mapping"][1, :4].tolist() == [[0, 0], [0, 2], [0, 0], [0, 1]]
     assert (batch["offset_mapping"][batch["attention_mask"] == 0] == 0).all()
+    lists = tokenizer([["天 地", "黄"], ("e\u0301", "宇宙洪")], return_offsets_mapping=True)
+    assert [row[:5] for row in lists["offset_mapping"]] == [
+        [(0, 0), (0, 1), (2, 3), (0, 0), (0, 1)], [(0, 0), (0, 2), (0, 0), (0, 1), (1, 2)]
+    ]  # fmt: skip
     words = tokenizer([["天", "ae\u0301b"], ["地"]], is_split_into_words=True, return_offsets_mapping=True)
     assert words["offset_mapping"][0] == [(0, 0), (0, 1), (0, 1), (1, 3), (3, 4), (0, 0)]
     assert words.word_ids(0) == [None, 0, 1, 1, 1, None]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling.glyph_vectors.cache import GlyphCache
+from glyphcrm.modeling.hanglyph import distinct
 from glyphcrm.modeling.model import GlyphCRMModel
+from glyphcrm.modeling.packed_attention import is_traced
 
 
 class HanGlyphEmbedding(nn.Module):
@@ -63,17 +65,21 @@ class HanGlyphEmbedding(nn.Module):
         """Return ``(..., d)`` for `ids` ``(...)`` int64; raise `IndexError` for an id that is no row of the atlas."""
         if not ids.numel():
             return self.hanglyph.vector.weight.new_empty(*ids.shape, self.embedding_dim)
+        bitmaps = self.glyph_table()
+        if not is_traced():
+            self._check(ids)
+            if not self.training and not torch.is_grad_enabled():
+                kept = self.glyph_cache.vectors(self.hanglyph, bitmaps, ids)
+                if kept is not None:
+                    return F.embedding(ids, kept.vector)
+        rows, index = distinct(ids)
+        return F.embedding(index, self.hanglyph(*self.glyph_table.pictures(rows, bitmaps)).vector)
+
+    def _check(self, ids: Tensor) -> None:
         low, high = ids.aminmax()
         if low < 0 or high >= self.num_embeddings:
             bad = int(low) if low < 0 else int(high)
             raise IndexError(f"id {bad} is no row of the atlas (0 to {self.num_embeddings - 1})")
-        bitmaps = self.glyph_table()
-        if not self.training and not torch.is_grad_enabled():
-            kept = self.glyph_cache.vectors(self.hanglyph, bitmaps, ids)
-            if kept is not None:
-                return F.embedding(ids, kept.vector)
-        rows, index = torch.unique(ids, return_inverse=True)
-        return F.embedding(index, self.hanglyph(*self.glyph_table.pictures(rows, bitmaps)).vector)
 
     def train(self, mode: bool = True) -> Self:
         """As in PyTorch; training makes the kept vectors wrong."""

@@ -55,6 +55,14 @@ def in_pieces(make: Callable[[Tensor], tuple[Tensor, ...]], pieces: Iterable[Ten
     return [torch.cat(parts) for parts in zip(*made, strict=True)] if len(made) > 1 else list(made[0])
 
 
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct values of `ids`, which has some, ``(U,)``, and for each id its place among them."""
+    values, index = torch.unique(ids, return_inverse=True)
+    if not torch.jit.is_tracing():
+        torch._check(values.shape[0] > 0)  # which a graph without values cannot know
+    return values, index
+
+
 class GlyphTable(nn.Module):
     """The atlas inside the model: ``bitmaps (N, 288)`` uint8 and ``sources (N,)`` uint8 (see GlyphAtlas).
 
@@ -118,6 +126,7 @@ class HanGlyph(GradientCheckpointingLayer):
         self.config = config
         self.still: StillFeatures | None = None
         self.register_buffer("positions", position_map(config.position_map), persistent=False)
+        self.register_load_state_dict_post_hook(_restore_positions)
 
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
@@ -192,6 +201,14 @@ class HanGlyph(GradientCheckpointingLayer):
         block1, block2 = self.all_features(rows, bitmaps)
         for projection, features in ((self.vector, block2), (self.skip1, block1), (self.skip2, block2)):
             _whiten(projection, features, spread)
+
+
+def _restore_positions(hanglyph: nn.Module, _: object) -> None:
+    """Set what no state dict holds, and a model made on the meta device (`to_empty`, `assign=True`) has not."""
+    assert isinstance(hanglyph, HanGlyph) and isinstance(hanglyph.config, GlyphCRMConfig)
+    hanglyph.positions = position_map(hanglyph.config.position_map).to(
+        hanglyph.vector.weight.device, hanglyph.positions.dtype
+    )
 
 
 def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:

@@ -402,7 +402,7 @@ class GlyphCRMForQuestionAnswering(GlyphCRMHead):
         form = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, glyph_ids, glyph_index)
         outputs = self.glyphcrm(*form, return_dict=True, **kwargs)
         logits = self.span(outputs.last_hidden_state)
-        if attention_mask is not None:
+        if attention_mask is not None and attention_mask.dim() == 2:
             logits = logits.masked_fill(attention_mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
         start, end = logits.unbind(-1)
         loss = None

@@ -21,7 +21,7 @@ from glyphcrm.errors import UserError
 from glyphcrm.modeling.attention import implementation
 from glyphcrm.modeling.encoder import EncoderBlock
 from glyphcrm.modeling.glyph_vectors.cache import GlyphCache
-from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph
+from glyphcrm.modeling.hanglyph import GlyphTable, GlyphVectors, HanGlyph, distinct
 from glyphcrm.modeling.packed_attention import Sequences, is_traced, sequence_numbers
 from glyphcrm.modeling.packing import find_packing, first_states, only_first, row_of_sequences
 from glyphcrm.modeling.positions import PositionEmbedding
@@ -208,9 +208,9 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         return GlyphCRMModelOutput(states, pooled, first_states=first if first_token_only else None)
 
     def _query_dtype(self) -> torch.dtype:
-        device = self.device.type
-        is_cast = device == "cuda" and torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if is_cast else self.dtype
+        weight = self.embedding_norm.weight  # not the first parameter: a replica (torch.nn.DataParallel) has none
+        is_cast = weight.is_cuda and torch.is_autocast_enabled("cuda")
+        return torch.get_autocast_dtype("cuda") if is_cast else weight.dtype
 
     def _packed_row(
         self, shape: tuple[int, int], attention_mask: Tensor | None, kwargs: dict[str, Any]
@@ -269,8 +269,7 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             if kept is not None:
                 return kept, rows if glyph_ids is None else rows[cast(Tensor, glyph_index)]
         if found_here := glyph_ids is None:
-            glyph_ids, glyph_index = torch.unique(cast(Tensor, input_ids), return_inverse=True)
-            torch._check(glyph_ids.shape[0] > 0)  # which a graph without values cannot know
+            glyph_ids, glyph_index = distinct(cast(Tensor, input_ids))
         self._check_ids(glyph_ids, on_any_device=found_here)
         return self.hanglyph(*self.glyph_table.pictures(glyph_ids, bitmaps)), cast(Tensor, glyph_index)
 
@@ -319,9 +318,15 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
             low, high = position_ids.aminmax()
             if low < 0 or high >= most:
                 raise ValueError(f"position_ids go from {low} to {high}; the model has positions 0 to {most - 1}")
-        is_readable = attention_mask is not None and attention_mask.device.type == "cpu" and not is_traced()
-        if is_readable and not cast(Tensor, attention_mask).any():
-            raise ValueError("attention_mask is all 0: the batch holds nothing but padding")
+        if attention_mask is not None:
+            if attention_mask.dim() not in (2, 4):
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, length), or "
+                    "(batch, heads or 1, queries or 1, length) to be added to scores, or as bool"
+                )
+            is_readable = attention_mask.dim() == 2 and attention_mask.device.type == "cpu" and not is_traced()
+            if is_readable and not attention_mask.any():
+                raise ValueError("attention_mask is all 0: the batch holds nothing but padding")
         return shape[0], shape[1]
 
     def _check_drawn(self, bitmaps: Tensor) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from glyphcrm_kernels._shared import cpu_library
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.compilers import make_boxed_compiler
 
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.modeling import GlyphCRMForPreTraining, HanGlyphEmbedding
 
 
 def batch(atlas: GlyphAtlas, rows: int, length: int) -> dict[str, torch.Tensor]:
@@ -66,3 +68,38 @@ def test_a_compiled_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTraini
     assert len(operators) == 1
     if cpu_library.load() is not None:
         assert {"glyphcrm.stem_conv_cpu.default", "glyphcrm.fourier_conv.default"} <= operators[0]
+
+
+def test_a_traced_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> None:
+    """By `torch.jit.trace`, from plain ids; with the operators of this package."""
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(input_ids, attention_mask).prediction_logits
+            return logits
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells of every size that is compared, and that it is deprecated
+        traced = torch.jit.trace(Logits(), tuple(batch(atlas, 2, 9).values()))
+        for rows, length in ((2, 9), (3, 20)):
+            inputs = batch(atlas, rows, length)
+            real = inputs["attention_mask"].bool()
+            found, expected = traced(*inputs.values())[real], model(**inputs).prediction_logits[real]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_embedding_of_pictures_in_a_graph(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> None:
+    embedding = HanGlyphEmbedding(model.glyphcrm).eval()
+    sizes = {"ids": {0: torch.export.Dim("rows", max=64), 1: torch.export.Dim("length", min=2, max=64)}}
+    ids = [batch(atlas, rows, length)["input_ids"] for rows, length in ((2, 9), (3, 20))]
+    exported = torch.export.export(embedding, (ids[0],), dynamic_shapes=sizes).module()
+    compiled = torch.compile(embedding, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for example in ids:
+            expected = embedding(example)
+            for graph in (exported, compiled):
+                torch.testing.assert_close(graph(example), expected, atol=1e-5, rtol=1e-5)

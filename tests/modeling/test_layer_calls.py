@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 
 import accelerate
@@ -79,8 +80,12 @@ def test_a_layer_in_the_place_of_a_convolution(part: str, model: GlyphCRMForPreT
     assert not torch.allclose(logits(model, False), expected, atol=1e-3)
 
 
-def test_lora(model: GlyphCRMForPreTraining, tmp_path: Path) -> None:
-    """peft on the targets that the documentation names, and on convolutions: training, saving, merging."""
+@pytest.mark.parametrize("asked", [False, True])
+def test_lora(asked: bool, model: GlyphCRMForPreTraining, tmp_path: Path) -> None:
+    """peft on the targets that the documentation names, and on convolutions: training, saving, merging.
+
+    Whoever had asked the model before adapters came, or did so while they were there, gets no vector of then.
+    """
     peft = pytest.importorskip("peft")
     plain = copy.deepcopy(model)
     expected = logits(model, False)
@@ -93,6 +98,36 @@ def test_lora(model: GlyphCRMForPreTraining, tmp_path: Path) -> None:
     assert trained and all(weight.grad is not None for weight in trained.values())
     assert {name.split("lora")[0].split(".")[-2] for name in trained} == {"query", "value", "1", "vector"}
     adapted.save_pretrained(tmp_path)
+    assert torch.equal(logits(plain, False), expected)
     again = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
-    assert torch.equal(logits(again, False), changed)
+    if asked:
+        assert torch.equal(logits(again, False), changed)
     torch.testing.assert_close(logits(again.merge_and_unload(), False), changed, rtol=1e-4, atol=1e-5)
+
+
+def test_replicas_of_data_parallel(model: GlyphCRMForPreTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers' `Trainer` makes them on several GPUs without torchrun: they have no parameters of their own.
+
+    PyTorch's own replication, with two copies on the CPU in the place of those on GPUs.
+    """
+    replicate = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(replicate, "_get_device_index", lambda device, *_: device)
+    monkeypatch.setattr(
+        replicate,
+        "_broadcast_coalesced_reshape",
+        lambda tensors, devices, detach=False: [[t.detach() if detach else t.view_as(t) for t in tensors]] * 2,
+    )
+
+    def replica(grad: bool) -> nn.Module:
+        made: nn.Module = replicate.replicate(model, [0, 1], detach=not grad)[1]
+        assert not list(made.parameters())
+        return made
+
+    expected = logits(model, False)
+    assert torch.equal(logits(replica(False), False), expected)
+    replica(True)(input_ids=IDS).prediction_logits.square().mean().backward()
+    assert model.glyphcrm.hanglyph.stem.weight.grad.abs().sum() > 0
+    model.load_state_dict({name: 1.05 * weight for name, weight in model.named_parameters()}, strict=False)
+    changed = logits(replica(False), False)
+    assert not torch.allclose(changed, expected, atol=1e-4)
+    assert torch.equal(changed, logits(copy.deepcopy(model), False))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from glyphcrm_kernels import add_norm, glyph_conv, glyph_stem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from glyphcrm.configuration import GlyphCRMConfig, preset
 from glyphcrm.conversion.release import block_name
 from glyphcrm.glyphs.atlas import GlyphAtlas
-from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMModel
+from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMForQuestionAnswering, GlyphCRMModel
 from glyphcrm.modeling.hanglyph import position_map
 from tests.versions import checkpoint_activations
 
@@ -223,6 +225,10 @@ def test_position_maps() -> None:
             "token id 9999",
         ),
         ({"input_ids": torch.zeros(1, 4, dtype=torch.int64), "attention_mask": torch.zeros(1, 4)}, "padding"),
+        (
+            {"input_ids": torch.ones(2, 4, dtype=torch.int64), "attention_mask": torch.ones(2, 4, 4)},
+            "has shape .2, 4, 4.",
+        ),
         ({"input_ids": torch.zeros(1, 4, dtype=torch.int64)}, "nothing but padding"),
         ({"glyph_ids": torch.tensor([5])}, "go together"),
         ({"input_ids": torch.ones(1, 4, dtype=torch.int64), "inputs_embeds": torch.ones(1, 4, 32)}, "exactly one of"),
@@ -232,6 +238,21 @@ def test_position_maps() -> None:
 def test_bad_input_is_named(model: GlyphCRMForPreTraining, inputs: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GlyphCRMModel.forward(model.glyphcrm, **inputs)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("head", [GlyphCRMForPreTraining, GlyphCRMForQuestionAnswering])
+def test_a_mask_that_is_added_to_scores(
+    head: type[PreTrainedModel], padding: int, model: GlyphCRMForPreTraining, directory: Path
+) -> None:
+    """Wherever padding is, and where there is none, it says what the mask of tokens does."""
+    reader = model if head is GlyphCRMForPreTraining else head.from_pretrained(directory).eval()
+    ids = torch.tensor([[2, 7, 8, 9, 3], [2, 30, 7, 3, 5]])
+    tokens = torch.ones(2, 5, dtype=torch.int64)
+    tokens[1, 5 - padding :] = 0
+    added = torch.zeros(2, 1, 1, 5).masked_fill(tokens[:, None, None] == 0, torch.finfo(torch.float32).min)
+    found, expected = (reader(ids, attention_mask=mask)[0][tokens != 0] for mask in (added, tokens))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=15, deadline=None)

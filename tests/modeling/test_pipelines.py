@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
-from transformers import pipeline
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, pipeline
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from glyphcrm.checkpoint import save_checkpoint
@@ -60,3 +61,16 @@ def test_a_target_that_is_read_but_not_predicted_is_unknown(directory: Path) -> 
     assert {answer["token_str"] for answer in answers} == {"[UNK]", "地"}
     with pytest.warns(UserWarning, match="taken as"):
         assert len(fill("天[MASK]玄", targets=list(READ_ONLY))) == 1
+
+
+def test_the_targets_of_other_models_are_as_without_us() -> None:
+    """Of one whose tokenizer knows no unknown token, for instance."""
+    words = {word: i for i, word in enumerate(["[MASK]", "a", "b", "c"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]")
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    fill = pipeline("fill-mask", BertForMaskedLM(config), tokenizer=tokenizer)
+    assert {answer["token_str"] for answer in fill("a [MASK] c", targets=["b", "c"])} == {"b", "c"}

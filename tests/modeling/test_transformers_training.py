@@ -62,6 +62,19 @@ def test_a_model_from_the_meta_device_is_initialised(atlas: GlyphAtlas) -> None:
     assert all((norm.weight == 1).all() for norm in model.modules() if isinstance(norm, nn.LayerNorm))
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_loaded_into_a_model_from_the_meta_device(assign: bool, model: GlyphCRMForPreTraining) -> None:
+    """With them comes all that it reads, the position channels too, which no file of weights holds."""
+    expected = model(ids()).prediction_logits
+    with torch.device("meta"):
+        again = GlyphCRMForPreTraining(model.config)
+    if not assign:
+        again.to_empty(device="cpu")
+        again.glyphcrm.hanglyph.positions.fill_(float("nan"))
+    again.load_state_dict(model.state_dict(), assign=assign)
+    assert torch.equal(again.eval()(ids()).prediction_logits, expected)
+
+
 def test_a_model_without_pictures_says_so(directory: Path, atlas: GlyphAtlas) -> None:
     blank = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(directory))
     with pytest.raises(UserError, match=r"all pictures of the model are blank.*set_atlas\(\)"):

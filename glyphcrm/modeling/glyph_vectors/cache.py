@@ -42,16 +42,17 @@ class GlyphCache:
     atlas row is its own index. A CPU gives memory to rows when they are written, so it grows with the characters
     met, to 3 N d values: 258 MB for `base` in float32; a GPU gives all of it at once.
 
-    Five things empty them:
+    Six things empty them:
 
-    * a parameter, a buffer or the pictures become another tensor, or their version rises;
+    * a parameter, a buffer or the pictures become another tensor, their version rises, or it is frozen or thawed;
+    * HanGlyph was asked while they could not be kept: with an adapter in it, which may be merged into its weights;
     * an optimiser that holds a parameter takes a step: fused ones leave the version as it is;
     * another autocast type;
     * another kernel backend;
     * `clear`, which the model calls when it is moved and when training begins, to free the memory.
 
-    Writing through ``.data`` is not seen, nor is writing to tensors made in inference mode, which have no version:
-    call `clear` after it. Vectors from a file are then compared with the weights again.
+    Writing through ``.data`` is not seen, nor from another process to shared memory, nor to tensors made in inference
+    mode, which have no version: call `clear` after it. Vectors from a file are then compared with the weights again.
     """
 
     def __init__(self) -> None:
@@ -94,6 +95,7 @@ class GlyphCache:
         sources = [*hanglyph.parameters(), *hanglyph.buffers(), bitmaps]
         origin = _origin(hanglyph, sources)
         if origin is None:
+            self.clear()
             return None
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
@@ -153,10 +155,16 @@ def _origin(hanglyph: HanGlyph, sources: list[Tensor]) -> tuple[Any, ...] | None
     # Sharded parameters are tensors of other types, or have no memory of their own.
     if not all(type(source) in PLAIN_TENSORS and source.data_ptr() for source in sources):
         return None
+    # A replica (torch.nn.DataParallel) has none, and lives for one call.
+    if not any(isinstance(source, nn.Parameter) for source in sources):
+        return None
     config = hanglyph.config
     assert isinstance(config, GlyphCRMConfig)
     versions = (
-        (source.data_ptr(), source.dtype, source.device, None if source.is_inference() else source._version)
+        (
+            *(source.data_ptr(), source.dtype, source.device, None if source.is_inference() else source._version),
+            source.requires_grad,  # peft merges an adapter through `.data`, but first it freezes what it adapts
+        )
         for source in sources
     )
     return (_autocast_dtype(sources[0].device), kernel_backend(config), *versions)

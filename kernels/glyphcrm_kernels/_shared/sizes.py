@@ -7,6 +7,8 @@ import torch
 
 def known(condition: bool | torch.SymBool, otherwise: bool) -> bool:
     """Return whether a condition on sizes holds; `otherwise` where a compiler or fake tensors cannot tell."""
+    if torch.jit.is_tracing():  # a size is a tensor there
+        return bool(condition)
     if type(condition) is bool and not torch.compiler.is_compiling():
         return condition
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true  # sympy takes time to import
