@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,18 @@ def test_they_are_made_where_and_as_asked_for_with_the_weights_of_a_convolution(
         missing, unexpected = layer.load_state_dict(plain.state_dict(), strict=False)
         assert not missing and unexpected == ([] if layer.bias is not None else ["bias"])
     assert "padding=(2, 2), relu=True, pool=False" in repr(GlyphConv(4, 4, 5, padding=2, relu=True))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_stem_from_the_meta_device_has_its_position_channels_once_it_has_weights(assign: bool) -> None:
+    channels = torch.rand(2, 48, 48)
+    for given in (None, channels):
+        whole = GlyphStem(4, given)
+        with torch.device("meta"):
+            empty = GlyphStem(4, given)
+        again = empty if assign else pickle.loads(pickle.dumps(empty.to_empty(device="cpu")))
+        again.load_state_dict(whole.state_dict(), assign=assign)
+        assert torch.equal(again.position_map, whole.position_map)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class GlyphStem(nn.Conv2d):
     Args:
         channels: C.
         position_map: ``(2, 48, 48)``, the position channels; if not given, x to the right and y upwards,
-            from -0.2 to 0.2. It is no part of the state dict.
+            from -0.2 to 0.2. It is no part of the state dict, and comes back when one is loaded (`to_empty`).
         device, dtype: of weight and bias, the device also of the position channels.
     """
 
@@ -35,9 +37,10 @@ class GlyphStem(nn.Conv2d):
     ) -> None:
         super().__init__(3, channels, 3, padding=1, device=device, dtype=dtype)
         if position_map is None:
-            axis = torch.linspace(-FARTHEST, FARTHEST, IMAGE_SIZE, device=device)
+            axis = torch.linspace(-FARTHEST, FARTHEST, IMAGE_SIZE, device="cpu")
             position_map = torch.stack([axis.expand(IMAGE_SIZE, -1), -axis.unsqueeze(1).expand(-1, IMAGE_SIZE)])
         self.register_buffer("position_map", position_map.to(self.weight.device), persistent=False)
+        self.register_load_state_dict_post_hook(partial(_restore, position_map))
 
     def forward(  # type: ignore[override]
         self, rows: Tensor, bitmaps: Tensor, backend: str = "auto"
@@ -45,3 +48,8 @@ class GlyphStem(nn.Conv2d):
         """Return the activation and the pooled shortcut; shapes, dtypes and errors as in `glyph_stem`."""
         assert self.bias is not None
         return glyph_stem(rows, bitmaps, self.weight, self.bias, self.position_map, backend=backend)
+
+
+def _restore(position_map: Tensor, stem: nn.Module, _: object) -> None:
+    assert isinstance(stem, GlyphStem)
+    stem.position_map = position_map.to(stem.weight.device, stem.position_map.dtype)
