@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from glyphcrm.config_values import POSITIONS, PRESETS
 from glyphcrm.data.text_files import expand
-from glyphcrm.errors import UserError
+from glyphcrm.errors import UserError, shown
 from glyphcrm.glyphs.fonts import open_font
 from glyphcrm.reproduce.options import ReproduceOptions
 from glyphcrm.reproduce.substitutions import read_look_alikes, to_traditional
@@ -36,10 +38,11 @@ def tasks_there(options: ReproduceOptions) -> list[Task]:
     """Return the tasks to fine-tune on: those named, or all whose files are there.
 
     Raises:
-        UserError: a task that was named is unknown, or none is there.
+        UserError: a task that was named is unknown, or none is there; two cannot be told apart, or one of a user's own
+            has the name of a published one, beside whose numbers it would stand.
     """
     if options.tasks:
-        return list(map(find_task, options.tasks))
+        return _told_apart({given: find_task(given) for given in options.tasks})
     if options.data is None:
         return list(map(find_task, DEMO_TASKS))
     with_files = [task for name, task in TASKS.items() if name not in DEMO_TASKS]
@@ -48,3 +51,17 @@ def tasks_there(options: ReproduceOptions) -> list[Task]:
         folders = ", ".join(task.folder for task in with_files)
         raise UserError(f"{options.data}: no folder of a task there; give --data a folder with any of {folders}")
     return there
+
+
+def _told_apart(named: Mapping[str, Task]) -> list[Task]:
+    """Return the tasks: directories go by their names, rows of the report by their titles."""
+    of_name: dict[str, str] = {}
+    of_title: dict[str, str] = {}
+    for given, task in named.items():
+        if given != task.name and task.name in TASKS:
+            raise UserError(f"{given}: '{task.name}' is a task of the paper or the demo; rename your file")
+        if (other := of_name.setdefault(task.name, given)) != given:
+            raise UserError(f"{other} and {given} are both named '{task.name}'; rename one of the files")
+        if (other := of_title.setdefault(task.title, given)) != given:
+            raise UserError(f"{other} and {given} both have the title {shown(task.title)}; give one another `title`")
+    return list(named.values())

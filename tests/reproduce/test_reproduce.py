@@ -518,6 +518,30 @@ def test_bad_settings_are_one_line_and_leave_nothing(
     assert error.count("\n") == 1 and culprit in error and not (tmp_path / "out").exists()
 
 
+def test_tasks_that_would_share_a_directory_or_a_row_are_refused(task_file: Path, tmp_path: Path) -> None:
+    """Files go by the name of a task, rows of the report by its title, the paper's numbers by the name of the set."""
+    shutil.copy(task_file.with_suffix(".tsv"), tmp_path)
+    content = task_file.read_text(encoding="utf-8")
+
+    def own(name: str, title: str) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'title = "{title}"\n{content}'.replace("reviews.tsv", str(tmp_path / "reviews.tsv")))
+        return str(path)
+
+    a, b, c = own("a/task.toml", "A"), own("b/task.toml", "B"), own("c.toml", "Hotel reviews")
+    refused = {
+        (a, b): f"{a} and {b} are both named 'task'; rename",
+        (c, "hotel"): f"{c} and hotel both have the title 'Hotel reviews'; give one another",
+        (own("hotel.toml", "D"),): "hotel.toml: 'hotel' is a task of the paper or the demo; rename",
+    }
+    for tasks, message in refused.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            stages.available_tasks(ReproduceOptions(tasks=list(tasks)))
+    there = stages.available_tasks(ReproduceOptions(tasks=[a, c, a, "demo_sentiment", "demo_sentiment"]))
+    assert [task.title for task in there] == ["A", "Hotel reviews", find_task("demo_sentiment").title]
+
+
 def test_a_missing_opencc_is_said_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
