@@ -122,13 +122,9 @@ def tag_labels(examples: Iterable[TaggedExample]) -> tuple[str, ...]:
 def tagged_splits(parts: Iterable[Iterable[TaggedExample]], notes: Iterable[str]) -> Splits:
     """Return train, dev and test with their labels, and a further note if an I-x follows neither B-x nor I-x."""
     train, dev, test = map(tuple, parts)
-    stray = sum(
-        tag.startswith("I-") and before[2:] != tag[2:]
-        for example in (*train, *dev, *test)
-        for before, tag in zip(("O", *example.tags), example.tags, strict=False)
-    )
-    note = (f"I- tags that follow no tag of their type are kept as they are: {stray:,}",) if stray else ()
-    return Splits(train, dev, test, tag_labels(train), (*notes, *note))
+    stray = sum(len(_stray(example)) for example in (*train, *dev, *test))
+    note = (f"I- tags that follow no tag of their type are no entities to the scores, and kept as they are: {stray:,}",)
+    return Splits(train, dev, test, tag_labels(train), (*notes, *note * bool(stray)))
 
 
 def repeats_note(examples: Sequence[TextExample]) -> tuple[str, ...]:
@@ -141,7 +137,11 @@ def repeats_note(examples: Sequence[TextExample]) -> tuple[str, ...]:
 
 
 def check(splits: Splits, task: Task) -> None:
-    """Raise `UserError` if a part is empty, train has one label (no entity), or dev or test one that train lacks."""
+    """Raise `UserError` if a part cannot be learnt from or scored.
+
+    That is one that is empty, or of whose entities more begin with I- than with B-; a train with one label (no entity);
+    a dev or test with a label that train lacks.
+    """
     for name, part in splits.parts.items():
         if not part:
             raise UserError(f"{task.title}: {name} is empty; give more examples, or a file for each part")
@@ -160,17 +160,37 @@ def check(splits: Splits, task: Task) -> None:
         for example in part:
             if unknown := _classes(example) - learnt:
                 _refuse(example, min(unknown), name, learnt)
+    for part in splits.parts.values():
+        _check_beginnings([example for example in part if isinstance(example, TaggedExample)])
+
+
+def _check_beginnings(part: Sequence[TaggedExample]) -> None:
+    """Refuse other schemes than IOB2, by which scores are counted: in IOB1 and IO few entities begin with B-."""
+    begun = sum(tag.startswith("B-") for example in part for tag in example.tags)
+    stray = [(example, position) for example in part for position in _stray(example)]
+    if len(stray) > begun:
+        where = _line_of(*stray[0])
+        raise UserError(f"{where}: entities begin with I- (IOB1 or IO); write B- on the first character of each")
+
+
+def _stray(example: TaggedExample) -> list[int]:
+    """The positions of each I-x that follows neither B-x nor I-x."""
+    follows = zip(("O", *example.tags), example.tags, strict=False)
+    return [i for i, (before, tag) in enumerate(follows) if tag.startswith("I-") and before[2:] != tag[2:]]
 
 
 def _refuse(example: Example, label: str, part: str, learnt: set[str]) -> None:
     where = example.where
     if isinstance(example, TaggedExample):
         position = next(i for i, tag in enumerate(example.tags) if tag[2:] == label)
-        file, _, line = where.rpartition(":")
-        where = f"{file}:{int(line) + position}" if line.isdecimal() else where
-        label = example.tags[position]
+        where, label = _line_of(example, position), example.tags[position]
     known = listed(sorted(learnt - {""}))
     raise UserError(f"{where}: label {shown(label)} of {part} does not occur in train; train has {known}")
+
+
+def _line_of(example: TaggedExample, position: int) -> str:
+    file, _, line = example.where.rpartition(":")
+    return f"{file}:{int(line) + position}" if line.isdecimal() else example.where
 
 
 def _classes(example: Example) -> set[str]:

@@ -70,7 +70,7 @@ def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
 def test_tagging(tmp_path: Path, ending: str) -> None:
     sentences = "\n".join(f"京 B-LOC\n{chr(0x4E00 + i)} O\n" for i in range(30))
     toml = f'kind = "tagging"\ntrain = "n.{ending}"\ntest = "t.{ending}"\n'
-    task = own(tmp_path, toml, **{f"n.{ending}": sentences, f"t.{ending}": "京 O\n\n沪 I-LOC\n"})
+    task = own(tmp_path, toml, **{f"n.{ending}": sentences, f"t.{ending}": "京 B-LOC\n\n沪 I-LOC\n"})
     splits = load_splits(task, None)
     assert (task.kind, task.metric) == (Kind.TAGGING, "f1")
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (27, 3, 2)

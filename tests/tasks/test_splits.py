@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from glyphcrm.errors import UserError
 from glyphcrm.tasks import Kind, Splits, TaggedExample, Task, TextExample, load_splits, seen_in_train
-from glyphcrm.tasks.splits import deduplicated, split, tag_labels, text_labels
+from glyphcrm.tasks.splits import deduplicated, split, tag_labels, tagged_splits, text_labels
 
 labels = st.sampled_from(["a", "b", "c"])
 # Few texts, some of which differ by white space alone.
@@ -139,6 +139,36 @@ def test_tags_that_cannot_be_learnt() -> None:
     unseen = (TaggedExample((" ", "\u200b"), ("O", "B-LOC"), "f:1"),)
     with pytest.raises(UserError, match="f:1: train has white space"):
         load_splits(task(Splits(unseen, tagged("O"), tagged("O"), ()), Kind.TAGGING), None)
+
+
+@pytest.mark.parametrize(
+    ("part", "rows"),
+    [
+        ("train", ["O I-PER I-PER O I-LOC", "O O"]),  # IO
+        ("train", ["I-PER I-PER B-PER I-PER O I-PER", "I-LOC O"]),  # IOB1: B- between neighbours alone
+        ("dev", ["O I-PER"]),
+        ("test", ["O I-PER I-PER I-LOC B-LOC"]),
+    ],
+)
+def test_entities_that_begin_with_i_are_refused(part: str, rows: list[str]) -> None:
+    """A score would be 0 even of what is all right, as it is counted by IOB2."""
+    good = "B-PER I-PER O B-LOC I-LOC"
+    texts = {name: [good] for name in ("train", "dev", "test")} | {part: ["O O", *rows]}
+    parts = [
+        tuple(TaggedExample(tuple("中" * len(row.split())), tuple(row.split()), f"{name}.bio:7") for row in texts[name])
+        for name in texts
+    ]
+    first = next(row.split() for row in rows if "I-" in row)
+    line = 7 + next(i for i, tag in enumerate(first) if tag.startswith("I-"))
+    with pytest.raises(UserError, match=rf"^{part}\.bio:{line}: entities begin with I- \(IOB1 or IO\); write B- on"):
+        load_splits(task(tagged_splits(parts, ()), Kind.TAGGING), None)
+
+
+def test_a_few_stray_tags_and_parts_without_entities_are_taken() -> None:
+    rows = (["B-PER I-PER O B-LOC", "O I-PER I-PER B-LOC I-PER"], ["O O"], ["B-LOC O", "I-PER"])
+    parts = [tuple(TaggedExample(tuple("中" * len(r.split())), tuple(r.split()), "f:1") for r in part) for part in rows]
+    notes = load_splits(task(tagged_splits(parts, ()), Kind.TAGGING), None).notes
+    assert notes[0] == "I- tags that follow no tag of their type are no entities to the scores, and kept as they are: 3"
 
 
 def test_missing_folder(tmp_path: Path) -> None:
