@@ -86,7 +86,7 @@ def compare(
     for name, predictions in found.items():
         same = sum(a == b for a, b in zip(predictions, found[FLOAT32], strict=True)) / len(predictions)
         faster = ratios(seconds[FLOAT32], seconds[name])
-        scores = score(task.kind, examples, predictions, labels)
+        scores = score(task.kind, examples, predictions)
         rows.append(Row(name, scores, same, median(faster), interquartile_range(faster)))
     return rows
 

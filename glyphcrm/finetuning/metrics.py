@@ -25,12 +25,11 @@ def check_installed() -> None:
         raise UserError(f'{", ".join(missing)}: not installed; pip install "glyphcrm[finetune]"')
 
 
-def score(
-    kind: Kind, examples: Sequence[Example], predictions: Sequence[Prediction], labels: Sequence[str]
-) -> dict[str, float]:
+def score(kind: Kind, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
     """Return the scores of `predictions`, each in [0, 1].
 
-    For texts and pairs: `accuracy`, and `macro_f1` over `labels`. For tagging: entity-level micro-averaged `precision`,
+    For texts and pairs: `accuracy`, and `macro_f1`, the mean over the labels that `examples` or `predictions` hold: one
+    that is neither there nor predicted says nothing of a model. For tagging: entity-level micro-averaged `precision`,
     `recall` and `f1`; an entity counts when its type and both of its ends are right. Tags are read strictly as IOB2:
     an I- that continues nothing of its type belongs to no entity, in gold tags and in predicted ones. What no model can
     see, such as a blank within a name, decides nothing (`settled`): neither the end of an entity, nor one of blanks
@@ -51,7 +50,7 @@ def score(
         raise ValueError(f"{len(predictions)} predictions for {len(truth)} examples")
     return {
         "accuracy": float(accuracy_score(truth, predictions)),
-        "macro_f1": float(f1_score(truth, predictions, labels=list(labels), average="macro", zero_division=0)),
+        "macro_f1": float(f1_score(truth, predictions, average="macro", zero_division=0)),
     }
 
 

@@ -187,7 +187,7 @@ class SeedRun:
         return self._score(dev, assemble(features, choices, dev, self.task.kind, self.data.splits.labels))
 
     def _score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
-        return score(self.task.kind, examples, predictions, self.data.splits.labels)
+        return score(self.task.kind, examples, predictions)
 
     def _result(
         self,

@@ -78,7 +78,7 @@ def _score(
     labels = [names[i] for i in range(len(names))]
     length = min(task.max_length, config.max_position_embeddings)
     guesses = predict(model, tokenizer, examples, task.kind, labels, length)
-    return score(task.kind, examples, guesses, labels)[task.metric]
+    return score(task.kind, examples, guesses)[task.metric]
 
 
 def _known_look_alikes(options: ReproduceOptions, atlas: GlyphAtlas, predicted: int) -> dict[str, str]:

@@ -57,7 +57,7 @@ def test_tags_survive_cutting_and_gluing(
         (predicted,) = assemble(features, right, [example], Kind.TAGGING, TAGS)
         assert predicted == expected
         if "B-PER" in expected or set(expected) < {OUTSIDE} < set(tags):
-            assert score(Kind.TAGGING, [example], [predicted], TAGS)["f1"] == 1.0
+            assert score(Kind.TAGGING, [example], [predicted])["f1"] == 1.0
 
 
 def _tokens(feature: Feature) -> int:

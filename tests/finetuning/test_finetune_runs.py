@@ -134,7 +134,7 @@ def test_a_run_learns_and_leaves_scores_predictions_chart_and_model(
     splits = load_splits(find_task(str(sentiment)), None)
     assert [(row["text"], row["gold"]) for row in rows] == [(e.text, e.label) for e in splits.test]  # type: ignore[union-attr]
     guesses = [str(row["predicted"]) for row in rows]
-    assert result(run)["test"] == score(Kind.SENTENCE, splits.test, guesses, splits.labels)
+    assert result(run)["test"] == score(Kind.SENTENCE, splits.test, guesses)
     with Image.open(run / "chart.png") as chart:
         assert chart.format == "PNG"
     assert not list(run.glob("seed-*/checkpoint-*")) and len(list(run.glob("seed-*/tensorboard/*"))) == 2
@@ -373,7 +373,7 @@ def test_the_test_set_is_scored_in_other_fonts_too_and_training_reads_others(
     for font in map(open_font, files):
         model.set_atlas(atlas.redrawn(font))  # type: ignore[operator]
         guesses = predict(model, tokenizer, splits.test, Kind.SENTENCE, splits.labels, 24)
-        expected[font.name] = score(Kind.SENTENCE, splits.test, guesses, splits.labels)
+        expected[font.name] = score(Kind.SENTENCE, splits.test, guesses)
     assert result(runs[0])["test_fonts"] == expected and result(runs[1])["test_fonts"] == {}
     summary = json.loads((runs[0] / "summary.json").read_text())
     assert summary["test_fonts"]["Low Regular 1.500"]["accuracy"]["values"] == [
