@@ -5,6 +5,7 @@ Two texts are the same if nothing that a model reads tells them apart: they are 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,8 @@ def split(
 ) -> tuple[tuple[E, ...], tuple[E, ...], tuple[E, ...]]:
     """Split into train, dev and test: a pure function of its arguments. The order within a part is that of `examples`.
 
-    Of each label (of tagged examples: of all) a random choice makes up the shares `dev` and `test`. Examples of
+    Of each label (of tagged examples: of all) a random choice makes up the shares `dev` and `test`. Labels too small
+    for that make them up together: each gives one group at most, and keeps one in train. Examples of
     the same group stay in one part, so that nobody is tested on what they learnt, and count for the label of
     its first example. `groups` names each example's; by default the same text is one, of a pair the first text.
     """
@@ -63,17 +65,28 @@ def split(
         first = examples[group[0]]
         by_label.setdefault(first.label if isinstance(first, TextExample) else "", []).append(group)
     part_of = [0] * len(examples)
+    owed = {2: 0.0, 1: 0.0}  # examples that test and dev lack, as the share of a label so far came to less than a group
     for rank, label in enumerate(sorted(by_label)):
         candidates = by_label[label]
         total = sum(map(len, candidates))
         test_begins = total - round(total * test)
         dev_begins = test_begins - round(total * dev)
+        by_part: tuple[list[list[int]], ...] = ([], [], [])
         placed = 0
         for k in range(len(candidates)):
             group = candidates[visit(seed, rank, k, len(candidates))]
-            for index in group:
-                part_of[index] = (placed >= dev_begins) + (placed >= test_begins)
+            by_part[(placed >= dev_begins) + (placed >= test_begins)].append(group)
             placed += len(group)
+        lacking = [part for part, share in ((2, test), (1, dev)) if share and not by_part[part]]
+        for part in lacking:
+            owed[part] += total * (dev, test)[part - 1]
+        due = max(lacking, key=lambda part: owed[part], default=0)
+        if due and len(by_part[0]) > 1 and 2 * owed[due] >= len(by_part[0][-1]):
+            by_part[due].append(by_part[0].pop())
+            owed[due] -= len(by_part[due][0])
+        for part, groups_of_part in enumerate(by_part):
+            for index in itertools.chain(*groups_of_part):
+                part_of[index] = part
     train, held, out = (tuple(e for e, number in zip(examples, part_of, strict=True) if number == i) for i in range(3))
     return train, held, out
 
@@ -144,7 +157,7 @@ def check(splits: Splits, task: Task) -> None:
     """
     for name, part in splits.parts.items():
         if not part:
-            raise UserError(f"{task.title}: {name} is empty; give more examples, or a file for each part")
+            raise UserError(f"{task.title}: {name} is empty{_too_few(splits)}, or a file for each part")
     learnt = _classes_of(splits.train)
     if task.kind is Kind.TAGGING:
         if learnt == {""}:
@@ -162,6 +175,17 @@ def check(splits: Splits, task: Task) -> None:
                 _refuse(example, min(unknown), name, learnt)
     for part in splits.parts.values():
         _check_beginnings([example for example in part if isinstance(example, TaggedExample)])
+
+
+def _too_few(splits: Splits) -> str:
+    examples = [example for part in splits.parts.values() for example in part]
+    distinct = len({normalize(example.text) for example in examples})
+    if distinct == len(examples):
+        return "; give more examples"
+    return (
+        f": examples with the same text, or pairs with the same first text, stay together, and of {len(examples):,} "
+        f"examples {distinct:,} differ in it; give more that differ"
+    )
 
 
 def _check_beginnings(part: Sequence[TaggedExample]) -> None:

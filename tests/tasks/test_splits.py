@@ -60,6 +60,38 @@ def test_what_reads_the_same_stays_together(examples: list[TextExample]) -> None
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
 
 
+@given(st.lists(st.one_of(st.integers(1, 5), st.integers(1, 40)), max_size=60), st.integers(0, 2**32))
+def test_labels_of_any_sizes_make_up_the_shares_together(sizes: list[int], seed: int) -> None:
+    parts = split(distinct([f"类{i}" for i, size in enumerate(sizes) for _ in range(size)]), seed=seed)
+    assert len({e.label for e in parts[0]}) == len(sizes)  # each keeps one in train
+    # Large labels round, by a half each; labels of one example have none to give.
+    most = 2 + sum(0.5 * (size > 5) + 0.1 * (size == 1) for size in sizes)
+    assert all(abs(len(part) - 0.1 * sum(sizes)) <= most for part in parts[1:])
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 60)), max_size=200), st.integers(0, 2**32))
+def test_groups_of_small_labels_stay_together(own: list[tuple[int, int]], seed: int) -> None:
+    examples = [TextExample(f"第{i}句", f"类{label}") for i, (label, _) in enumerate(own)]
+    groups = {example: group for example, (_, group) in zip(examples, own, strict=True)}
+    parts = split(examples, groups=list(groups.values()), seed=seed)
+    assert split(examples, groups=list(groups.values()), seed=seed) == parts
+    assert Counter(e for part in parts for e in part) == Counter(examples)
+    found = [{groups[e] for e in part} for part in parts]
+    assert not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
+    first = {group: example.label for example, group in reversed(groups.items())}  # a group counts for this label
+    assert {first[group] for group in found[0]} == set(first.values())
+
+
+@pytest.mark.parametrize(("labels", "each", "large"), [(150, 4, 0), (50, 4, 1000), (150, 3, 0), (40, 2, 100)])
+def test_many_small_labels(labels: int, each: int, large: int) -> None:
+    parts = split(distinct([f"类{i % labels}" for i in range(labels * each)] + ["大"] * large))
+    small = [Counter(e.label for e in part if e.label != "大") for part in parts]
+    assert len(small[0]) == labels
+    for part, found in zip(parts[1:], small[1:], strict=True):
+        assert len(part) == pytest.approx(0.1 * (labels * each + large), abs=1)
+        assert found.total() == len(found) == pytest.approx(0.1 * labels * each, abs=1)  # one of each at most
+
+
 def test_groups_of_ones_own() -> None:
     examples = [TaggedExample((str(i % 10),), ("O",), f"a:{i}") for i in range(200)]
     parts = split(examples, groups=[i // 5 for i in range(200)])
@@ -115,6 +147,9 @@ def test_labels_that_cannot_be_learnt() -> None:
     both, one = tuple(distinct(["a", "b"])), tuple(distinct(["a", "a"]))
     with pytest.raises(UserError, match="T: dev is empty"):
         load_splits(task(Splits(both, (), both, ("a", "b"))), None)
+    few = split([TextExample(f"问{i % 2}", "ab"[i % 3 // 2], f"答{i}") for i in range(600)])
+    with pytest.raises(UserError, match=r"T: dev is empty: .* pairs with the same first text.* 600 examples 2 differ"):
+        load_splits(task(Splits(*few, ("a", "b")), Kind.PAIR), None)
     with pytest.raises(UserError, match="a:0: train has one label only, 'a'"):
         load_splits(task(Splits(one, one, one, ("a",))), None)
     other = (*both, TextExample("三", "d", where="test.tsv:9"))
