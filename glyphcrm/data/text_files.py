@@ -33,6 +33,9 @@ OTHER_BOMS = {  # the longer ones first: UTF-32's begins with UTF-16's
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+COMMON_NAMES = {"GB18030": "GBK", "BIG5": "Big5"}  # GBK and GB 2312 are parts of GB18030
+# In both scripts, to tell encodings apart.
+FREQUENT = "的一是不了在有人我他这這个個们們中来來上大为為和国國地到以说說时時要就出会會可也对對你天生能"
 LINE_LIMIT = 1 << 26  # bytes; a longer line is no text, and would have to be held in memory
 DOCUMENT_LIMIT = 1 << 26  # characters
 PARQUET_ROWS = 256  # rows held in memory at a time
@@ -185,12 +188,24 @@ def encoding_advice(line: bytes, offset: int, start: int) -> str:
     if encoding is None and b"\0" in line:
         return "zero bytes, as in UTF-16; is this text? convert it to UTF-8 first"
     if encoding is None and line[:start].isascii():
-        with suppress(UnicodeDecodeError):
-            line.decode("gb18030")
-            encoding = "GB18030"  # which GBK and GB 2312 are parts of
+        encoding = _chinese_encoding(line)
     if encoding is None:
         return "the file is damaged, or in another encoding; convert it to UTF-8 first"
-    return f"it looks like {'GBK' if encoding == 'GB18030' else encoding}: convert it with iconv -f {encoding} -t UTF-8"
+    return f"it looks like {COMMON_NAMES.get(encoding, encoding)}: convert it with iconv -f {encoding} -t UTF-8"
+
+
+def _chinese_encoding(line: bytes) -> str | None:
+    """Return iconv's name of the encoding in which `line` has more frequent characters, or None for neither.
+
+    Bytes of one mostly decode in the other as well, and those of Japanese and Korean in both: to rare characters.
+    """
+    found = {}
+    for name, codec in (("GB18030", "gb18030"), ("BIG5", "cp950")):
+        with suppress(UnicodeDecodeError):
+            found[name] = sum(map(line.decode(codec).count, FREQUENT))
+    most = max(found.values(), default=0)
+    best = [name for name, count in found.items() if count == most > 0]
+    return best[0] if len(best) == 1 else None
 
 
 def read_json_objects(path: Path | RemoteFile, keys: Iterable[object]) -> Iterator[tuple[str, dict[str, object]]]:

@@ -203,7 +203,7 @@ def test_mistakes_are_one_line_with_their_place(
 @pytest.mark.parametrize("read", [tsv, bare, table, objects, read_bio])
 def test_what_is_no_utf8_is_located(tmp_path: Path, read: Callable[[Path], object]) -> None:
     path = tmp_path / "a"
-    path.write_bytes(b" \n   \n" + "二\t1\n".encode("gbk"))
+    path.write_bytes(b" \n   \n" + "天\t1\n".encode("gbk"))
     with pytest.raises(UserError, match=r"a: not UTF-8 at byte 6; .*GB18030"):
         read(path)
     with pytest.raises(UserError, match="missing"):
