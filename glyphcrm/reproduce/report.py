@@ -320,7 +320,9 @@ class _Report:
         self._number("open prediction", path, {name: result[name] for name in ("all", "held_out") if name in result})
         found = [("All of the text that validation reads.", result["all"])]
         if "held_out" in result:
-            found.append(("Characters that the GlyphCRM of the section before has never seen.", result["held_out"]))
+            lacked = "Characters that the GlyphCRM of the section before has never seen. Their frequency is that before "
+            lacked += "the sentences with them were taken out."
+            found.append((lacked, result["held_out"]))
         return [
             "## Any character predictable",
             "One character is masked, and all that are read are ranked. Characters without a learned decoder row "

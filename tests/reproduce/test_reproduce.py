@@ -336,6 +336,18 @@ def test_test_texts_may_all_hold_a_held_out_character(tmp_path: Path) -> None:
     assert "| GlyphCRM | 50.00 (7 texts) | – |" in section[2] and "| BERT | – | 50.00 (7 texts) |" in section[2]
 
 
+def test_the_frequency_of_characters_held_out_is_told_as_that_of_the_whole_text(tmp_path: Path) -> None:
+    """The model was trained without any; what `extend_decoder` is given counts them."""
+    guess = {"median_rank": 3, "median_rank_among_new": 2, "recall_at_10": 1.0, "recall_at_100": 1.0}
+    groups = {"never predicted": {"characters": 1, "places": 1, "guesses": {"rows from pictures and frequency": guess}}}
+    result = {"all": {"groups": groups}, "held_out": {"groups": groups}}
+    (tmp_path / "open_prediction.json").write_text(json.dumps(result), encoding="utf-8")
+    options = ReproduceOptions(preset="nano", output_dir=tmp_path)
+    section = report._Report(options, Plan(4, 1, 4, 4, 32, 1, {}), {}, {}, ()).open_prediction()
+    assert section[4].endswith("seen. Their frequency is that before the sentences with them were taken out.")
+    assert "Their frequency" not in "".join(section[:4])
+
+
 @pytest.mark.parametrize(("stage", "compare"), [("held_out", "compare_held_out"), ("other_fonts", "compare_fonts")])
 def test_a_stage_takes_no_runs_of_other_settings_for_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, compare: str
