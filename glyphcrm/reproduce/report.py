@@ -320,8 +320,8 @@ class _Report:
         self._number("open prediction", path, {name: result[name] for name in ("all", "held_out") if name in result})
         found = [("All of the text that validation reads.", result["all"])]
         if "held_out" in result:
-            lacked = "Characters that the GlyphCRM of the section before has never seen. Their frequency is that before "
-            lacked += "the sentences with them were taken out."
+            lacked = "Characters that the GlyphCRM of the section before has never seen. Their frequency is that "
+            lacked += "before the sentences with them were taken out."
             found.append((lacked, result["held_out"]))
         return [
             "## Any character predictable",
