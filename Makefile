@@ -44,8 +44,11 @@ OLDEST_TESTS ?= $(shell grep -o 'tests/[a-z_/]*[.]py::[a-z_]*' docs/ecosystem.md
     tests/test_shipped_checkpoint.py
 # With torch 2.9 and dropout, the loss of a compiled graph differs from the plain one by 2e-4 (docs/proof.md); its compiler
 # takes no distinct characters that it has to find itself, and describes convolutions on "meta" in another memory order.
+# The masks of transformers 5.4 cannot be traced.
 DESELECTED := "tests/modeling/test_attention.py::test_the_same_masks_under[compiled]" \
     tests/modeling/test_export.py::test_a_compiled_graph_takes_batches_of_any_shape \
+    tests/modeling/test_export.py::test_a_traced_graph_takes_batches_of_any_shape \
+    "tests/modeling/test_export.py::test_an_embedding_of_pictures_in_a_graph[compiled]" \
     tests/modeling/test_packed_rows.py::test_no_graph_break_around_flash_attention
 
 .venv-oldest/installed: pyproject.toml setup.py constraints-oldest.txt

@@ -38,6 +38,8 @@ from bench.arguments import minutes as minutes_of
 from bench.environment import ROOT, first_line
 from bench.environment import versions as versions_of
 from bench.results import read, table
+from glyphcrm.data.dataset_rows import PREFIX
+from glyphcrm.data.remote_files import is_url
 from glyphcrm.data.text_files import expand
 from glyphcrm.errors import exit_code_of
 
@@ -325,8 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.text:
         expand(options.text)  # what is not there is told now
+    # Steps run in the folder of the project, wherever they are asked for.
+    text = [word if is_url(word) or word.startswith(PREFIX) else os.path.abspath(word) for word in options.text]
     output = options.output.resolve()
-    proof = steps(output, options.dry_run, options.text)
+    proof = steps(output, options.dry_run, text)
     chosen = [step for step in proof if not options.only or any(word in step.name for word in options.only)]
     if not chosen:
         parser.error(

@@ -115,7 +115,11 @@ def glyph_conv(device: str, padding: int, last: bool) -> dict[str, Way]:
     """A convolution of HanGlyph with ReLU; the `last` of a residual block adds the shortcut and pools."""
 
     def plain(inputs: Inputs, p: float) -> Outputs:
-        return (OPS["glyph_conv"].reference(**inputs, relu=True, pool=last, padding=padding),)
+        # Not the op's reference, whose output is always channels-last.
+        y = F.conv2d(inputs["x"], inputs["weight"], inputs["bias"], padding=padding)
+        if not last:
+            return (F.relu(y),)
+        return (F.max_pool2d(F.relu(y + inputs["residual"]), 2),)
 
     def fused(inputs: Inputs, p: float) -> Outputs:
         x, weight, bias, settings = inputs["x"], inputs["weight"], inputs["bias"], ([1, 1], [padding] * 2, [1, 1], 1)

@@ -75,7 +75,7 @@ class Row:
     tokens_per_second: float
     beside_bert: float
     beside_masked: float
-    gigabytes: float  # weights, gradients, optimiser and the step's peak; 0 on a CPU
+    gigabytes: float  # weights, buffers, still features, gradients, optimiser and the step's peak; 0 on a CPU
     loss: float
 
 
@@ -116,6 +116,10 @@ class Way:
         """Memory of the model and of a step of it."""
         parameters = list(self.model.parameters())
         own = 3 * sum(p.nbytes for p in parameters)  # itself, two moments
+        own += sum(b.nbytes for b in self.model.buffers())
+        still = getattr(getattr(self.model.base_model, "hanglyph", None), "still", None)
+        if still is not None:
+            own += still.block1.nbytes + still.block2.nbytes
         kept = sum(p.grad.nbytes for p in parameters if p.grad is not None)  # others come and go with a step
         return (own + kept + self.peak) / 1e9 if self.peak else 0.0
 

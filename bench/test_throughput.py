@@ -170,6 +170,8 @@ def test_training(
         note += f"; to make its batch from text takes {tokens / rounds / data.ratio / median(own):.2%} of its time"
     kind = "real lengths" if lengths == "real" else "no padding"
     what = f"training step, {sequences} x {asked.sizes.length}, {kind}"
+    if asked.micro_batch < asked.sizes.batch:
+        what += f", {asked.micro_batch} at once"
     rows.append(row("training", what, BERT_TRAINING, own, peer, at_least=1.0 if larger else 0.85, note=note))
 
 

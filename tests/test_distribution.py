@@ -65,12 +65,14 @@ def test_the_wheel_holds_both_packages(distributions: dict[str, Path]) -> None:
         assert name in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"glyphcrm", "glyphcrm_kernels"}
+    assert not any(name.endswith((".c", ".h")) for name in names)
 
 
 def test_the_source_distribution_can_be_built_from(distributions: dict[str, Path]) -> None:
     """It holds the C files with their headers."""
     with tarfile.open(distributions["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert not any(name.startswith("tests") for name in names)
     sources = (path for ending in ("c", "h") for path in (ROOT / "kernels/glyphcrm_kernels/csrc").glob(f"*.{ending}"))
     assert {path.relative_to(ROOT).as_posix() for path in sources} <= names
 

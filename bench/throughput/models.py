@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from glyphcrm_kernels import glyph_conv, glyph_stem
+from glyphcrm_kernels import glyph_stem
 from torch import Tensor, nn
 from transformers import BertForPreTraining, PreTrainedModel
 
@@ -21,6 +21,7 @@ from glyphcrm.configuration import GlyphCRMConfig
 from glyphcrm.glyphs.atlas import GlyphAtlas
 from glyphcrm.modeling import GlyphCRMForPreTraining, GlyphCRMModel
 from glyphcrm.modeling.bert import bert_config
+from glyphcrm.modeling.hanglyph import CPU_PIECE, in_pieces
 from glyphcrm.pretraining.objective import PretrainingObjective
 from glyphcrm.tokens import FIRST_ORDINARY_ID
 from glyphcrm.training.graph import Graphs
@@ -33,7 +34,6 @@ TOLERANCE = 1e-4  # of a loss
 GRADIENT_TOLERANCE = 1e-3  # relative; rounding decides a ReLU or the maximum of a window here and there
 NOTHING = 1e-9  # a dropout that is on and drops nothing
 PROBE = 64  # characters that decide which memory order is the faster one
-PIECE = 128  # characters at once, as HanGlyph takes them on a CPU
 ORDERS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 CPU = Machine(torch.device("cpu"))
 
@@ -158,28 +158,27 @@ class GlyphStep:
         return name, tried[name]
 
     def vectors(self, order: torch.memory_format, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return HanGlyph's three vectors of each atlas row, by the reference of each operation."""
+        """Return HanGlyph's three vectors of each atlas row, in PyTorch's own operations."""
         net = self._hanglyph
-        block1, block2 = (
-            torch.cat(parts) for parts in zip(*map(self._features(order), rows.split(PIECE)), strict=True)
-        )
+        pieces = [rows] if rows.is_cuda else rows.split(CPU_PIECE)  # as HanGlyph takes them
+        block1, block2 = in_pieces(self._features(order), pieces)
         return torch.tanh(net.vector(block2)), torch.tanh(net.skip1(block1)), torch.tanh(net.skip2(block2))
 
     def _features(self, order: torch.memory_format) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         net = self._hanglyph
 
-        def conv(x: Tensor, layer: nn.Conv2d, **more: object) -> Tensor:
-            return glyph_conv(x, layer.weight, layer.bias, relu=True, backend="reference", **more)
+        def conv(x: Tensor, layer: nn.Module) -> Tensor:
+            return F.relu(layer(x))
 
         def block(x: Tensor, shortcut: Tensor, layers: nn.ModuleList) -> Tensor:
             y = conv(conv(x, layers[0]), layers[1])
-            return conv(y, layers[2], residual=shortcut, pool=True)
+            return F.max_pool2d(F.relu(layers[2](y) + shortcut), 2)
 
         def features(rows: Tensor) -> tuple[Tensor, Tensor]:
             drawn = glyph_stem(rows, self._bitmaps, net.stem.weight, net.stem.bias, net.positions, backend="reference")
             # The stem's memory order is that of all convolutions after it.
             block1 = block(*(part.contiguous(memory_format=order) for part in drawn), net.block1)
-            expanded = conv(block1, net.expand, padding=1)
+            expanded = conv(block1, net.expand)
             return block1.flatten(1), block(expanded, F.max_pool2d(expanded, 2), net.block2).flatten(1)
 
         return features

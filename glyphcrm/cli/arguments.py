@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,22 @@ def add_top(parser: argparse.ArgumentParser, default: int, what: str) -> None:
     parser.add_argument(
         "--top", type=whole_number(1), default=default, metavar="N", help=f"{what} (default: %(default)s)"
     )
+
+
+def readable(text: str, where: str) -> str:
+    """Return an argument as UTF-8 has it, whatever the locale says; raise `UserError` if it is no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that this locale cannot read
+        from glyphcrm.data.text_files import encoding_advice  # needed here alone
+
+        given = os.fsencode(text)
+        try:
+            return given.decode()
+        except UnicodeDecodeError as error:
+            advice = encoding_advice(given, 0, error.start)
+            raise UserError(f"{where}: not UTF-8 at byte {error.start}; {advice}") from None
+    return text
 
 
 def whole_number(low: int, high: int = sys.maxsize) -> Callable[[str], int]:

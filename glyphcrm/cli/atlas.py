@@ -22,7 +22,7 @@ from glyphcrm.atlas_sources import (
     read_pictures,
     with_input_only,
 )
-from glyphcrm.cli.arguments import add_counts_from, add_font, add_top, check_new, whole_number
+from glyphcrm.cli.arguments import add_counts_from, add_font, add_top, check_new, readable, whole_number
 from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError, listed
@@ -149,7 +149,7 @@ def build(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print the row of each character and what drew it; draw the contact sheet."""
-    characters = list(dict.fromkeys(normalize(arguments.text)))
+    characters = list(dict.fromkeys(normalize(readable(arguments.text, "TEXT"))))
     if not characters:
         raise UserError(f"the text {arguments.text!r} has no characters that are drawn")
     if arguments.atlas is None:
@@ -180,7 +180,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def add_to_model(arguments: argparse.Namespace) -> int:
     """Write a copy of a model that reads more characters; print the new rows and what drew them."""
-    characters = list(dict.fromkeys(normalize(arguments.characters)))
+    characters = list(dict.fromkeys(normalize(readable(arguments.characters, "CHARACTERS"))))
     pictures = read_pictures(arguments.png)
     if not characters and not pictures:
         raise UserError("no character to add was given; give CHARACTERS, or --png CHARACTER=FILE")
@@ -221,7 +221,7 @@ def add_to_model(arguments: argparse.Namespace) -> int:
 
 def show_nearest(arguments: argparse.Namespace) -> int:
     """Print for each character those that the model sees as most alike, with the cosines of their vectors."""
-    characters = list(dict.fromkeys(normalize(arguments.text)))
+    characters = list(dict.fromkeys(normalize(readable(arguments.text, "TEXT"))))
     if not characters:
         raise UserError(f"the text {arguments.text!r} has no characters that are drawn")
     read = frozenset(read_vocabulary(arguments.model / VOCABULARY_FILE))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glyphcrm.cli.arguments import add_counts_from, add_top
+from glyphcrm.cli.arguments import add_counts_from, add_top, readable
 from glyphcrm.command_line import Parser
 from glyphcrm.config_file import read_config
 from glyphcrm.errors import UserError
@@ -70,8 +70,7 @@ def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Yield where each text stands, and the text; lines without a character that is read are left out."""
     if arguments.text:
         for number, text in enumerate(arguments.text, 1):
-            # What a shell passes on and is no UTF-8 could be neither read nor printed.
-            yield _checked(f"text {number}", text.encode("utf-8", "replace").decode())
+            yield _checked(f"text {number}", readable(text, f"text {number}"))
         return
     from glyphcrm.data.text_files import lines_of, read_lines
 

@@ -190,7 +190,7 @@ def encoding_advice(line: bytes, offset: int, start: int) -> str:
     if encoding is None and line[:start].isascii():
         encoding = _chinese_encoding(line)
     if encoding is None:
-        return "the file is damaged, or in another encoding; convert it to UTF-8 first"
+        return "it is damaged, or in another encoding; convert it to UTF-8 first"
     return f"it looks like {COMMON_NAMES.get(encoding, encoding)}: convert it with iconv -f {encoding} -t UTF-8"
 
 

@@ -108,3 +108,17 @@ def test_empty_draws_have_the_shapes_of_random_ones() -> None:
         drawn, empty = (case.draw(Draw(torch.float16, numbers=numbers)) for numbers in (torch.randn, torch.empty))
         for name, t in drawn.items():
             assert (empty[name].shape, empty[name].dtype, empty[name].stride()) == (t.shape, t.dtype, t.stride())
+
+
+@pytest.mark.parametrize("order", ["NCHW", "channels-last"])
+@pytest.mark.parametrize("case", [c for c in cases.all_cases(SMOKE) if "conv" in c.op or "stem" in c.op], ids=str)
+def test_peers_work_in_their_memory_order(case: Case, order: str) -> None:
+    """Inputs, outputs, and the gradients that training starts from: what a model keeps from layer to layer."""
+    wanted = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}[order]
+    way = case.ways[f"conv2d, {order}"]
+    steps: list[tuple[Any, ...]] = []
+    with patch.object(test_kernels, "step", lambda *given: steps.append(given)):
+        test_kernels.caller(case, way, [case.draw(Draw(torch.float32))], training=True)()
+    ((_, _, inputs, p, cotangents),) = steps
+    pictures = [*way.run(inputs, p), *cotangents, *(t for name, t in inputs.items() if name in ("x", "residual"))]
+    assert all(tensor.is_contiguous(memory_format=wanted) for tensor in pictures)

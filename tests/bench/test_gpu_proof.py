@@ -122,3 +122,13 @@ def test_without_a_gpu_it_ends_with_one_line(
     said = capsys.readouterr().err
     assert said.startswith("error: there is no GPU") and said.count("\n") == 1
     assert not (tmp_path / "proof").exists()
+
+
+def test_text_is_found_from_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("天地玄黄", encoding="utf-8")
+    chosen: list[Step] = []
+    monkeypatch.setattr(gpu_proof, "prove", lambda steps, *_: chosen.extend(steps) or 0)
+    assert gpu_proof.main(["--dry-run", "--only", "beside", "--text", "mine.txt"]) == 0
+    assert str(tmp_path / "mine.txt") in chosen[0].command

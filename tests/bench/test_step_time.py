@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import weakref
@@ -14,6 +15,9 @@ import torch
 
 from bench import step_time
 from glyphcrm.errors import UserError
+from glyphcrm.modeling import GlyphCRMForPreTraining
+from glyphcrm.pretraining.objective import PretrainingObjective
+from glyphcrm.training.machine import Machine
 from tests.training import emulated_graphs
 
 
@@ -81,3 +85,14 @@ def test_recordings_of_a_shape_are_gone_before_the_next_one(tmp_path: Path, monk
     words = ["--preset", "nano", "--shapes", "2x24", "2x32", "--rounds", "1", "--text", str(text)]
     assert step_time.main(words) == 0
     assert left == [0, 2, 0, 2]
+
+
+def test_features_of_still_convolutions_are_memory(model: GlyphCRMForPreTraining) -> None:
+    nothing: Any = ()
+    cpu = Machine(torch.device("cpu"))
+    objective = PretrainingObjective(nothing, nothing, 1, cpu, 1)
+    moving, still = (step_time.Way(copy.deepcopy(model), objective, cpu, (), still=held) for held in (False, True))
+    moving.peak = still.peak = 1
+    features = still.model.glyphcrm.hanglyph.still
+    more = (features.block1.nbytes + features.block2.nbytes) / 1e9
+    assert more > 0 and still.gigabytes - moving.gigabytes == pytest.approx(more)

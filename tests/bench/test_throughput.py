@@ -226,8 +226,13 @@ def test_hanglyph_of_the_references_is_that_of_the_model(
     rows, model = torch.arange(5, 9), glyphcrm.glyphcrm
     step = GlyphStep(model)
     made = model.hanglyph(rows, model.glyph_table.bitmaps)
+    read = []  # by each convolution
+    for layer in model.hanglyph.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     for vectors, expected in zip(step.vectors(ORDERS[order], rows), made, strict=True):
         torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
+    assert len(read) == 7 and all(x.is_contiguous(memory_format=ORDERS[order]) for x in read)
 
 
 def test_wrong_results_are_not_timed(material: Material, glyphcrm: GlyphCRMForPreTraining) -> None:

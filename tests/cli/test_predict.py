@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from glyphcrm.tokens import SPECIAL_TOKENS
 from tests.classic import READ_ONLY, TEXT, VOCABULARY_SIZE
 
 SHIPPED = str(Path(__file__).parents[2] / "checkpoints" / "glyphcrm-tiny")
+GBK = os.fsdecode("这个问题".encode("gbk"))  # as an argument
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
@@ -208,8 +210,8 @@ def test_texts_of_a_file_and_of_standard_input(
 def test_what_a_terminal_would_obey_is_not_printed(
     directories: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["predict", "--model", directories["classifier"], "天\033[2J地\udcff"]) == 0
-    assert capsys.readouterr().out.startswith("天·[2J地?\n")
+    assert main(["predict", "--model", directories["classifier"], "天\033[2J地"]) == 0
+    assert capsys.readouterr().out.startswith("天·[2J地\n")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +270,17 @@ def test_one_label_of_several_at_once_is_an_answer(
     assert 0 < answer["probabilities"]["spam"] < 1  # type: ignore[index]
 
 
+def test_a_text_is_read_whatever_the_locale(directories: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Python gives the bytes of an argument that it cannot read as surrogates: in the C locale all Chinese."""
+    garbled = "天地玄黄".encode().decode("ascii", "surrogateescape")
+    readable = answers(capsys, "--model", directories["classifier"], "天地玄黄")
+    assert answers(capsys, "--model", directories["classifier"], garbled) == readable
+    assert main(["atlas", "show", garbled]) == 0
+    assert "天 U+5929 row" in capsys.readouterr().out
+    assert main(["atlas", "show", GBK]) == 2
+    assert "error: TEXT: not UTF-8 at byte 0; it looks like GBK" in capsys.readouterr().err
+
+
 def test_a_configuration_without_return_dict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     shutil.copytree(SHIPPED, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
@@ -291,6 +304,7 @@ def test_a_configuration_without_return_dict(capsys: pytest.CaptureFixture[str],
         ("classifier", ["--file", "latin"], "latin: not UTF-8 at byte"),
         ("classifier", ["--file", "gbk"], "gbk: not UTF-8 at byte 2; it looks like GBK"),
         ("classifier", ["--file", "blank"], "no text; give one"),
+        ("classifier", ["天", GBK], "text 2: not UTF-8 at byte 0; it looks like GBK"),
         (SHIPPED, ["天地"], "text 1: has no [MASK] or ▢"),
         (SHIPPED, ["▢" * 600], "text 1: 602 tokens; the model reads 512"),
     ],
