@@ -28,7 +28,7 @@ from glyphcrm.modeling.positions import PositionEmbedding
 from glyphcrm.modeling.pretrained import GlyphCRMPreTrainedModel
 
 # Glyphs over which features are whitened; the most frequent characters stand first in an atlas.
-WHITENING_SAMPLE = 1536
+WHITENING_SAMPLE = 1536  # characters, and four thirds of the features where these are more
 
 # input_ids, glyph_ids, glyph_index, glyph_vectors: the forms of `GlyphCRMModel.forward`
 Characters = tuple[Tensor | None, Tensor | None, Tensor | None, GlyphVectors | None]
@@ -91,7 +91,8 @@ class GlyphCRMModel(GlyphCRMPreTrainedModel):
         """Return the atlas rows over which features are whitened, int64."""
         # Row 0 is the blank [PAD]; the rows after the specials are the most frequent characters.
         bitmaps = self.glyph_table.bitmaps
-        return torch.arange(1, min(len(bitmaps), WHITENING_SAMPLE), device=bitmaps.device)
+        most = max(WHITENING_SAMPLE, self.hanglyph.vector.in_features * 4 // 3)
+        return torch.arange(1, min(len(bitmaps), most), device=bitmaps.device)
 
     def load_glyph_vectors(self, path: Path) -> None:
         """Use the vectors of a file of `glyphcrm atlas encode` at inference; warn if it doesn't fit the weights."""

@@ -17,7 +17,8 @@ from torch import Tensor, distributed, nn
 from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.modeling.whitening import Basis, whitening_basis
 
-DIRECTIONS = 1024  # of the largest variance; those of a sample's smallest variances are noise
+# Of the largest variance, and two thirds of a sample where these are more: those of its smallest variances are noise.
+DIRECTIONS = 1024
 
 
 class WhitenedProjections:
@@ -84,7 +85,8 @@ def _shared_basis(features: Tensor) -> Basis:
     The number of directions must not hang on the weights, as a run that continues has others: it follows from the
     shape, and directions without variance are 0, so that nothing moves along them.
     """
-    count = min(DIRECTIONS, features.shape[1], len(features) - 1)
+    most = max(DIRECTIONS, (len(features) + 1) * 2 // 3)  # row 0, [PAD], is in no sample
+    count = min(most, features.shape[1], len(features) - 1)
     mean, directions = whitening_basis(features, count)
     basis = Basis(mean.float(), F.pad(directions.float(), (count - directions.shape[1], 0)).contiguous())
     if distributed.is_available() and distributed.is_initialized():

@@ -204,6 +204,13 @@ def test_characters_differ_at_the_start(atlas: GlyphAtlas) -> None:
         assert effective_rank > 0.8 * (len(atlas) - 2)
 
 
+def test_more_features_are_whitened_over_more_characters(atlas: GlyphAtlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glyphcrm.modeling.model.WHITENING_SAMPLE", 12)
+    for channels, last in ((1, 11), (2, 23)):  # of 9 features each
+        config = preset("nano", vocab_size=len(atlas), glyph_channels=channels)
+        assert GlyphCRMModel.from_atlas(config, atlas).frequent_rows().tolist() == list(range(1, last + 1))
+
+
 def test_position_maps() -> None:
     x, y = position_map("paper")
     assert x.min() == pytest.approx(-0.2) and x.max() == pytest.approx(0.2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glyphcrm.modeling.whitening import whitening_basis
+from glyphcrm.training import whitened_projections
 from glyphcrm.training.whitened_projections import DIRECTIONS, WhitenedProjections
 
 RATE, STEPS = 1e-2, 5
@@ -117,3 +118,13 @@ def test_a_run_that_continues_has_the_basis_of_its_start() -> None:
     step(second)
     assert torch.equal(model.skip1.weight, undisturbed)
     assert not torch.equal(undisturbed, weights["skip1.weight"])
+
+
+def test_more_features_have_more_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as characters can tell apart: two thirds of the sample, and no more than there are features."""
+    monkeypatch.setattr(whitened_projections, "DIRECTIONS", 8)
+    model = Projections(mostly_alike(40, 90), mostly_alike(40, 12))
+    for characters, of_block1, of_block2 in ((10, 8, 8), (35, 24, 12)):
+        whitened = WhitenedProjections(model, torch.arange(characters), torch.empty(0))  # type: ignore[arg-type]
+        found = [group["params"][0].shape for group in whitened.groups()]
+        assert found == [(6, of_block2), (6, of_block1), (6, of_block2)]
