@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +90,7 @@ def look_alikes_note(atlas: GlyphAtlas, first: int = 0) -> str | None:
     )
 
 
-def read_pictures(specs: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+def read_pictures(specs: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
     """Read "CHARACTER=FILE" and "U+XXXX=FILE": character -> packed picture.
 
     Raises:

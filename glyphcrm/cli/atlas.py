@@ -181,7 +181,7 @@ def show(arguments: argparse.Namespace) -> int:
 def add_to_model(arguments: argparse.Namespace) -> int:
     """Write a copy of a model that reads more characters; print the new rows and what drew them."""
     characters = list(dict.fromkeys(normalize(readable(arguments.characters, "CHARACTERS"))))
-    pictures = read_pictures(arguments.png)
+    pictures = read_pictures(map(_with_readable_name, arguments.png))
     if not characters and not pictures:
         raise UserError("no character to add was given; give CHARACTERS, or --png CHARACTER=FILE")
     if twice := pictures.keys() & characters:
@@ -217,6 +217,11 @@ def add_to_model(arguments: argparse.Namespace) -> int:
     if note := look_alikes_note(extended, len(atlas)):
         print(note)
     return 0
+
+
+def _with_readable_name(spec: str) -> str:
+    name, equals, file = spec.partition("=")
+    return readable(name, f"--png {spec}") + equals + file
 
 
 def show_nearest(arguments: argparse.Namespace) -> int:

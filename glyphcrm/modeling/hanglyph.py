@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,19 @@ class HanGlyph(GradientCheckpointingLayer):
         self.config = config
         self.still: StillFeatures | None = None
         self.register_buffer("positions", position_map(config.position_map), persistent=False)
-        self.register_load_state_dict_post_hook(_restore_positions)
+        self.register_load_state_dict_post_hook(_with_positions)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        was_meta = self.positions.is_meta
+        super()._apply(*args, **kwargs)
+        if was_meta and not self.positions.is_meta:  # `to_empty` leaves what was in memory
+            self.fill_positions(self.positions.device)
+        return self
+
+    def fill_positions(self, device: torch.device) -> None:
+        """Make the position channels on `device`; no state dict holds them."""
+        assert isinstance(self.config, GlyphCRMConfig)
+        self.positions = position_map(self.config.position_map).to(device, self.positions.dtype)
 
     def features(self, rows: Tensor, bitmaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the projections read: ``(U, C1*144)`` of block 1 and ``(U, C2*9)`` of block 2."""
@@ -166,7 +178,8 @@ class HanGlyph(GradientCheckpointingLayer):
         if self.still is not None and bitmaps is self.still.bitmaps:
             block1, block2 = self.still.block1[rows], self.still.block2[rows]
         else:
-            pieces = 1 if rows.is_cuda or torch.compiler.is_compiling() else max(1, math.ceil(len(rows) / CPU_PIECE))
+            is_whole = rows.is_cuda or torch.compiler.is_compiling() or torch.jit.is_tracing()
+            pieces = 1 if is_whole else max(1, math.ceil(len(rows) / CPU_PIECE))
             parts = [rows] if pieces == 1 else rows.chunk(pieces)
             block1, block2 = in_pieces(lambda piece: self.features(piece, bitmaps), parts)
         projected = (self.vector(block2), self.skip1(block1), self.skip2(block2))
@@ -203,12 +216,12 @@ class HanGlyph(GradientCheckpointingLayer):
             _whiten(projection, features, spread)
 
 
-def _restore_positions(hanglyph: nn.Module, _: object) -> None:
-    """Set what no state dict holds, and a model made on the meta device (`to_empty`, `assign=True`) has not."""
-    assert isinstance(hanglyph, HanGlyph) and isinstance(hanglyph.config, GlyphCRMConfig)
-    hanglyph.positions = position_map(hanglyph.config.position_map).to(
-        hanglyph.vector.weight.device, hanglyph.positions.dtype
-    )
+def _with_positions(hanglyph: nn.Module, _: object) -> None:
+    """Let a HanGlyph from the meta device have its position channels, too, once it has been given weights."""
+    assert isinstance(hanglyph, HanGlyph)
+    weight = hanglyph.stem.weight
+    if hanglyph.positions.is_meta and isinstance(weight, Tensor) and not weight.is_meta:
+        hanglyph.fill_positions(weight.device)
 
 
 def _whiten(projection: nn.Linear, features: Tensor, spread: float) -> None:

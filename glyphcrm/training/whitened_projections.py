@@ -18,7 +18,7 @@ from glyphcrm.modeling.hanglyph import HanGlyph
 from glyphcrm.modeling.whitening import Basis, whitening_basis
 
 # Of the largest variance, and two thirds of a sample where these are more: those of its smallest variances are noise.
-DIRECTIONS = 1024
+DIRECTIONS, SHARE_OF_SAMPLE = 1024, 2 / 3
 
 
 class WhitenedProjections:
@@ -75,7 +75,10 @@ class WhitenedProjections:
         for group, projection in zip(groups, self.projections, strict=True):
             # An optimiser's state may have been loaded to another device.
             group["basis"] = tuple(part.to(projection.weight.device) for part in group["basis"])
-            pairs.append(((group["params"][0], Basis(*group["basis"])), projection))
+            (steps,), basis = group["params"], Basis(*group["basis"])
+            if steps.shape[1] != basis.directions.shape[1]:  # a run of before with another number of them continues
+                steps.data = steps.new_zeros(len(steps), basis.directions.shape[1])
+            pairs.append(((steps, basis), projection))
         return pairs
 
 
@@ -85,7 +88,7 @@ def _shared_basis(features: Tensor) -> Basis:
     The number of directions must not hang on the weights, as a run that continues has others: it follows from the
     shape, and directions without variance are 0, so that nothing moves along them.
     """
-    most = max(DIRECTIONS, (len(features) + 1) * 2 // 3)  # row 0, [PAD], is in no sample
+    most = max(DIRECTIONS, int((len(features) + 1) * SHARE_OF_SAMPLE))  # row 0, [PAD], is in no sample
     count = min(most, features.shape[1], len(features) - 1)
     mean, directions = whitening_basis(features, count)
     basis = Basis(mean.float(), F.pad(directions.float(), (count - directions.shape[1], 0)).contiguous())

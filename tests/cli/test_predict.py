@@ -279,6 +279,9 @@ def test_a_text_is_read_whatever_the_locale(directories: dict[str, str], capsys:
     assert "天 U+5929 row" in capsys.readouterr().out
     assert main(["atlas", "show", GBK]) == 2
     assert "error: TEXT: not UTF-8 at byte 0; it looks like GBK" in capsys.readouterr().err
+    words = ["--model", directories["classifier"], "--out", "nowhere", "--png", f"{GBK}=picture.png"]
+    assert main(["atlas", "add", *words]) == 2
+    assert "picture.png: not UTF-8 at byte 0; it looks like GBK" in capsys.readouterr().err
 
 
 def test_a_configuration_without_return_dict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -71,8 +71,11 @@ def test_a_compiled_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTraini
         assert {"glyphcrm.stem_conv_cpu.default", "glyphcrm.fourier_conv.default"} <= operators[0]
 
 
-def test_a_traced_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTraining, atlas: GlyphAtlas) -> None:
-    """By `torch.jit.trace`, from plain ids; with the operators of this package."""
+def test_a_traced_graph_takes_batches_of_any_shape(
+    model: GlyphCRMForPreTraining, atlas: GlyphAtlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `torch.jit.trace`, from plain ids; of more characters than HanGlyph reads at once."""
+    monkeypatch.setattr("glyphcrm.modeling.hanglyph.CPU_PIECE", 4)
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
@@ -86,7 +89,7 @@ def test_a_traced_graph_takes_batches_of_any_shape(model: GlyphCRMForPreTraining
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of every size that is compared, and that it is deprecated
         traced = torch.jit.trace(Logits(), tuple(batch(atlas, 2, 9).values()))
-        for rows, length in ((2, 9), (3, 20)):
+        for rows, length in ((2, 9), (3, 20), (1, 3)):
             inputs = batch(atlas, rows, length)
             real = inputs["attention_mask"].bool()
             found, expected = traced(*inputs.values())[real], model(**inputs).prediction_logits[real]

@@ -105,6 +105,24 @@ def test_lora(asked: bool, model: GlyphCRMForPreTraining, tmp_path: Path) -> Non
     torch.testing.assert_close(logits(again.merge_and_unload(), False), changed, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_merged_adapter_leaves_no_vectors_of_before(frozen: bool, model: GlyphCRMForPreTraining) -> None:
+    """Made in place, so that nothing is loaded: peft freezes weights, writes through `.data`, puts layers back.
+
+    Where weights were frozen before, the vectors go when the adapter is asked.
+    """
+    peft = pytest.importorskip("peft")
+    model.requires_grad_(not frozen)
+    before = logits(model, False)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["vector"], init_lora_weights=False)).eval()
+    expected = logits(copy.deepcopy(adapted), False)
+    if frozen:
+        assert torch.equal(logits(adapted, False), expected)
+    merged = logits(adapted.merge_and_unload(), False)
+    assert not torch.allclose(merged, before, atol=1e-4)
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_replicas_of_data_parallel(model: GlyphCRMForPreTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     """As transformers' `Trainer` makes them on several GPUs without torchrun: they have no parameters of their own.
 

@@ -181,7 +181,7 @@ def test_tags_that_cannot_be_learnt() -> None:
     [
         ("train", ["O I-PER I-PER O I-LOC", "O O"]),  # IO
         ("train", ["I-PER I-PER B-PER I-PER O I-PER", "I-LOC O"]),  # IOB1: B- between neighbours alone
-        ("dev", ["O I-PER"]),
+        ("dev", ["O I-PER", "I-PER O"]),
         ("test", ["O I-PER I-PER I-LOC B-LOC"]),
     ],
 )
@@ -197,6 +197,13 @@ def test_entities_that_begin_with_i_are_refused(part: str, rows: list[str]) -> N
     line = 7 + next(i for i, tag in enumerate(first) if tag.startswith("I-"))
     with pytest.raises(UserError, match=rf"^{part}\.bio:{line}: entities begin with I- \(IOB1 or IO\); write B- on"):
         load_splits(task(tagged_splits(parts, ()), Kind.TAGGING), None)
+
+
+def test_a_single_slip_in_a_small_part_is_no_other_scheme() -> None:
+    slip = TaggedExample(("中", "中"), ("O", "I-PER"), "dev.bio:1")
+    whole = TaggedExample(("中",) * 3, ("B-PER", "I-PER", "O"), "train.bio:1")
+    notes = load_splits(task(tagged_splits(((whole,), (slip,), (whole,)), ()), Kind.TAGGING), None).notes
+    assert any("no entities to the scores" in note and note.endswith(": 1") for note in notes)
 
 
 def test_a_few_stray_tags_and_parts_without_entities_are_taken() -> None:

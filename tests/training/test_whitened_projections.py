@@ -88,7 +88,9 @@ def test_steps_are_those_of_a_layer_that_reads_whitened_features() -> None:
         torch.testing.assert_close(layer(f), expected, atol=2e-3, rtol=0)
 
 
-def test_a_run_that_continues_has_the_basis_of_its_start() -> None:
+@pytest.mark.parametrize("directions", [1024, 9])
+def test_a_run_that_continues_has_the_basis_of_its_start(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever size: how many directions there are may have changed with the version."""
     torch.manual_seed(2)
     model = Projections(mostly_alike(40, 20), mostly_alike(40, 12))
     target = torch.randn(40, 6)
@@ -113,6 +115,8 @@ def test_a_run_that_continues_has_the_basis_of_its_start() -> None:
     step(first)
     undisturbed = model.skip1.weight.detach().clone()
     model.load_state_dict(weights)
+    monkeypatch.setattr(whitened_projections, "DIRECTIONS", directions)
+    monkeypatch.setattr(whitened_projections, "SHARE_OF_SAMPLE", 0.0)
     second = optimizer()
     second.load_state_dict(state)
     step(second)

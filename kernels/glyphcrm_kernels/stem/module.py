@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ class GlyphStem(nn.Conv2d):
     Args:
         channels: C.
         position_map: ``(2, 48, 48)``, the position channels; if not given, x to the right and y upwards,
-            from -0.2 to 0.2. It is no part of the state dict, and comes back when one is loaded (`to_empty`).
+            from -0.2 to 0.2. It is no part of the state dict. A layer from the meta
+            device has it as soon as it has weights, unless that of the caller was there, too.
         device, dtype: of weight and bias, the device also of the position channels.
     """
 
@@ -40,7 +41,15 @@ class GlyphStem(nn.Conv2d):
             axis = torch.linspace(-FARTHEST, FARTHEST, IMAGE_SIZE, device="cpu")
             position_map = torch.stack([axis.expand(IMAGE_SIZE, -1), -axis.unsqueeze(1).expand(-1, IMAGE_SIZE)])
         self.register_buffer("position_map", position_map.to(self.weight.device), persistent=False)
-        self.register_load_state_dict_post_hook(partial(_restore, position_map))
+        self._first_map = position_map
+        self.register_load_state_dict_post_hook(_fill_if_meta)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        was_meta = self.position_map.is_meta
+        super()._apply(*args, **kwargs)
+        if was_meta and not self.position_map.is_meta:  # `to_empty` leaves what was in memory
+            _fill(self)
+        return self
 
     def forward(  # type: ignore[override]
         self, rows: Tensor, bitmaps: Tensor, backend: str = "auto"
@@ -50,6 +59,12 @@ class GlyphStem(nn.Conv2d):
         return glyph_stem(rows, bitmaps, self.weight, self.bias, self.position_map, backend=backend)
 
 
-def _restore(position_map: Tensor, stem: nn.Module, _: object) -> None:
-    assert isinstance(stem, GlyphStem)
-    stem.position_map = position_map.to(stem.weight.device, stem.position_map.dtype)
+def _fill(stem: GlyphStem) -> None:
+    """Let a stem from the meta device have its position channels, too, once it has memory for weights."""
+    if not stem.weight.is_meta and not stem._first_map.is_meta:
+        stem.position_map = stem._first_map.to(stem.weight.device)
+
+
+def _fill_if_meta(stem: nn.Module, _: object) -> None:
+    if isinstance(stem, GlyphStem) and stem.position_map.is_meta:
+        _fill(stem)
