@@ -111,7 +111,9 @@ def test_empty_draws_have_the_shapes_of_random_ones() -> None:
 
 
 @pytest.mark.parametrize("order", ["NCHW", "channels-last"])
-@pytest.mark.parametrize("case", [c for c in cases.all_cases(SMOKE) if "conv" in c.op or "stem" in c.op], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in cases.all_cases(SMOKE) if "conv" in c.op or "stem" in c.op], ids=lambda c: f"{c.op}-{c.size}"
+)
 def test_peers_work_in_their_memory_order(case: Case, order: str) -> None:
     """Inputs, outputs, and the gradients that training starts from: what a model keeps from layer to layer."""
     wanted = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}[order]
